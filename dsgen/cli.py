@@ -1,0 +1,255 @@
+"""The command line: parse, call one function, print one result.
+
+Results go to stdout, progress and notices to stderr. Exit codes: 0, 1 error, 2 usage, 130 interrupted.
+"""
+
+import logging
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import typer
+
+from dsgen import __version__
+from dsgen.errors import DsgenError
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="Manufacture pictures labelled with masks and depth, pack them into Zarr, and train a network on them.",
+    epilog="The whole job, with the bundled pictures: dsgen composite; dsgen depth; dsgen pack; dsgen train",
+)
+
+Jobs = Annotated[Optional[int], typer.Option("--jobs", help="Worker processes; one per core unless given.")]
+Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:N or mps.")]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"dsgen {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show it.")] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def composite(
+    corpus: Annotated[Path, typer.Option(help="The folder to make.")] = Path("corpus"),
+    backgrounds: Annotated[Optional[Path], typer.Option(help="Folder of backgrounds; bundled unless given.")] = None,
+    foregrounds: Annotated[
+        Optional[Path], typer.Option(help="Folder of cut-outs with an alpha channel; bundled unless given.")
+    ] = None,
+    positions: Annotated[int, typer.Option(help="Places per background, foreground and flip.")] = 20,
+    size: Annotated[int, typer.Option(help="Side of the stored pictures, in pixels.")] = 224,
+    label_size: Annotated[int, typer.Option(help="Side at which depth is labelled, a multiple of --size.")] = 448,
+    fg_height: Annotated[int, typer.Option(help="Height of the foregrounds in the stored pictures, in pixels.")] = 110,
+    flip: Annotated[bool, typer.Option("--flip/--no-flip", help="Paste mirror images too.")] = True,
+    seed: Annotated[int, typer.Option(help="Decides places and splits.")] = 0,
+    quality: Annotated[int, typer.Option(help="JPEG quality of the picture files.")] = 95,
+    validation_share: Annotated[float, typer.Option(help="Share of pictures held out for validation.")] = 0.1,
+    test_share: Annotated[float, typer.Option(help="Share of pictures held out for testing.")] = 0.1,
+    max_backgrounds: Annotated[Optional[int], typer.Option(help="Use only the first so many.")] = None,
+    max_foregrounds: Annotated[Optional[int], typer.Option(help="Use only the first so many.")] = None,
+    jobs: Jobs = None,
+    pictures: Annotated[
+        bool, typer.Option("--pictures/--no-pictures", help="Write picture files; later stages do not need them.")
+    ] = True,
+) -> None:
+    """Paste every foreground on every background: plan, composites and masks."""
+    from dsgen.composite import Parameters
+    from dsgen.composite import composite as run
+
+    result = run(
+        corpus,
+        backgrounds,
+        foregrounds,
+        Parameters(
+            positions=positions,
+            size=size,
+            label_size=label_size,
+            fg_height=fg_height,
+            flip=flip,
+            seed=seed,
+            quality=quality,
+            validation_share=validation_share,
+            test_share=test_share,
+        ),
+        max_backgrounds=max_backgrounds,
+        max_foregrounds=max_foregrounds,
+        jobs=jobs,
+        pictures=pictures,
+    )
+    splits = ", ".join(f"{count:,} {name}" for name, count in result["splits"].items())
+    typer.echo(
+        f"{result['corpus']}: {result['rows']:,} composites of {result['backgrounds']} backgrounds and "
+        f"{result['foregrounds']} foregrounds ({splits}); {result['drawn']:,} drawn now, "
+        f"{result['already_there']:,} were there"
+    )
+
+
+@app.command()
+def depth(
+    path: Annotated[Path, typer.Argument(help="A corpus, or any folder of pictures.")] = Path("corpus"),
+    weights: Annotated[Optional[Path], typer.Option(help="Weights, safetensors; bundled unless given.")] = None,
+    model: Annotated[Optional[str], typer.Option(help="timm encoder the weights are for, if they do not say.")] = None,
+    device: Device = "auto",
+    batch_size: Annotated[
+        Optional[int], typer.Option(help="Pictures at once; 16 on a CPU and 64 elsewhere unless given.")
+    ] = None,
+    pictures: Annotated[bool, typer.Option("--pictures", help="Draw 8-bit views too, 0 to 10 m.")] = False,
+    out: Annotated[
+        Optional[Path], typer.Option(help="Where a folder's labels go; FOLDER_depth unless given.")
+    ] = None,
+    jobs: Jobs = None,
+) -> None:
+    """Label every picture of a corpus, or of any folder, with depth."""
+    from dsgen import layout
+    from dsgen.depth import label_corpus, label_folder
+
+    if path.is_dir() and not (path / layout.CORPUS_JSON).exists() and not (path / layout.PLAN).exists():
+        done = label_folder(path, out, weights=weights, model=model, device=device)
+        for reason in done["failed"]:
+            typer.echo(f"error: {reason}", err=True)
+        typer.echo(f"{done['out']}: {done['labelled']:,} pictures labelled, {len(done['failed'])} failed ({done['model']})")
+        if done["failed"]:
+            raise typer.Exit(1)
+        return
+    if out is not None:
+        raise DsgenError(f"--out: {path} is a corpus and keeps its labels inside; leave --out away")
+    result = label_corpus(
+        path, weights=weights, model=model, device=device, batch_size=batch_size, pictures=pictures, jobs=jobs
+    )
+    rate = f" at {result['pictures_per_second']:,} a second" if result["labelled"] else ""
+    typer.echo(
+        f"{result['corpus']}: {result['rows']:,} depth labels; {result['labelled']:,} made now{rate} by "
+        f"{result['model']} on {result['device']}, {result['already_there']:,} were there"
+    )
+
+
+@app.command()
+def pack(
+    corpus: Annotated[Path, typer.Argument(help="The corpus to pack.")] = Path("corpus"),
+    out: Annotated[Path, typer.Option(help="The folder to make.")] = Path("shards"),
+    shards: Annotated[int, typer.Option(help="How many shards.")] = 6,
+    jobs: Jobs = None,
+) -> None:
+    """Pack a corpus into self-contained Zarr shards."""
+    from dsgen.pack import pack as run
+
+    typer.echo(_line(run(corpus, out, shards=shards, jobs=_jobs(jobs))))
+
+
+@app.command()
+def train(
+    store: Annotated[Path, typer.Argument(help="The packed corpus.")] = Path("shards"),
+    run: Annotated[Path, typer.Option(help="The folder for checkpoints, curves and predictions.")] = Path("run"),
+    epochs: Annotated[int, typer.Option(help="Passes over the training rows.")] = 10,
+    batch_size: Annotated[int, typer.Option(help="Samples per step.")] = 32,
+    sizes: Annotated[str, typer.Option(help="Picture sizes to grow through, in pixels.")] = "96,192",
+    device: Device = "auto",
+    seed: Annotated[int, typer.Option(help="Decides first weights and order.")] = 0,
+) -> None:
+    """Train the two-headed U-Net on a store."""
+    from dsgen.train import train as work
+
+    typer.echo(_line(work(store, run, epochs=epochs, batch_size=batch_size, sizes=_sizes(sizes), device=device, seed=seed)))
+
+
+@app.command()
+def info(path: Annotated[Path, typer.Argument(help="A corpus or a store.")] = Path("corpus")) -> None:
+    """Say what a corpus or store is: whether complete, sizes, counts, splits, statistics."""
+    from dsgen.info import describe
+
+    typer.echo(describe(path))
+
+
+@app.command()
+def preview(
+    path: Annotated[Path, typer.Argument(help="A corpus or a store.")] = Path("corpus"),
+    out: Annotated[Path, typer.Option(help="The picture to write.")] = Path("preview.png"),
+    count: Annotated[int, typer.Option(help="How many rows to show.")] = 12,
+    seed: Annotated[int, typer.Option(help="Decides which rows.")] = 0,
+) -> None:
+    """Write a contact sheet: composite, mask, and depth with a metre scale."""
+    from dsgen.preview import preview as work
+
+    typer.echo(f"{work(path, out, count=count, seed=seed)}")
+
+
+@app.command("train-depth")
+def train_depth(
+    frames: Annotated[Path, typer.Argument(help="Folder with rgb/, depth/ (16-bit PNG, mm) and frames.csv.")],
+    out: Annotated[Path, typer.Option(help="The weights to write.")] = Path("depth.safetensors"),
+    people: Annotated[Optional[Path], typer.Option(help="Folder of cut-outs to paste in.")] = None,
+    init: Annotated[Optional[Path], typer.Option(help="Weights to start from; random unless given.")] = None,
+    encoder: Annotated[str, typer.Option(help="Any timm feature encoder.")] = "mobilenetv4_conv_small",
+    width: Annotated[int, typer.Option(help="Channels of the decoder's deepest block.")] = 256,
+    sizes: Annotated[str, typer.Option(help="Picture sizes to grow through, in pixels.")] = "128,192,256",
+    epochs: Annotated[str, typer.Option(help="Epochs at each size.")] = "16,8,4",
+    batch_size: Annotated[int, typer.Option(help="Frames per step.")] = 16,
+    learning_rate: Annotated[float, typer.Option(help="The highest learning rate.")] = 2e-3,
+    seed: Annotated[int, typer.Option(help="Decides first weights, order and augmentation.")] = 0,
+) -> None:
+    """Train a depth network on a folder of RGB-D frames."""
+    from dsgen.train_depth import train_depth as work
+
+    scores = work(
+        frames,
+        out,
+        people,
+        init,
+        encoder=encoder,
+        width=width,
+        sizes=_sizes(sizes),
+        epochs=_sizes(epochs),
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        seed=seed,
+    )
+    typer.echo(f"{out}: " + _line(scores))
+
+
+def _jobs(jobs: int | None) -> int:
+    from dsgen.jobs import check_jobs
+
+    return check_jobs(jobs)
+
+
+def _sizes(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError as error:
+        raise typer.BadParameter(f"got {text!r}, expected whole numbers with commas between, like 96,192") from error
+
+
+def _line(result: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in result.items())
+
+
+def main() -> None:
+    """Run the command line; turn what a user can put right into one line and an exit code."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
+    logging.addLevelName(logging.WARNING, "note")
+    logging.addLevelName(logging.ERROR, "ERROR")
+    logger = logging.getLogger("dsgen")
+    logger.addHandler(handler)
+    logger.propagate = False
+    try:
+        app()
+    except DsgenError as error:
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        typer.echo("interrupted; run the same command again to go on", err=True)
+        sys.exit(130)
+    except OSError as error:
+        typer.echo(f"error: {error.filename or 'system'}: {error.strerror or error}", err=True)
+        sys.exit(1)

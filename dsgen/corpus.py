@@ -1,0 +1,166 @@
+"""Open a corpus: plan, sources and depth labels behind one small interface."""
+
+from collections import OrderedDict
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+
+from dsgen import layout
+from dsgen.errors import DsgenError
+from dsgen.plan import load_plan
+from dsgen.render import Cutout, render
+
+FORMAT = 1
+_CACHED_BYTES = 192 * 2**20
+
+
+class Corpus:
+    """A corpus on disk, read-only and cheap to open; pixels are read when first drawn.
+
+    `plan` is the table, `manifest` what `corpus.json` says, `size` the stored and `label_size` the label side in
+    pixels.
+    """
+
+    def __init__(self, path: Path | str):
+        self.path = Path(path)
+        manifest = self.path / layout.CORPUS_JSON
+        if not manifest.is_file():
+            what = "an unfinished corpus" if self.path.is_dir() and any(self.path.iterdir()) else "no corpus"
+            raise DsgenError(f"{self.path}: {what} (no {layout.CORPUS_JSON}); run dsgen composite --corpus {self.path}")
+        self.manifest: dict[str, Any] = layout.read_json(manifest)
+        if self.manifest.get("format") != FORMAT:
+            raise DsgenError(
+                f"{manifest}: format {self.manifest.get('format')}, expected {FORMAT}; use the dsgen that made it"
+            )
+        self.plan = load_plan(self.path / layout.PLAN)
+        if len(self.plan) != self.manifest["rows"]:
+            raise DsgenError(
+                f"{self.path / layout.PLAN}: {len(self.plan)} rows, expected {self.manifest['rows']} as "
+                f"{layout.CORPUS_JSON} says; run dsgen composite again"
+            )
+        parameters = self.manifest["parameters"]
+        self.size: int = parameters["size"]
+        self.label_size: int = parameters["label_size"]
+        self.positions: int = parameters["positions"]
+
+        self._arrays: dict[str, zarr.Array] = {}
+
+    def __len__(self) -> int:
+        return len(self.plan)
+
+    @cached_property
+    def _sources(self) -> zarr.Group:
+        try:
+            return zarr.open_group(self.path / layout.SOURCES, mode="r")
+        except (FileNotFoundError, ValueError) as error:
+            raise DsgenError(f"{self.path / layout.SOURCES}: missing or damaged; run dsgen composite again") from error
+
+    def _source_array(self, name: str) -> zarr.Array:
+        if name not in self._arrays:
+            self._arrays[name] = self._sources[name]
+        return self._arrays[name]
+
+    @cached_property
+    def _foreground_shapes(self) -> np.ndarray:
+        return self._sources["foreground_shape"][:].astype(np.int64)
+
+    @cached_property
+    def _cache(self) -> "_Cache":
+        return _Cache(_CACHED_BYTES)
+
+    def _scale(self, size: int | None) -> int:
+        size = size or self.size
+        if size not in (self.size, self.label_size):
+            raise DsgenError(
+                f"{self.path}: cannot draw at {size} pixels, its sources are kept at {self.size} and {self.label_size}"
+            )
+        return size // self.size
+
+    def background(self, number: int, size: int | None = None) -> np.ndarray:
+        """Return a background, (S,S,3) u1 RGB, at the stored size unless told otherwise."""
+        scale = self._scale(size)
+        return self._source("background", number, scale)
+
+    def foreground(self, number: int, flip: bool = False, size: int | None = None) -> np.ndarray:
+        """Return a foreground, (h,w,4) u1 straight RGBA; `flip` mirrors it."""
+        scale = self._scale(size)
+        height, width = self._foreground_shapes[number] * scale
+        rgba = self._source("foreground", number, scale)[:height, :width]
+        return rgba[:, ::-1] if flip else rgba
+
+    def _source(self, kind: str, number: int, scale: int) -> np.ndarray:
+        """A picture of the sources, read a chunk at a time."""
+        array = self._source_array(f"{kind}_{self.size * scale}")
+        length = array.chunks[0]
+        start = number - number % length
+        chunk = self._cache.get((kind, scale, start), lambda: array[start : start + length])
+        return chunk[number - start]
+
+    def cutout(self, number: int, flip: int = 0, size: int | None = None) -> Cutout:
+        """Return a foreground ready to paste."""
+        scale = self._scale(size)
+        key = ("cutout", number, flip, scale)
+        return self._cache.get(
+            key, lambda: Cutout.from_rgba(self.foreground(number, bool(flip), self.size * scale))
+        )
+
+    def render(self, rows: np.ndarray, size: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Draw rows of the plan: images (n,S,S,3) u1 RGB, masks (n,S,S) u1, at the stored or the label size."""
+        scale = self._scale(size)
+        backgrounds = {b: self.background(b, self.size * scale) for b in np.unique(rows["background"]).tolist()}
+        pairs = np.unique(rows[["foreground", "flip"]])
+        cutouts = {(f, m): self.cutout(f, m, self.size * scale) for f, m in pairs.tolist()}
+        return render(rows, backgrounds, cutouts, self.size, scale)
+
+    @cached_property
+    def _labels(self) -> zarr.Group | None:
+        path = self.path / layout.DEPTH
+        return zarr.open_group(path, mode="r") if path.is_dir() else None
+
+    @property
+    def depth_attributes(self) -> dict[str, Any]:
+        """What the labels say of themselves: model, weights' hash, input size; empty while there are none."""
+        return {} if self._labels is None else dict(self._labels.attrs)
+
+    @cached_property
+    def depth(self) -> zarr.Array | None:
+        """The depth labels, (rows,S,S) u2 millimetres, or None while there are none; see `unlabelled_blocks`."""
+        return None if self._labels is None else self._labels["depth"]
+
+    def unlabelled_blocks(self) -> list[tuple[int, int]]:
+        """First and last row, exclusive, of every block of rows that has no label yet: a block is one shard file."""
+        rows = 0 if self.depth is None else self.depth.shards[0]
+        if rows == 0:
+            return [(0, len(self))]
+        files = self.path / layout.DEPTH / "depth" / "c"
+        starts = range(0, len(self), rows)
+        return [(s, min(s + rows, len(self))) for s in starts if not (files / str(s // rows) / "0" / "0").is_file()]
+
+    def labelled_rows(self) -> int:
+        """Count the rows that have a label."""
+        return len(self) - sum(stop - start for start, stop in self.unlabelled_blocks())
+
+
+class _Cache:
+    """Least recently used arrays, up to a number of bytes."""
+
+    def __init__(self, limit: int):
+        self._limit, self._held = limit, 0
+        self._entries: OrderedDict[Any, Any] = OrderedDict()
+
+    @staticmethod
+    def _bytes(value: Any) -> int:
+        return value.nbytes if isinstance(value, np.ndarray) else value.weighted.nbytes * 2 + value.mask.nbytes
+
+    def get(self, key: Any, make: Any) -> Any:
+        if key in self._entries:
+            self._entries.move_to_end(key)
+            return self._entries[key]
+        value = self._entries[key] = make()
+        self._held += self._bytes(value)
+        while self._held > self._limit and len(self._entries) > 1:
+            self._held -= self._bytes(self._entries.popitem(last=False)[1])
+        return value

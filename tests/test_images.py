@@ -1,0 +1,161 @@
+"""The decoder and the encoders."""
+
+import io
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from conftest import draw_background, draw_cutout
+from PIL import Image
+
+from dsgen import images
+from dsgen.errors import DsgenError
+from dsgen.render import Cutout, render
+
+
+@pytest.mark.parametrize(
+    ("mode", "ending"),
+    [("RGB", "png"), ("RGB", "jpg"), ("RGB", "webp"), ("RGB", "tiff"), ("RGB", "bmp"), ("L", "png"), ("P", "png")]
+    + [("CMYK", "jpg"), ("RGBA", "png"), ("LA", "png"), ("1", "png")],
+)
+def test_every_kind_of_picture_becomes_rgb(tmp_path: Path, mode: str, ending: str):
+    """Shape, type, and, roughly, colour survive."""
+    picture = draw_background(0)
+    Image.fromarray(picture).convert(mode).save(tmp_path / f"p.{ending}")
+    read = images.read_picture(tmp_path / f"p.{ending}")
+    assert read.shape == picture.shape
+    assert read.dtype == np.uint8
+    grey = mode in ("L", "LA", "1")
+    expected = np.asarray(Image.fromarray(picture).convert("L").convert("RGB")) if grey else picture
+    assert abs(read.astype(int).mean() - expected.mean()) < 6
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_sixteen_bits_are_scaled_not_cut(tmp_path: Path, channels: int):
+    """65535 is white and the middle is the middle, for grey, RGB and RGBA PNGs of 16 bits."""
+    picture = np.zeros((4, 3, channels), np.uint16)
+    picture[0], picture[1] = 65535, 32896
+    if channels == 4:
+        picture[..., 3] = 65535
+    cv2.imwrite(str(tmp_path / "p.png"), picture)
+    read = images.read_picture(tmp_path / "p.png")
+    assert read[:, 0, 0].tolist() == [255, 128, 0, 0]
+
+
+def test_exif_rotation_is_honoured(tmp_path: Path):
+    """A picture stored on its side with orientation 6 is turned upright."""
+    picture = draw_background(0, 40, 60)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(picture).save(tmp_path / "p.png", exif=exif)
+    assert (images.read_picture(tmp_path / "p.png") == np.rot90(picture, -1)).all()
+
+
+def test_palette_transparency_counts_as_alpha(tmp_path: Path):
+    """A palette PNG with a transparent colour is a cut-out."""
+    palette = Image.fromarray(draw_background(0)).quantize(8)
+    palette.save(tmp_path / "p.png", transparency=3)
+    rgba = images.read_cutout(tmp_path / "p.png")
+    assert rgba.shape[2] == 4
+    assert set(np.unique(rgba[..., 3])) == {0, 255}
+
+
+def _bomb(path: Path) -> None:
+    Image.new("1", (9000, 9000)).save(path)
+
+
+def _truncated(path: Path) -> None:
+    buffer = io.BytesIO()
+    Image.fromarray(draw_background(0)).save(buffer, "PNG")
+    path.write_bytes(buffer.getvalue()[:-2000])
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda p: p.write_bytes(b""), "empty file"),
+        (lambda p: p.write_bytes(b"this is no picture"), "cannot be decoded"),
+        (_truncated, "cannot be decoded"),
+        (_bomb, "9000x9000 pixels, expected at most 64,000,000"),
+    ],
+)
+def test_bad_files_are_refused_by_name(tmp_path: Path, make, message: str):
+    """One line that names the file and the reason."""
+    make(tmp_path / "bad.png")
+    with pytest.raises(DsgenError, match=message) as error:
+        images.read_picture(tmp_path / "bad.png")
+    assert str(tmp_path / "bad.png") in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_cutout_without_alpha_is_refused(tmp_path: Path):
+    """An opaque picture is no foreground."""
+    Image.fromarray(draw_background(0)).save(tmp_path / "p.png")
+    with pytest.raises(DsgenError, match="no alpha channel .mode RGB.; save it as an RGBA PNG"):
+        images.read_cutout(tmp_path / "p.png")
+
+
+@pytest.mark.parametrize("shape", [(5, 7), (5, 7, 3), (5, 7, 4)])
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16])
+def test_png_is_lossless(shape, kind):
+    """Pillow and OpenCV read back what was encoded, 8 and 16 bits."""
+    picture = np.random.default_rng(0).integers(0, np.iinfo(kind).max + 1, shape).astype(kind)
+    code = images.encode_png(picture)
+    read = cv2.imdecode(np.frombuffer(code, np.uint8), cv2.IMREAD_UNCHANGED)
+    if picture.ndim == 3:
+        read = cv2.cvtColor(read, cv2.COLOR_BGR2RGB if shape[2] == 3 else cv2.COLOR_BGRA2RGBA)
+    assert (read == picture).all()
+    assert Image.open(io.BytesIO(code)).size == (7, 5)
+
+
+def test_mask_encoder_makes_the_same_bytes():
+    """Encoding by window equals encoding the whole mask, again and again with one encoder."""
+    encoder = images.MaskEncoder(48)
+    rng = np.random.default_rng(0)
+    for _ in range(5):
+        top, left = rng.integers(0, 28, 2)
+        window = np.where(rng.random((20, 20)) < 0.5, 255, 0).astype(np.uint8)
+        whole = np.zeros((48, 48), np.uint8)
+        whole[top : top + 20, left : left + 20] = window
+        assert encoder.encode(window, top, left) == images.encode_png(whole)
+
+
+@pytest.mark.parametrize("size", [48, 50, 63, 224])
+def test_patched_jpeg_is_the_jpeg_of_the_whole_picture(size: int):
+    """Byte for byte, at every edge, for sizes that are and are not multiples of 16."""
+    background = draw_background(3, size, size)
+    cutout = Cutout.from_rgba(draw_cutout(1, 21, 17))
+    patcher = images.JpegPatcher(background, 95)
+    far = size - 21, size - 17
+    for top, left in [(0, 0), far, (0, far[1]), (far[0], 0), (5, 11), (16, 16), (15, 17)]:
+        row = np.array([(0, 0, 0, top, left)], [(n, "i4") for n in ("background", "foreground", "flip", "top", "left")])
+        whole = render(row, {0: background}, {(0, 0): cutout}, size)[0][0]
+        assert patcher.encode(cutout, top, left) == images.encode_jpeg(whole, 95, restart=1)
+
+
+def test_jpeg_keeps_colours_in_order():
+    """Red stays red through encoder and decoder."""
+    red = np.zeros((16, 16, 3), np.uint8)
+    red[..., 0] = 200
+    read = np.asarray(Image.open(io.BytesIO(images.encode_jpeg(red))))
+    assert abs(read[8, 8].astype(int) - [200, 0, 0]).max() < 6
+
+
+def test_resizing_a_cutout_lends_no_colour_from_what_is_transparent():
+    """White under alpha 0 does not brighten the edge of a black shape."""
+    rgba = np.full((40, 40, 4), 255, np.uint8)
+    rgba[..., 3] = 0
+    rgba[10:30, 10:30] = 0, 0, 0, 255
+    small = images.resize_cutout(rgba, 17, 17)
+    assert small[small[..., 3] > 0][:, :3].max() == 0
+    assert 0 < (small[..., 3] % 255 > 0).sum()
+
+
+def test_trim_and_centre_square():
+    """Trimming keeps every visible pixel; the square is the middle."""
+    rgba = np.zeros((10, 12, 4), np.uint8)
+    rgba[2, 3, 3] = rgba[6, 8, 3] = 1
+    assert images.trim(rgba).shape == (5, 6, 4)
+    picture = np.arange(4 * 10 * 3).reshape(4, 10, 3).astype(np.uint8)
+    assert (images.centre_square(picture) == picture[:, 3:7]).all()

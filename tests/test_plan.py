@@ -1,0 +1,127 @@
+"""The plan: rows, places, splits."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dsgen.errors import DsgenError
+from dsgen.plan import DTYPE, SPLITS, assign_splits, distinct_places, load_plan, make_plan, save_plan, split_counts
+
+NAMES = [f"b{n}" for n in range(12)], [f"f{n}" for n in range(9)]
+SHAPES = np.array([[20, 8 + n] for n in range(9)])
+
+
+def plan(backgrounds=NAMES[0], foregrounds=NAMES[1], shapes=SHAPES, **options):
+    """A plan of 48-pixel pictures."""
+    return make_plan(backgrounds, foregrounds, shapes, **({"size": 48} | options))
+
+
+def test_rows_are_in_natural_order():
+    """Row number and columns determine each other."""
+    rows = plan(positions=5)
+    index = ((rows["background"] * 9 + rows["foreground"]) * 2 + rows["flip"]) * 5 + rows["position"]
+    assert (index == np.arange(12 * 9 * 2 * 5)).all()
+
+
+def test_foregrounds_lie_wholly_inside_and_reach_every_edge():
+    """No place is outside, and the first and last row and column are all used."""
+    rows = plan(positions=200)
+    height, width = SHAPES[rows["foreground"]].T
+    assert (rows["top"] + height <= 48).all()
+    assert (rows["left"] + width <= 48).all()
+    assert rows["top"].min() == 0
+    assert rows["left"].min() == 0
+    assert (rows["top"] + height).max() == 48
+    assert (rows["left"] + width).max() == 48
+
+
+def test_places_of_a_pair_are_distinct():
+    """No two positions of a (background, foreground, flip) share a place."""
+    rows = plan(positions=50)
+    keys = rows[["background", "foreground", "flip", "top", "left"]]
+    assert len(np.unique(keys)) == len(rows)
+
+
+def test_places_are_uniform():
+    """Every place, and every place as k-th position, is drawn equally often (chi-square, 24 places)."""
+    places = distinct_places(np.arange(48_000, dtype=np.uint64) * np.uint64(0x1234567), np.full(48_000, 24), 6)
+    for column in places.T:
+        counts = np.bincount(column, minlength=24)
+        assert ((counts - 2000) ** 2 / 2000).sum() < 60  # 23 degrees of freedom: 1 in 30,000
+
+
+def test_when_there_is_no_room_every_place_is_used_before_any_again():
+    """Seven positions on three places: each place two or three times, evenly through time."""
+    places = distinct_places(np.arange(50, dtype=np.uint64), np.full(50, 3), 7)
+    for row in places:
+        assert sorted(row[:3]) == [0, 1, 2]
+        assert sorted(row[3:6]) == [0, 1, 2]
+
+
+def test_adding_pictures_changes_no_other_row():
+    """The rows of a pair are the same whatever else is in the folders, but for their numbers."""
+    few = plan(NAMES[0][::2], NAMES[1][::2], SHAPES[::2])
+    many = plan()
+    kept = many[np.isin(many["background"] % 2, 0) & np.isin(many["foreground"] % 2, 0)]
+    for column in ("flip", "position", "top", "left"):
+        assert (few[column] == kept[column]).all()
+
+
+def test_seed_decides():
+    """Same seed same plan; another seed, seed 0 included, another plan."""
+    assert (plan(seed=0) == plan(seed=0)).all()
+    assert (plan(seed=0)["top"] != plan(seed=1)["top"]).mean() > 0.8
+
+
+def test_flips_have_places_of_their_own():
+    """The mirror image is not put where the picture was."""
+    rows = plan(positions=1).reshape(-1, 2)
+    assert (rows["left"][:, 0] != rows["left"][:, 1]).mean() > 0.8
+
+
+def test_splits_hold_out_backgrounds_and_foregrounds():
+    """No background and no foreground of validation or test is ever trained on."""
+    rows = plan(validation_share=0.3, test_share=0.2)
+    for column in ("background", "foreground"):
+        seen = [set(rows[column][rows["split"] == side]) for side in range(3)]
+        assert all(seen)
+        assert not (seen[0] & seen[1] or seen[0] & seen[2] or seen[1] & seen[2])
+    counts = split_counts(rows)
+    assert sum(counts.values()) == len(rows)
+    assert list(counts) == list(SPLITS)
+
+
+def test_split_of_a_picture_depends_on_its_name_alone():
+    """Adding names moves none that was there."""
+    names = [f"n{i}" for i in range(400)]
+    all_of_them = assign_splits(names, "background", 0, 0.1, 0.1)
+    assert (assign_splits(names[:200], "background", 0, 0.1, 0.1) == all_of_them[:200]).all()
+    assert 20 <= (all_of_them == 1).sum() <= 60
+    assert 20 <= (all_of_them == 2).sum() <= 60
+
+
+def test_small_folders_still_get_every_side():
+    """With three pictures one is held out for each side; with one it is trained on."""
+    assert sorted(assign_splits(["a", "b", "c"], "background", 0, 0.1, 0.1)) == [0, 1, 2]
+    assert list(assign_splits(["a"], "background", 0, 0.001, 0.001)) == [0]
+
+
+def test_plan_survives_the_disk(tmp_path: Path):
+    """Saved and loaded it is the same, and nothing unfinished is left."""
+    rows = plan()
+    save_plan(tmp_path / "plan.npy", rows)
+    loaded = load_plan(tmp_path / "plan.npy")
+    assert loaded.dtype == DTYPE
+    assert (loaded == rows).all()
+    assert [p.name for p in tmp_path.iterdir()] == ["plan.npy"]
+
+
+def test_damaged_plan_is_refused(tmp_path: Path):
+    """A file that is no plan, or another table, is a clear error."""
+    (tmp_path / "plan.npy").write_bytes(b"nonsense")
+    with pytest.raises(DsgenError, match="no readable plan"):
+        load_plan(tmp_path / "plan.npy")
+    np.save(tmp_path / "plan.npy", np.zeros(3))
+    with pytest.raises(DsgenError, match="expected .'background'"):
+        load_plan(tmp_path / "plan.npy")

@@ -1,0 +1,68 @@
+"""Rows to pixels."""
+
+from fractions import Fraction
+
+import numpy as np
+import pytest
+
+from dsgen.plan import make_plan
+from dsgen.render import Cutout, blend, render
+
+
+def slow_render(row, background, rgba, scale):
+    """One pixel at a time, in exact fractions."""
+    size = background.shape[0]
+    image, mask = background.copy(), np.zeros((size, size), np.uint8)
+    rgba = rgba[:, ::-1] if row["flip"] else rgba
+    for y in range(rgba.shape[0]):
+        for x in range(rgba.shape[1]):
+            alpha = int(rgba[y, x, 3])
+            at = int(row["top"]) * scale + y, int(row["left"]) * scale + x
+            for channel in range(3):
+                exact = Fraction(int(background[at][channel]) * (255 - alpha) + int(rgba[y, x, channel]) * alpha, 255)
+                image[at][channel] = int(exact + Fraction(1, 2))
+            mask[at] = 255 if alpha >= 128 else 0
+    return image, mask
+
+
+@pytest.mark.parametrize("scale", [1, 2])
+def test_render_equals_a_slow_loop(scale):
+    """Every pixel of image and mask, at the stored and at a larger size, with mirror images."""
+    rng = np.random.default_rng(0)
+    backgrounds = rng.integers(0, 256, (2, 16 * scale, 16 * scale, 3), np.uint8)
+    rgba = [rng.integers(0, 256, (7 * scale, w * scale, 4), np.uint8) for w in (5, 9)]
+    plan = make_plan(["a", "b"], ["c", "d"], np.array([[7, 5], [7, 9]]), size=16, positions=2)
+    cutouts = {(f, m): Cutout.from_rgba(rgba[f][:, ::-1] if m else rgba[f]) for f in (0, 1) for m in (0, 1)}
+    image, mask = render(plan, dict(enumerate(backgrounds)), cutouts, 16, scale)
+    for i, row in enumerate(plan):
+        expected = slow_render(row, backgrounds[row["background"]], rgba[row["foreground"]], scale)
+        assert (image[i] == expected[0]).all()
+        assert (mask[i] == expected[1]).all()
+
+
+def test_blend_is_exactly_rounded_for_every_input():
+    """All alphas against all colours for some backgrounds, compared with rational rounding."""
+    alpha, colour = np.meshgrid(np.arange(256, dtype=np.uint8), np.arange(256, dtype=np.uint8), indexing="ij")
+    rgba = np.dstack([colour, colour, colour, alpha])
+    for below in (0, 1, 77, 128, 254, 255):
+        background = np.full((256, 256, 3), below, np.uint8)
+        exact = (2 * (below * (255 - alpha.astype(int)) + colour.astype(int) * alpha) + 255) // 510
+        assert (blend(background, Cutout.from_rgba(rgba)) == exact[..., None]).all()
+
+
+def test_no_seams_at_the_ends_of_alpha():
+    """Alpha 0 leaves the background, alpha 255 gives the foreground, to the bit."""
+    rng = np.random.default_rng(1)
+    background = rng.integers(0, 256, (8, 8, 3), np.uint8)
+    rgba = rng.integers(0, 256, (8, 8, 4), np.uint8)
+    rgba[..., 3] = 0
+    assert (blend(background, Cutout.from_rgba(rgba)) == background).all()
+    rgba[..., 3] = 255
+    assert (blend(background, Cutout.from_rgba(rgba)) == rgba[..., :3]).all()
+
+
+def test_mask_begins_at_half():
+    """127 is outside, 128 inside."""
+    rgba = np.zeros((1, 2, 4), np.uint8)
+    rgba[0, :, 3] = 127, 128
+    assert Cutout.from_rgba(rgba).mask.tolist() == [[0, 255]]
