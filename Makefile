@@ -1,4 +1,4 @@
-# Each target does its own set-up: a virtual environment in .venv with the pinned versions of constraints in tests/.
+# Each target does its own set-up: a virtual environment in .venv, with the versions of tests/constraints.txt.
 VENV := .venv
 BIN := $(VENV)/bin
 PYTHON ?= python3
@@ -15,7 +15,7 @@ $(READY): pyproject.toml tests/constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "error: $(PYTHON) is older than Python 3.11; name a newer one: make PYTHON=python3.11" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint tests/constraints.txt --editable '.[dev]'
+	PIP_CONSTRAINT=tests/constraints.txt $(BIN)/python -m pip install --quiet --editable '.[dev]'
 	@$(BIN)/python -c 'import cv2' || \
 		{ echo "error: OpenCV needs the system library libGL; on Debian or Ubuntu: apt-get install libgl1 libglib2.0-0" >&2; exit 1; }
 	@touch $@

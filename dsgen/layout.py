@@ -96,6 +96,10 @@ def lock(folder: Path) -> Iterator[None]:
     try:
         with FileLock(folder / LOCK, timeout=0):
             yield
+    except DsgenError:
+        if [path.name for path in folder.iterdir()] == [LOCK]:  # refused before anything was written
+            shutil.rmtree(folder)
+        raise
     except Timeout as error:
         raise DsgenError(f"{folder}: another dsgen is writing here; wait for it or stop it") from error
 

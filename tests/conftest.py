@@ -43,9 +43,9 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def make_corpus(folder: Path, pictures: Path, **options: object) -> Path:
+def make_corpus(folder: Path, sources: Path, **options: object) -> Path:
     """Make a small corpus of the fixture's pictures."""
-    composite(folder, pictures / "backgrounds", pictures / "foregrounds", SMALL, jobs=1, **options)  # type: ignore[arg-type]
+    composite(folder, sources / "backgrounds", sources / "foregrounds", SMALL, jobs=1, **options)  # type: ignore[arg-type]
     return folder
 
 

@@ -1,0 +1,94 @@
+"""Say what a corpus or a store is, in words and numbers."""
+
+from pathlib import Path
+
+import numpy as np
+
+from dsgen import layout
+from dsgen.composite import picture_folders_done
+from dsgen.corpus import Corpus
+from dsgen.errors import DsgenError
+
+
+def describe(path: Path) -> str:
+    """Describe the corpus or store at `path`, a line per fact; raise `DsgenError` where there is neither."""
+    if (path / layout.INDEX).exists():
+        return describe_store(path)
+    if not path.is_dir():
+        raise DsgenError(f"{path}: no such folder, expected a corpus or a store; run dsgen composite")
+    return describe_corpus(path)
+
+
+def describe_corpus(path: Path) -> str:
+    """Describe a corpus: what it was made from, how far its pictures and labels are, its splits."""
+    corpus = Corpus(path)
+    manifest, parameters = corpus.manifest, corpus.manifest["parameters"]
+    backgrounds = len(manifest["backgrounds"])
+    drawn = sum(picture_folders_done(path, b) for b in range(backgrounds)) * (len(corpus) // backgrounds)
+    lines = {
+        "corpus": f"{path} (format {manifest['format']}, dsgen {manifest['dsgen']})",
+        "rows": f"{len(corpus):,} = {backgrounds} backgrounds x {len(manifest['foregrounds'])} foregrounds"
+        f"{' x 2 (mirrored too)' if parameters['flip'] else ''} x {parameters['positions']} positions",
+        "size": f"{corpus.size} px stored, {corpus.label_size} px labelled, foregrounds {parameters['fg_height']} px high",
+        "splits": _splits(manifest["splits"]),
+        "seed": str(parameters["seed"]),
+        "pictures": _share(drawn, len(corpus), "drawn", "none; everything downstream works without"),
+        "depth": _depth_line(corpus),
+    }
+    return _table(lines)
+
+
+def _depth_line(corpus: Corpus) -> str:
+    if corpus.depth is None:
+        return "not labelled; run dsgen depth"
+    attributes = corpus.depth_attributes
+    made = corpus.labelled_rows()
+    text = _share(made, len(corpus), "labelled", "not labelled")
+    text += f", by {attributes['model']}, weights {attributes['weights_sha256'][:12]}"
+    if made:
+        some = np.sort(np.random.default_rng(0).choice(len(corpus), min(64, len(corpus)), replace=False))
+        depth = np.stack([corpus.depth[int(row)] for row in some])
+        depth = depth[depth > 0] / 1000
+        low, middle, high = np.percentile(depth, [1, 50, 99])
+        text += f"; 1st, 50th, 99th percentile {low:.2f}, {middle:.2f}, {high:.2f} m ({len(some)} rows looked at)"
+    return text
+
+
+def describe_store(path: Path) -> str:
+    """Describe a store: shards, bytes, splits and the statistics its index holds."""
+    from dsgen.store import Store
+
+    store = Store(path)
+    index = store.index
+    size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+    lines = {
+        "store": f"{path}, complete, {len(index['shards'])} shards",
+        "rows": f"{store.rows:,}",
+        "size": f"{store.size} px, {size / 1e6:,.1f} MB in all, {size / store.rows / 1e3:,.1f} kB a row",
+        "depth": "yes, uint16 millimetres" if store.has_depth else "none; run dsgen depth, then dsgen pack again",
+        "splits": _splits(index["splits"]),
+    }
+    for part, numbers in index["statistics"].items():
+        lines[part] = ", ".join(f"{name} {_number(value)}" for name, value in numbers.items())
+    return _table(lines)
+
+
+def _number(value: object) -> str:
+    if isinstance(value, list):
+        return " ".join(_number(v) for v in value)
+    return f"{value:.4f}" if isinstance(value, float) else str(value)
+
+
+def _splits(counts: dict[str, int]) -> str:
+    return ", ".join(f"{count:,} {name}" for name, count in counts.items())
+
+
+def _share(done: int, total: int, verb: str, none: str) -> str:
+    if done == 0:
+        return none
+    return f"complete, {total:,} {verb}" if done == total else f"incomplete, {done:,} of {total:,} {verb}"
+
+
+def _table(lines: dict[str, str]) -> str:
+    width = max(map(len, lines)) + 2
+    return "\n".join(f"{name:<{width}}{text}" for name, text in lines.items())

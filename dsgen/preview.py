@@ -1,0 +1,87 @@
+"""Look at a corpus or a store: a contact sheet of random rows, drawn with matplotlib.
+
+A row shows the composite, its mask and its depth; depth is coloured on one scale in metres for the whole sheet.
+"""
+
+from pathlib import Path
+
+import numpy as np
+
+from dsgen import layout
+from dsgen.corpus import Corpus
+from dsgen.errors import DsgenError
+
+
+def preview(path: Path, out: Path = Path("preview.png"), *, count: int = 12, seed: int = 0) -> Path:
+    """Write a contact sheet of `count` random rows of a corpus or a store as PNG; return its path."""
+    if count < 1:
+        raise DsgenError(f"--count: got {count}, expected 1 or more")
+    if out.suffix.lower() != ".png":
+        raise DsgenError(f"--out: got {out}, expected a name ending in .png")
+    if not path.is_dir():
+        raise DsgenError(f"{path}: no such folder, expected a corpus or a store; run dsgen composite")
+    read = _read_store if (path / layout.INDEX).exists() else _read_corpus
+    draw_sheet(out, *read(path, count, seed), title=str(path))
+    return out
+
+
+def _pick(rows: int, count: int, seed: int) -> np.ndarray:
+    return np.sort(np.random.default_rng(seed).choice(rows, min(count, rows), replace=False))
+
+
+def _read_corpus(path: Path, count: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray | None, list[str]]:
+    corpus = Corpus(path)
+    rows = _pick(len(corpus), count, seed)
+    image, mask = corpus.render(corpus.plan[rows])
+    depth = None if corpus.depth is None else np.stack([corpus.depth[int(row)] for row in rows]) / 1000
+    names = [
+        layout.composite_name(b, f, bool(flip), p) for b, f, flip, p, *_ in corpus.plan[rows].tolist()
+    ]
+    return image, mask, depth, names
+
+
+def _read_store(path: Path, count: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray | None, list[str]]:
+    from dsgen.store import Store
+
+    store = Store(path)
+    samples = [store.read(int(row), int(row) + 1) for row in _pick(store.rows, count, seed)]
+    depth = np.concatenate([sample["depth"] for sample in samples]) / 1000 if store.has_depth else None
+    names = [f"row {int(sample['row'][0])}" for sample in samples]
+    return (
+        np.concatenate([sample["image"] for sample in samples]),
+        np.concatenate([sample["mask"] for sample in samples]),
+        depth,
+        names,
+    )
+
+
+def draw_sheet(
+    out: Path, image: np.ndarray, mask: np.ndarray, depth_m: np.ndarray | None, names: list[str], title: str
+) -> None:
+    """Draw pictures (n,S,S,3), masks (n,S,S) and, unless None, depth (n,S,S) in metres, three samples a line."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    parts = 2 if depth_m is None else 3
+    across = 1 if len(image) < 3 else 2
+    lines = -(-len(image) // across)
+    figure = Figure(figsize=(1.75 * parts * across + 0.8, 1.9 * lines + 0.6), layout="constrained")
+    axes = figure.subplots(lines, parts * across, squeeze=False)
+    for axis in axes.flat:
+        axis.set_axis_off()
+    shown = None
+    far = max(0.1, float(np.percentile(depth_m, 99.5))) if depth_m is not None else None
+    for number, name in enumerate(names):
+        line, first = number // across, parts * (number % across)
+        axes[line, first].imshow(image[number])
+        axes[line, first].set_title(name, fontsize=7, loc="left")
+        axes[line, first + 1].imshow(mask[number], cmap="gray", vmin=0, vmax=255)
+        if depth_m is not None:
+            known = np.ma.masked_equal(depth_m[number], 0)
+            shown = axes[line, first + 2].imshow(known, cmap="turbo_r", vmin=0, vmax=far)
+    if shown is not None:
+        figure.colorbar(shown, ax=axes, label="depth, m", fraction=0.02, aspect=40)
+    figure.suptitle(title, fontsize=9)
+    partial = layout.partial(out)
+    FigureCanvasAgg(figure).print_png(str(partial))
+    partial.replace(out)

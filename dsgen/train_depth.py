@@ -1,0 +1,312 @@
+"""Train a depth network on a folder of RGB-D frames: the command behind the bundled weights.
+
+The folder holds `rgb/NAME.jpg|png`, `depth/NAME.png` (uint16 millimetres, planar, 0 = invalid) and `frames.csv` with
+the columns `name` and `room`. Rooms, never frames, are divided into training and validation. Cut-out people, given
+as a folder of RGBA pictures, are pasted in at the depth their height in pixels implies.
+"""
+
+import csv
+import hashlib
+import json
+import math
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dsgen.errors import DsgenError
+from dsgen.networks import MAX_DEPTH_M, DenseDepth, to_metres
+
+FOCAL = 0.85  # focal length over picture width of a typical frame (61 degrees): what pasted people are scaled by
+STANDING_M = 1.7
+
+
+class Frames:
+    """All frames of a folder in memory: `rgb` (n,S,S,3) u1, `depth_mm` (n,S,S) u2, `room` (n,)."""
+
+    def __init__(self, folder: Path, jobs: int = 2):
+        listing = folder / "frames.csv"
+        if not listing.is_file():
+            raise DsgenError(f"{listing}: no such file, expected columns name and room; see the module's docstring")
+        with listing.open(newline="") as file:
+            rows = list(csv.DictReader(file))
+        if not rows:
+            raise DsgenError(f"{listing}: no frames listed, expected at least one row")
+        self.names = [row["name"] for row in rows]
+        self.room = np.array([row["room"] for row in rows])
+        with ThreadPoolExecutor(jobs) as pool:
+            pairs = list(pool.map(lambda name: self._read(folder, name), self.names))
+        shapes = {rgb.shape[:2] for rgb, _ in pairs} | {depth.shape for _, depth in pairs}
+        if len(shapes) != 1:
+            raise DsgenError(f"{folder}: frames of several sizes {sorted(shapes)}, expected one size for all")
+        self.rgb = np.stack([rgb for rgb, _ in pairs])
+        self.depth_mm = np.stack([depth for _, depth in pairs])
+
+    @staticmethod
+    def _read(folder: Path, name: str) -> tuple[np.ndarray, np.ndarray]:
+        path = next((p for p in (folder / "rgb" / f"{name}{end}" for end in (".jpg", ".png")) if p.is_file()), None)
+        if path is None:
+            raise DsgenError(f"{folder / 'rgb' / name}: no .jpg or .png of that name, listed in frames.csv")
+        rgb = cv2.imread(str(path), cv2.IMREAD_COLOR)
+        depth = cv2.imread(str(folder / "depth" / f"{name}.png"), cv2.IMREAD_UNCHANGED)
+        if rgb is None or depth is None or depth.dtype != np.uint16:
+            raise DsgenError(f"{folder}: frame {name} needs a readable picture and a 16-bit depth PNG")
+        return cv2.cvtColor(rgb, cv2.COLOR_BGR2RGB), depth
+
+    def split(self, validation_share: float = 0.1) -> tuple[np.ndarray, np.ndarray]:
+        """Row numbers for training and validation; a room goes whole to one side, decided by its name alone."""
+        held_out = {
+            room
+            for room in np.unique(self.room)
+            if int(hashlib.sha256(room.encode()).hexdigest()[:8], 16) / 2**32 < validation_share
+        }
+        mask = np.array([room in held_out for room in self.room])
+        return np.flatnonzero(~mask), np.flatnonzero(mask)
+
+
+def read_people(folder: Path) -> list[tuple[np.ndarray, float]]:
+    """Cut-outs (H,W,4) u1 with the height in metres each stands for; `../people.csv` tells who is seated."""
+    listing = folder.parent / "people.csv"
+    seated = set()
+    if listing.is_file():
+        with listing.open(newline="") as file:
+            seated = {row["name"] for row in csv.DictReader(file) if "sit" in row["poses"]}
+    people = []
+    for path in sorted(folder.glob("*.png")):
+        rgba = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+        if rgba is None or rgba.ndim != 3 or rgba.shape[2] != 4:
+            raise DsgenError(f"{path}: no alpha channel, expected an RGBA PNG")
+        people.append((cv2.cvtColor(rgba, cv2.COLOR_BGRA2RGBA), 1.3 if path.stem in seated else STANDING_M))
+    return people
+
+
+def augment(
+    rgb: np.ndarray,
+    depth_m: np.ndarray,
+    size: int,
+    people: list[tuple[np.ndarray, float]],
+    rng: np.random.Generator,
+) -> tuple[np.ndarray, np.ndarray]:
+    """One training pair (size,size,3) u1 and (size,size) f4 from a frame.
+
+    Zoom: a crop enlarged looks like the same camera standing nearer, so depth shrinks with it.
+    """
+    side = rgb.shape[0]
+    crop = int(round(side * rng.uniform(0.72, 1.0)))
+    top, left = rng.integers(0, side - crop + 1, 2)
+    rgb, depth_m = rgb[top : top + crop, left : left + crop], depth_m[top : top + crop, left : left + crop]
+    if rng.random() < 0.3:
+        angle = rng.uniform(-5, 5)
+        grow = 1 / (math.cos(math.radians(angle)) - math.sin(math.radians(abs(angle))))
+        turn = cv2.getRotationMatrix2D((crop / 2, crop / 2), angle, max(1.0, abs(grow)))
+        rgb = cv2.warpAffine(rgb, turn, (crop, crop), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101)
+        depth_m = cv2.warpAffine(depth_m, turn, (crop, crop), flags=cv2.INTER_NEAREST, borderMode=cv2.BORDER_REFLECT_101)
+    shrink = cv2.INTER_AREA if size < crop else cv2.INTER_LINEAR
+    rgb = cv2.resize(rgb, (size, size), interpolation=shrink)
+    depth_m = cv2.resize(depth_m, (size, size), interpolation=cv2.INTER_NEAREST) * (crop / side)
+    if people and rng.random() < 0.4:
+        rgb, depth_m = rgb.copy(), depth_m.copy()
+        for _ in range(rng.integers(1, 3)):
+            paste_person(rgb, depth_m, *people[rng.integers(len(people))], rng)
+    if rng.random() < 0.5:
+        rgb, depth_m = rgb[:, ::-1], depth_m[:, ::-1]
+    return photometric(np.ascontiguousarray(rgb), rng), np.ascontiguousarray(depth_m)
+
+
+def paste_person(
+    rgb: np.ndarray, depth_m: np.ndarray, person: np.ndarray, height_m: float, rng: np.random.Generator
+) -> None:
+    """Paste a cut-out anywhere, in place: as far as its height says, but always before what it covers."""
+    size = rgb.shape[0]
+    height = int(size * rng.uniform(0.3, 0.75))
+    width = max(2, round(person.shape[1] * height / person.shape[0]))
+    if width >= size:
+        return
+    person = cv2.resize(person, (width, height), interpolation=cv2.INTER_AREA)
+    if rng.random() < 0.5:
+        person = person[:, ::-1]
+    top, left = rng.integers(0, size - height + 1), rng.integers(0, size - width + 1)
+    alpha = person[..., 3:].astype(np.float32) / 255
+    window = rgb[top : top + height, left : left + width]
+    behind = depth_m[top : top + height, left : left + width]
+    solid = alpha[..., 0] >= 0.5
+    valid = behind[solid & (behind > 0)]
+    if valid.size == 0:
+        return
+    window[:] = np.rint(window * (1 - alpha) + person[..., :3] * alpha).astype(np.uint8)
+    behind[solid] = max(0.4, min(FOCAL * size * height_m / height, 0.95 * float(np.percentile(valid, 10))))
+
+
+def photometric(rgb: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Change what a camera changes and depth does not: exposure, contrast, colour, blur, noise, compression."""
+    out = rgb.astype(np.float32) / 255
+    out = out ** rng.uniform(0.6, 1.6)
+    out *= rng.uniform(0.85, 1.15, 3).astype(np.float32)
+    grey = out.mean(axis=2, keepdims=True)
+    out = grey + (out - grey) * rng.uniform(0.2, 1.4)
+    out = (out - 0.5) * rng.uniform(0.7, 1.3) + 0.5 + rng.uniform(-0.1, 0.1)
+    if rng.random() < 0.25:
+        out = cv2.GaussianBlur(out, (0, 0), rng.uniform(0.3, 1.5))
+    if rng.random() < 0.4:
+        out += rng.normal(0, rng.uniform(0.005, 0.04), out.shape).astype(np.float32)
+    result = np.rint(out.clip(0, 1) * 255).astype(np.uint8)
+    if rng.random() < 0.25:
+        _, code = cv2.imencode(".jpg", result, [cv2.IMWRITE_JPEG_QUALITY, int(rng.integers(30, 95))])
+        result = cv2.imdecode(code, cv2.IMREAD_COLOR)
+    return result
+
+
+def batches(
+    frames: Frames,
+    rows: np.ndarray,
+    size: int,
+    batch_size: int,
+    people: list[tuple[np.ndarray, float]],
+    seed: int,
+    epoch: int,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Shuffled, augmented batches (B,3,S,S) and (B,1,S,S), made one batch ahead in a thread."""
+    order = np.random.default_rng([seed, epoch]).permutation(rows)
+    groups = [order[i : i + batch_size] for i in range(0, len(order) - batch_size + 1, batch_size)]
+
+    def make(group: np.ndarray) -> tuple[Tensor, Tensor]:
+        pairs = [
+            augment(
+                frames.rgb[row],
+                frames.depth_mm[row].astype(np.float32) / 1000,
+                size,
+                people,
+                np.random.default_rng([seed, epoch, int(row)]),
+            )
+            for row in group
+        ]
+        image = torch.from_numpy(np.stack([pair[0] for pair in pairs])).permute(0, 3, 1, 2)
+        return image, torch.from_numpy(np.stack([pair[1] for pair in pairs]))[:, None]
+
+    with ThreadPoolExecutor(1) as pool:
+        pending = pool.submit(make, groups[0])
+        for group in groups[1:]:
+            ready, pending = pending.result(), pool.submit(make, group)
+            yield ready
+        yield pending.result()
+
+
+def depth_loss(raw: Tensor, depth_m: Tensor) -> Tensor:
+    """L1 of ln(depth), its scale-free part again, and multi-scale gradients (as MiDaS, arXiv 1907.01341, eq. 11).
+
+    `raw` is ln(metres) at half the size of `depth_m`; what is not in 0.1..10 m does not count.
+    """
+    target = F.avg_pool2d(depth_m, 2)
+    valid = ((F.max_pool2d(-depth_m, 2) < -0.05) & (target < 1.2 * MAX_DEPTH_M)).float()
+    error = (raw - target.clamp(0.1, MAX_DEPTH_M).log()) * valid
+    count = valid.sum(dim=(1, 2, 3)).clamp(min=1)
+    mean = error.sum(dim=(1, 2, 3)) / count
+    loss = (error.abs().sum(dim=(1, 2, 3)) / count).mean()
+    free = (error - mean[:, None, None, None]) * valid
+    loss = loss + 0.5 * (free.abs().sum(dim=(1, 2, 3)) / count).mean()
+    for _ in range(4):
+        dx = (error[..., 1:] - error[..., :-1]) * valid[..., 1:] * valid[..., :-1]
+        dy = (error[..., 1:, :] - error[..., :-1, :]) * valid[..., 1:, :] * valid[..., :-1, :]
+        loss = loss + 0.25 * (dx.abs().mean() + dy.abs().mean())
+        error, valid = error[..., ::2, ::2], valid[..., ::2, ::2]
+    return loss
+
+
+@torch.inference_mode()
+def score(network: DenseDepth, frames: Frames, rows: np.ndarray, size: int, batch_size: int = 16) -> dict[str, float]:
+    """Mean over frames of AbsRel, RMSE (m), delta1 metric and after median scaling; full size, 0.1..10 m, no crop."""
+    network.eval()
+    totals: dict[str, list[float]] = {"abs_rel": [], "rmse_m": [], "delta1": [], "delta1_median_scaled": []}
+    for start in range(0, len(rows), batch_size):
+        group = rows[start : start + batch_size]
+        truth = torch.from_numpy(frames.depth_mm[group].astype(np.float32) / 1000)[:, None]
+        image = torch.from_numpy(frames.rgb[group]).permute(0, 3, 1, 2).float() / 255
+        if size != image.shape[-1]:
+            image = F.interpolate(image, size=(size, size), mode="bilinear", antialias=True)
+        raw = F.interpolate(network(image), size=truth.shape[-2:], mode="bilinear")
+        guess = to_metres(raw, network.config["output"])
+        for g, t in zip(guess, truth, strict=True):
+            valid = (t >= 0.1) & (t <= MAX_DEPTH_M)
+            g, t = g[valid], t[valid]
+            totals["abs_rel"].append(((g - t).abs() / t).mean().item())
+            totals["rmse_m"].append(((g - t) ** 2).mean().sqrt().item())
+            totals["delta1"].append((torch.maximum(g / t, t / g) < 1.25).float().mean().item())
+            g = g * (t.median() / g.median())
+            totals["delta1_median_scaled"].append((torch.maximum(g / t, t / g) < 1.25).float().mean().item())
+    return {name: float(np.mean(values)) for name, values in totals.items()}
+
+
+def train_depth(
+    folder: Path,
+    out: Path,
+    people_folder: Path | None = None,
+    init: Path | None = None,
+    encoder: str = "mobilenetv4_conv_small",
+    width: int = 256,
+    sizes: tuple[int, ...] = (160, 224, 288),
+    epochs: tuple[int, ...] = (20, 12, 3),
+    batch_size: int = 16,
+    learning_rate: float = 2e-3,
+    seed: int = 0,
+) -> dict[str, float]:
+    """Train from random weights and write the moving average of the weights as safetensors after every epoch.
+
+    `epochs[k]` epochs run at `sizes[k]`; the learning rate warms up and then falls along one cosine.
+    """
+    from safetensors.torch import load_file, save_file
+
+    torch.manual_seed(seed)
+    frames = Frames(folder)
+    people = read_people(people_folder) if people_folder else []
+    training, held_out = frames.split()
+    network = DenseDepth(encoder, width, norm=True, output="log").to(memory_format=torch.channels_last)
+    if init:
+        network.load_state_dict(load_file(init))
+    average = torch.optim.swa_utils.AveragedModel(
+        network, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.998), use_buffers=True
+    )
+    decay = [p for p in network.parameters() if p.ndim > 1]
+    plain = [p for p in network.parameters() if p.ndim <= 1]
+    optimizer = torch.optim.AdamW(
+        [{"params": decay, "weight_decay": 0.02}, {"params": plain, "weight_decay": 0.0}], lr=learning_rate
+    )
+    steps = (len(training) // batch_size) * sum(epochs)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, learning_rate, total_steps=steps + 1, pct_start=0.06, div_factor=20, final_div_factor=50
+    )
+    print(f"{len(training)} frames to train on, {len(held_out)} of held-out rooms, {steps} steps", flush=True)
+    epoch, started, result = 0, time.monotonic(), {}
+    for size, count in zip(sizes, epochs, strict=True):
+        for _ in range(count):
+            network.train()
+            losses = []
+            for image, depth_m in batches(frames, training, size, batch_size, people, seed, epoch):
+                image = image.float().div_(255).contiguous(memory_format=torch.channels_last)
+                loss = depth_loss(network(image), depth_m)
+                optimizer.zero_grad(set_to_none=True)
+                loss.backward()
+                torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+                optimizer.step()
+                schedule.step()
+                average.update_parameters(network)
+                losses.append(loss.item())
+            epoch += 1
+            result = score(average.module, frames, held_out, frames.rgb.shape[1]) if epoch % 3 == 0 else result
+            print(
+                f"epoch {epoch} size {size} loss {np.mean(losses):.4f} minutes {(time.monotonic() - started) / 60:.1f} "
+                + " ".join(f"{name} {value:.4f}" for name, value in result.items()),
+                flush=True,
+            )
+            partial = out.with_name(out.name + ".partial")
+            state = {name: value.contiguous() for name, value in average.module.state_dict().items()}
+            save_file(state, partial, {"dsgen_network": json.dumps(average.module.config)})
+            partial.replace(out)
+    result = score(average.module, frames, held_out, frames.rgb.shape[1])
+    print("held-out rooms: " + " ".join(f"{name} {value:.4f}" for name, value in result.items()), flush=True)
+    return result

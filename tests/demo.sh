@@ -1,0 +1,19 @@
+#!/usr/bin/env bash
+# The whole job on a small part of the bundled pictures, in the current directory. `make demo` calls it.
+set -euo pipefail
+
+step() {
+    echo
+    echo "\$ $*"
+    "$@"
+}
+
+step dsgen composite --max-backgrounds 30 --max-foregrounds 30 --positions 2
+step dsgen depth
+step dsgen pack --shards 6
+step dsgen train --epochs 8 --sizes 96,192
+step dsgen info corpus
+step dsgen info shards
+step dsgen preview shards --out preview.png
+echo
+echo "look at $PWD/preview.png, $PWD/run/predictions.png and $PWD/run/curves.png"

@@ -1,0 +1,131 @@
+"""The command line: results, exit codes, help, and what is not loaded."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).parent.parent
+
+
+def dsgen(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """Run the program as a user would."""
+    command = [sys.executable, "-c", "from dsgen.cli import main; main()", *map(str, arguments)]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=200)
+
+
+def test_composite_info_and_preview(tmp_path: Path):
+    """With the bundled pictures and no folder named: three commands, three results on stdout."""
+    made = dsgen("composite", "--max-backgrounds", 2, "--max-foregrounds", 2, "--positions", 3, cwd=tmp_path)
+    assert made.returncode == 0, made.stderr
+    assert made.stdout.startswith("corpus: 24 composites of 2 backgrounds and 2 foregrounds")
+    assert made.stdout.count("\n") == 1
+    told = dsgen("info", "corpus", cwd=tmp_path)
+    assert re.search(r"rows +24 = 2 backgrounds x 2 foregrounds x 2 \(mirrored too\) x 3 positions", told.stdout)
+    assert re.search(r"pictures +complete, 24 drawn", told.stdout)
+    assert re.search(r"depth +not labelled", told.stdout)
+    shown = dsgen("preview", "corpus", "--count", 4, cwd=tmp_path)
+    assert shown.stdout.strip() == "preview.png"
+    with Image.open(tmp_path / "preview.png") as sheet:
+        assert np.asarray(sheet).std() > 10
+    assert not list(tmp_path.rglob("*.partial"))
+
+
+def test_errors_are_one_line_on_stderr_and_exit_1(tmp_path: Path):
+    """No traceback, nothing on stdout."""
+    for arguments, message in (
+        (("depth", "nowhere"), "error: "),
+        (("info", "nowhere"), "error: nowhere: no such folder"),
+        (("preview", "nowhere"), "error: nowhere: no such folder"),
+        (("pack", "nowhere"), "error: nowhere: no corpus"),
+        (("train", "nowhere"), "error: nowhere"),
+        (("composite", "--positions", 0), "error: --positions: got 0"),
+    ):
+        result = dsgen(*arguments, cwd=tmp_path)
+        assert result.returncode == 1, (arguments, result)
+        assert result.stdout == ""
+        assert result.stderr.startswith(message), (arguments, result.stderr)
+        assert result.stderr.count("\n") == 1, result.stderr
+
+
+def test_usage_errors_exit_2(tmp_path: Path):
+    """An unknown option, and sizes that are no numbers."""
+    assert dsgen("composite", "--no-such-option", cwd=tmp_path).returncode == 2
+    result = dsgen("train", "--sizes", "big,bigger", cwd=tmp_path)
+    assert result.returncode == 2
+    assert "expected whole numbers" in result.stderr
+
+
+def test_every_option_has_help():
+    """No parameter of any command is left unexplained."""
+    import typer
+
+    from dsgen.cli import app
+
+    commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    assert set(commands) >= {"composite", "depth", "pack", "train", "info", "preview", "train-depth"}
+    for name, command in commands.items():
+        assert command.help, name
+        for parameter in command.params:
+            assert parameter.name == "help" or parameter.help, (name, parameter.name)
+
+
+def test_help_loads_nothing_heavy(tmp_path: Path):
+    """`import dsgen` and `--help` load neither torch nor zarr nor cv2."""
+    code = (
+        "import sys; import dsgen; from dsgen.cli import app\n"
+        "try: app(['--help'])\n"
+        "except SystemExit: pass\n"
+        "print(sorted({'torch', 'zarr', 'cv2', 'timm', 'matplotlib'} & set(sys.modules)))"
+    )
+    result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert result.stdout.splitlines()[-1] == "[]"
+
+
+def test_interrupt_exits_130(tmp_path: Path):
+    """Ctrl-C says how to go on."""
+    code = (
+        "import dsgen.info, dsgen.cli\n"
+        "def stop(path): raise KeyboardInterrupt\n"
+        "dsgen.info.describe = stop; dsgen.cli.main()"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code, "info"], cwd=tmp_path, capture_output=True, text=True, timeout=60
+    )
+    assert result.returncode == 130
+    assert "run the same command again" in result.stderr
+
+
+def test_the_readme_shows_commands_that_exist():
+    """Every `dsgen ...` line and every `make ...` target in the README is one there is."""
+    import typer
+
+    from dsgen.cli import app
+
+    text = (ROOT / "README.md").read_text()
+    blocks = "\n".join(re.findall(r"^    (.*)$", text, flags=re.M))
+    used = set(re.findall(r"\bdsgen ([a-z-]+)", blocks))
+    assert used >= {"composite", "depth", "pack", "train", "info", "preview"}
+    assert used <= set(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), flags=re.M))
+    assert set(re.findall(r"\bmake ([a-z]+)", blocks)) <= targets
+
+
+@pytest.mark.parametrize("name", ["demo.sh"])
+def test_the_demo_script_uses_options_that_exist(name: str):
+    """Each command of the demo parses; the demo itself is run by `make demo`."""
+    import typer
+
+    from dsgen.cli import app
+
+    group = typer.main.get_command(app)
+    lines = re.findall(r"^step dsgen (.*)$", (ROOT / "tests" / name).read_text(), flags=re.M)
+    assert len(lines) >= 6
+    for line in lines:
+        command, *arguments = line.split()
+        context = group.commands[command].make_context(command, arguments)  # type: ignore[attr-defined]
+        assert context.params

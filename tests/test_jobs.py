@@ -1,0 +1,94 @@
+"""Blocks of work, threads ahead, progress."""
+
+import threading
+
+import pytest
+
+from dsgen.errors import DsgenError
+from dsgen.jobs import ahead, check_jobs, progress, run_blocks
+
+
+def count(number: int) -> int:
+    """A block of so many samples; three is one too many."""
+    if number == 3:
+        raise DsgenError("row 3: cannot be")
+    return number
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_blocks_are_all_run_and_counted(jobs: int, capsys: pytest.CaptureFixture[str]):
+    """The sum of what the blocks return; the last progress line says all is done."""
+    assert run_blocks(count, [(1,), (2,), (4,)], jobs=jobs, title="work", total=10, done=3) == 7
+    assert "work: 10 of 10" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_the_first_error_stops_the_run_as_it_is(jobs: int):
+    """Also out of another process."""
+    with pytest.raises(DsgenError, match="row 3: cannot be"):
+        run_blocks(count, [(1,), (3,)], jobs=jobs, title="work", total=4)
+
+
+def test_ahead_keeps_order_and_bounds():
+    """Never more than asked for is made before it is wanted."""
+    made = []
+
+    def items():
+        for n in range(20):
+            made.append(n)
+            yield n
+
+    taken = 0
+    for n in ahead(items(), 3):
+        assert n == taken
+        taken += 1
+        assert len(made) <= taken + 3 + 1  # queued, and one in the hand of the thread
+    assert taken == 20
+
+
+def test_ahead_hands_errors_on_in_order():
+    """What was made before the error is yielded first."""
+
+    def items():
+        yield 1
+        raise ValueError("two")
+
+    ready = ahead(items(), 4)
+    assert next(ready) == 1
+    with pytest.raises(ValueError, match="two"):
+        next(ready)
+
+
+def test_leaving_early_stops_the_thread():
+    """No thread is left behind."""
+    before = threading.active_count()
+
+    def endless():
+        n = 0
+        while True:
+            yield n
+            n += 1
+
+    ready = ahead(endless(), 2)
+    assert next(ready) == 0
+    ready.close()
+    assert threading.active_count() == before
+
+
+def test_progress_shows_rate_and_note_in_a_log(capsys: pytest.CaptureFixture[str]):
+    """Off a terminal: one plain line at the end."""
+    with progress("train", 4) as advance:
+        advance(2)
+        advance(2, note="loss 0.5")
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1
+    assert lines[0].startswith("train: 4 of 4")
+    assert lines[0].endswith("loss 0.5")
+
+
+def test_jobs_are_checked():
+    """Every core unless given; zero is refused."""
+    assert check_jobs(None) >= 1
+    assert check_jobs(3) == 3
+    with pytest.raises(DsgenError, match="--jobs: got -1, expected 1 or more"):
+        check_jobs(-1)
