@@ -6,12 +6,14 @@ Results go to stdout, progress and notices to stderr. Exit codes: 0, 1 error, 2 
 import logging
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any
 
 import typer
 
 from dsgen import __version__
 from dsgen.errors import DsgenError
+
+INTERRUPTED = 130
 
 app = typer.Typer(
     add_completion=False,
@@ -22,7 +24,7 @@ app = typer.Typer(
     epilog="The whole job, with the bundled pictures: dsgen composite; dsgen depth; dsgen pack; dsgen train",
 )
 
-Jobs = Annotated[Optional[int], typer.Option("--jobs", help="Worker processes; one per core unless given.")]
+Jobs = Annotated[int | None, typer.Option("--jobs", help="Worker processes; one per core unless given.")]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:N or mps.")]
 
 
@@ -42,9 +44,9 @@ def _main(
 @app.command()
 def composite(
     corpus: Annotated[Path, typer.Option(help="The folder to make.")] = Path("corpus"),
-    backgrounds: Annotated[Optional[Path], typer.Option(help="Folder of backgrounds; bundled unless given.")] = None,
+    backgrounds: Annotated[Path | None, typer.Option(help="Folder of backgrounds; bundled unless given.")] = None,
     foregrounds: Annotated[
-        Optional[Path], typer.Option(help="Folder of cut-outs with an alpha channel; bundled unless given.")
+        Path | None, typer.Option(help="Folder of cut-outs with an alpha channel; bundled unless given.")
     ] = None,
     positions: Annotated[int, typer.Option(help="Places per background, foreground and flip.")] = 20,
     size: Annotated[int, typer.Option(help="Side of the stored pictures, in pixels.")] = 224,
@@ -55,8 +57,8 @@ def composite(
     quality: Annotated[int, typer.Option(help="JPEG quality of the picture files.")] = 95,
     validation_share: Annotated[float, typer.Option(help="Share of pictures held out for validation.")] = 0.1,
     test_share: Annotated[float, typer.Option(help="Share of pictures held out for testing.")] = 0.1,
-    max_backgrounds: Annotated[Optional[int], typer.Option(help="Use only the first so many.")] = None,
-    max_foregrounds: Annotated[Optional[int], typer.Option(help="Use only the first so many.")] = None,
+    max_backgrounds: Annotated[int | None, typer.Option(help="Use only the first so many.")] = None,
+    max_foregrounds: Annotated[int | None, typer.Option(help="Use only the first so many.")] = None,
     jobs: Jobs = None,
     pictures: Annotated[
         bool, typer.Option("--pictures/--no-pictures", help="Write picture files; later stages do not need them.")
@@ -97,16 +99,14 @@ def composite(
 @app.command()
 def depth(
     path: Annotated[Path, typer.Argument(help="A corpus, or any folder of pictures.")] = Path("corpus"),
-    weights: Annotated[Optional[Path], typer.Option(help="Weights, safetensors; bundled unless given.")] = None,
-    model: Annotated[Optional[str], typer.Option(help="timm encoder the weights are for, if they do not say.")] = None,
+    weights: Annotated[Path | None, typer.Option(help="Weights, safetensors; bundled unless given.")] = None,
+    model: Annotated[str | None, typer.Option(help="timm encoder the weights are for, if they do not say.")] = None,
     device: Device = "auto",
     batch_size: Annotated[
-        Optional[int], typer.Option(help="Pictures at once; 16 on a CPU and 64 elsewhere unless given.")
+        int | None, typer.Option(help="Pictures at once; 16 on a CPU and 64 elsewhere unless given.")
     ] = None,
     pictures: Annotated[bool, typer.Option("--pictures", help="Draw 8-bit views too, 0 to 10 m.")] = False,
-    out: Annotated[
-        Optional[Path], typer.Option(help="Where a folder's labels go; FOLDER_depth unless given.")
-    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Where a folder's labels go; FOLDER_depth unless given.")] = None,
     jobs: Jobs = None,
 ) -> None:
     """Label every picture of a corpus, or of any folder, with depth."""
@@ -117,7 +117,9 @@ def depth(
         done = label_folder(path, out, weights=weights, model=model, device=device)
         for reason in done["failed"]:
             typer.echo(f"error: {reason}", err=True)
-        typer.echo(f"{done['out']}: {done['labelled']:,} pictures labelled, {len(done['failed'])} failed ({done['model']})")
+        typer.echo(
+            f"{done['out']}: {done['labelled']:,} pictures labelled, {len(done['failed'])} failed ({done['model']})"
+        )
         if done["failed"]:
             raise typer.Exit(1)
         return
@@ -159,7 +161,9 @@ def train(
     """Train the two-headed U-Net on a store."""
     from dsgen.train import train as work
 
-    typer.echo(_line(work(store, run, epochs=epochs, batch_size=batch_size, sizes=_sizes(sizes), device=device, seed=seed)))
+    typer.echo(
+        _line(work(store, run, epochs=epochs, batch_size=batch_size, sizes=_sizes(sizes), device=device, seed=seed))
+    )
 
 
 @app.command()
@@ -187,8 +191,8 @@ def preview(
 def train_depth(
     frames: Annotated[Path, typer.Argument(help="Folder with rgb/, depth/ (16-bit PNG, mm) and frames.csv.")],
     out: Annotated[Path, typer.Option(help="The weights to write.")] = Path("depth.safetensors"),
-    people: Annotated[Optional[Path], typer.Option(help="Folder of cut-outs to paste in.")] = None,
-    init: Annotated[Optional[Path], typer.Option(help="Weights to start from; random unless given.")] = None,
+    people: Annotated[Path | None, typer.Option(help="Folder of cut-outs to paste in.")] = None,
+    init: Annotated[Path | None, typer.Option(help="Weights to start from; random unless given.")] = None,
     encoder: Annotated[str, typer.Option(help="Any timm feature encoder.")] = "mobilenetv4_conv_small",
     width: Annotated[int, typer.Option(help="Channels of the decoder's deepest block.")] = 256,
     sizes: Annotated[str, typer.Option(help="Picture sizes to grow through, in pixels.")] = "128,192,256",
@@ -230,7 +234,9 @@ def _sizes(text: str) -> tuple[int, ...]:
 
 
 def _line(result: dict[str, Any]) -> str:
-    return ", ".join(f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in result.items())
+    return ", ".join(
+        f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in result.items()
+    )
 
 
 def main() -> None:
@@ -244,12 +250,13 @@ def main() -> None:
     logger.propagate = False
     try:
         app()
+    except SystemExit as leaving:
+        if leaving.code == INTERRUPTED:
+            typer.echo("interrupted; run the same command again to go on", err=True)
+        raise
     except DsgenError as error:
         typer.echo(f"error: {error}", err=True)
         sys.exit(1)
-    except KeyboardInterrupt:
-        typer.echo("interrupted; run the same command again to go on", err=True)
-        sys.exit(130)
     except OSError as error:
         typer.echo(f"error: {error.filename or 'system'}: {error.strerror or error}", err=True)
         sys.exit(1)

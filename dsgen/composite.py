@@ -94,7 +94,9 @@ def composite(
     _check_existing(corpus, parameters, background_files, foreground_files)
     with layout.lock(corpus):
         if not (corpus / layout.CORPUS_JSON).exists():
-            _make(corpus, parameters, (background_paths, foreground_paths), (background_files, foreground_files), workers)
+            _make(
+                corpus, parameters, (background_paths, foreground_paths), (background_files, foreground_files), workers
+            )
         return _draw(Corpus(corpus), workers, pictures)
 
 
@@ -106,9 +108,13 @@ def _check_existing(
     if path.exists() and not path.is_dir():
         raise DsgenError(f"--corpus: {path} is a file, expected a folder or nothing; choose another name")
     if not (path / layout.CORPUS_JSON).exists():
-        others = [p.name for p in path.iterdir() if p.name.removesuffix(".partial") not in ours] if path.is_dir() else []
+        others = (
+            [p.name for p in path.iterdir() if p.name.removesuffix(".partial") not in ours] if path.is_dir() else []
+        )
         if others:
-            raise DsgenError(f"--corpus: {path} holds other files ({', '.join(sorted(others)[:5])}); choose another name")
+            raise DsgenError(
+                f"--corpus: {path} holds other files ({', '.join(sorted(others)[:5])}); choose another name"
+            )
         return
     manifest = layout.read_json(path / layout.CORPUS_JSON)
     differences = [
@@ -164,7 +170,9 @@ def _make(
     records = {
         kind: [
             file.record | {"split": SPLITS[side]}
-            for file, side in zip(part, assign_splits(kept, kind.removesuffix("s"), parameters.seed, *shares), strict=True)
+            for file, side in zip(
+                part, assign_splits(kept, kind.removesuffix("s"), parameters.seed, *shares), strict=True
+            )
         ]
         for kind, part, kept in zip(("backgrounds", "foregrounds"), files, names, strict=True)
     }
@@ -245,8 +253,8 @@ def _check_space(corpus: Corpus, rows: int) -> None:
     free = shutil.disk_usage(corpus.path).free
     if need > free:
         raise DsgenError(
-            f"{corpus.path}: {rows:,} pictures with masks need about {need / 1e9:.1f} GB, {free / 1e9:.1f} GB are free; "
-            "make room, choose another --corpus, or leave them out with --no-pictures"
+            f"{corpus.path}: {rows:,} pictures with masks need about {need / 1e9:.1f} GB, "
+            f"{free / 1e9:.1f} GB are free; make room, choose another --corpus, or leave them out with --no-pictures"
         )
     files = os.statvfs(corpus.path).f_favail if hasattr(os, "statvfs") else 0
     if 0 < files < 2 * rows:

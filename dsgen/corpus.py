@@ -29,7 +29,7 @@ class Corpus:
         manifest = self.path / layout.CORPUS_JSON
         if not manifest.is_file():
             what = "an unfinished corpus" if self.path.is_dir() and any(self.path.iterdir()) else "no corpus"
-            raise DsgenError(f"{self.path}: {what} (no {layout.CORPUS_JSON}); run dsgen composite --corpus {self.path}")
+            raise DsgenError(f"{self.path}: {what}; run dsgen composite --corpus {self.path}")
         self.manifest: dict[str, Any] = layout.read_json(manifest)
         if self.manifest.get("format") != FORMAT:
             raise DsgenError(
@@ -60,12 +60,12 @@ class Corpus:
 
     def _source_array(self, name: str) -> zarr.Array:
         if name not in self._arrays:
-            self._arrays[name] = self._sources[name]
+            self._arrays[name] = open_array(self._sources, name)
         return self._arrays[name]
 
     @cached_property
     def _foreground_shapes(self) -> np.ndarray:
-        return self._sources["foreground_shape"][:].astype(np.int64)
+        return np.asarray(self._source_array("foreground_shape")[:], np.int64)
 
     @cached_property
     def _cache(self) -> "_Cache":
@@ -103,9 +103,7 @@ class Corpus:
         """Return a foreground ready to paste."""
         scale = self._scale(size)
         key = ("cutout", number, flip, scale)
-        return self._cache.get(
-            key, lambda: Cutout.from_rgba(self.foreground(number, bool(flip), self.size * scale))
-        )
+        return self._cache.get(key, lambda: Cutout.from_rgba(self.foreground(number, bool(flip), self.size * scale)))
 
     def render(self, rows: np.ndarray, size: int | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Draw rows of the plan: images (n,S,S,3) u1 RGB, masks (n,S,S) u1, at the stored or the label size."""
@@ -128,13 +126,13 @@ class Corpus:
     @cached_property
     def depth(self) -> zarr.Array | None:
         """The depth labels, (rows,S,S) u2 millimetres, or None while there are none; see `unlabelled_blocks`."""
-        return None if self._labels is None else self._labels["depth"]
+        return None if self._labels is None else open_array(self._labels, "depth")
 
     def unlabelled_blocks(self) -> list[tuple[int, int]]:
         """First and last row, exclusive, of every block of rows that has no label yet: a block is one shard file."""
-        rows = 0 if self.depth is None else self.depth.shards[0]
-        if rows == 0:
+        if self.depth is None:
             return [(0, len(self))]
+        rows = (self.depth.shards or self.depth.chunks)[0]
         files = self.path / layout.DEPTH / "depth" / "c"
         starts = range(0, len(self), rows)
         return [(s, min(s + rows, len(self))) for s in starts if not (files / str(s // rows) / "0" / "0").is_file()]
@@ -142,6 +140,14 @@ class Corpus:
     def labelled_rows(self) -> int:
         """Count the rows that have a label."""
         return len(self) - sum(stop - start for start, stop in self.unlabelled_blocks())
+
+
+def open_array(group: zarr.Group, name: str) -> zarr.Array:
+    """Return an array of a zarr group; anything else under its name is a damaged corpus."""
+    array = group.get(name)
+    if not isinstance(array, zarr.Array):
+        raise DsgenError(f"{group.store_path}: no array {name!r}; remove the folder and make it again")
+    return array
 
 
 class _Cache:

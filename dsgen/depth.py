@@ -25,7 +25,7 @@ from torch import Tensor
 from zarr.codecs import BloscCodec
 
 from dsgen import __version__, images, layout
-from dsgen.corpus import Corpus
+from dsgen.corpus import Corpus, open_array
 from dsgen.devices import pick_device
 from dsgen.errors import DsgenError
 from dsgen.jobs import ahead, check_jobs, progress, run_blocks
@@ -42,7 +42,7 @@ class Labeller:
 
     def __init__(self, model: DepthModel, device: torch.device):
         self.device = device
-        self.network = model.network.to(device, memory_format=torch.channels_last)
+        self.network = model.network.to(device).to(memory_format=torch.channels_last)
         self.output: str = self.network.config["output"]
         self.input_size: int | None = self.network.config["input_size"]
 
@@ -163,7 +163,7 @@ def _open_labels(corpus: Corpus, model: DepthModel, labeller: Labeller) -> zarr.
                 f"{path}: labelled with another network: got {'; '.join(differences)}; "
                 "use the same, or remove the folder to label again"
             )
-        return group["depth"]
+        return open_array(group, "depth")
     chunk = corpus.positions * max(1, 20 // corpus.positions)
     chunk = min(chunk, len(corpus))
     block = chunk * max(1, min(_BLOCK_ROWS // chunk, math.ceil(len(corpus) / chunk)))
@@ -180,7 +180,7 @@ def _open_labels(corpus: Corpus, model: DepthModel, labeller: Labeller) -> zarr.
             dimension_names=("sample", "y", "x"),
             attributes={"units": "m", "scale_factor": 0.001, "_FillValue": 0, "long_name": "planar depth"},
         )
-    return zarr.open_group(path, mode="r+")["depth"]
+    return open_array(zarr.open_group(path, mode="r+"), "depth")
 
 
 def _label_blocks(
@@ -254,7 +254,7 @@ def draw_views(path: str, background: int) -> int:
     with layout.write_folder(corpus.path / "bg_fg_depth" / folder) as unfinished:
         for start in range(background * each, (background + 1) * each, 200):
             stop = min(start + 200, (background + 1) * each)
-            views = view_8bit(corpus.depth[start:stop])
+            views = view_8bit(np.asarray(corpus.depth[start:stop]))
             for (_, foreground, flip, position, *_), view in zip(corpus.plan[start:stop].tolist(), views, strict=True):
                 name = layout.depth_picture_name(background, foreground, flip, position)
                 (unfinished / f"{name}.jpeg").write_bytes(images.encode_jpeg(view))
@@ -329,7 +329,8 @@ def output_names(pictures: list[Path]) -> list[Path]:
     plain = [path.with_suffix(".png") for path in pictures]
     taken = Counter(plain)
     return [
-        path.with_name(path.name + ".png") if taken[name] > 1 else name for path, name in zip(pictures, plain, strict=True)
+        path.with_name(path.name + ".png") if taken[name] > 1 else name
+        for path, name in zip(pictures, plain, strict=True)
     ]
 
 

@@ -79,9 +79,9 @@ def resize_cutout(rgba: np.ndarray, height: int, width: int) -> np.ndarray:
     weighted = np.concatenate([rgba[..., :3] * alpha, alpha], axis=2)
     shrink = height < rgba.shape[0] or width < rgba.shape[1]
     weighted = cv2.resize(weighted, (width, height), interpolation=cv2.INTER_AREA if shrink else cv2.INTER_LINEAR)
-    alpha = weighted[..., 3:]
-    colour = np.divide(weighted[..., :3], alpha, out=np.zeros_like(weighted[..., :3]), where=alpha > 1e-4)
-    return np.rint(np.concatenate([colour, alpha * 255], axis=2)).clip(0, 255).astype(np.uint8)
+    cover = weighted[..., 3:]
+    colour = np.divide(weighted[..., :3], cover, out=np.zeros_like(weighted[..., :3]), where=cover > 1e-4)
+    return np.rint(np.concatenate([colour, cover * 255], axis=2)).clip(0, 255).astype(np.uint8)
 
 
 def centre_square(picture: np.ndarray) -> np.ndarray:
@@ -127,7 +127,7 @@ _PNG_END = _png_chunk(b"IEND", b"")
 
 
 class MaskEncoder:
-    """Encodes masks that are 0 outside a window; the same bytes as `encode_png` of the whole mask, without making it."""
+    """Encodes masks that are 0 outside a window: the bytes `encode_png` makes of the whole mask, without making it."""
 
     def __init__(self, size: int):
         self._raw = np.zeros((size, 1 + size), np.uint8)

@@ -29,7 +29,8 @@ def describe_corpus(path: Path) -> str:
         "corpus": f"{path} (format {manifest['format']}, dsgen {manifest['dsgen']})",
         "rows": f"{len(corpus):,} = {backgrounds} backgrounds x {len(manifest['foregrounds'])} foregrounds"
         f"{' x 2 (mirrored too)' if parameters['flip'] else ''} x {parameters['positions']} positions",
-        "size": f"{corpus.size} px stored, {corpus.label_size} px labelled, foregrounds {parameters['fg_height']} px high",
+        "size": f"{corpus.size} px stored, {corpus.label_size} px labelled, "
+        f"foregrounds {parameters['fg_height']} px high",
         "splits": _splits(manifest["splits"]),
         "seed": str(parameters["seed"]),
         "pictures": _share(drawn, len(corpus), "drawn", "none; everything downstream works without"),
@@ -65,7 +66,7 @@ def describe_store(path: Path) -> str:
         "store": f"{path}, complete, {len(index['shards'])} shards",
         "rows": f"{store.rows:,}",
         "size": f"{store.size} px, {size / 1e6:,.1f} MB in all, {size / store.rows / 1e3:,.1f} kB a row",
-        "depth": "yes, uint16 millimetres" if store.has_depth else "none; run dsgen depth, then dsgen pack again",
+        "labels": "depth, uint16 millimetres" if store.has_depth else "none; run dsgen depth, then dsgen pack again",
         "splits": _splits(index["splits"]),
     }
     for part, numbers in index["statistics"].items():

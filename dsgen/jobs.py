@@ -128,7 +128,7 @@ def progress(title: str, total: int, done: int = 0) -> Iterator[Callable[..., No
             nonlocal made
             made += count
             rate = f"{made / max(time.monotonic() - started, 1e-9):,.0f}/s"
-            bar.update(task, advance=count, rate=rate, **({"note": note} if note else {}))
+            bar.update(task, advance=count, rate=rate, note=note)
 
         yield advance
 

@@ -4,6 +4,7 @@ Inside torch a picture is BCHW float32 RGB in 0..1 and a mask or depth map is B1
 """
 
 from itertools import pairwise
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -26,10 +27,11 @@ class UpBlock(nn.Module):
         super().__init__()
         self.conv_a = nn.Conv2d(channels + skip, out, 3, padding=1, bias=not norm)
         self.conv_b = nn.Conv2d(out, out, 3, padding=1, bias=not norm)
-        self.after_a = nn.Sequential(nn.BatchNorm2d(out), nn.LeakyReLU(0.2)) if norm else nn.Identity()
-        self.after_b = nn.Sequential(nn.BatchNorm2d(out), nn.LeakyReLU(0.2)) if norm else nn.LeakyReLU(0.2)
+        self.after_a: nn.Module = nn.Sequential(nn.BatchNorm2d(out), nn.LeakyReLU(0.2)) if norm else nn.Identity()
+        self.after_b: nn.Module = nn.Sequential(nn.BatchNorm2d(out), nn.LeakyReLU(0.2)) if norm else nn.LeakyReLU(0.2)
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
+        """Map (B,C,h,w) and a skip (B,K,H,W) to (B,out,H,W)."""
         x = F.interpolate(x, size=skip.shape[-2:], mode="bilinear", align_corners=True)
         x = torch.cat([x, skip], dim=1)
         return self.after_b(self.conv_b(self.after_a(self.conv_a(x))))
@@ -64,9 +66,16 @@ class DenseDepth(nn.Module):
                 f"encoder {encoder!r}: timm has no feature encoder of that name ({error}); "
                 "list them with timm.list_models()"
             ) from error
-        *skips, deepest = self.encoder.feature_info.channels()
+        feature_info: Any = self.encoder.feature_info
+        *skips, deepest = feature_info.channels()
         width = width or deepest
-        self.config = {"encoder": encoder, "width": width, "norm": norm, "output": output, "input_size": input_size}
+        self.config: dict[str, Any] = {
+            "encoder": encoder,
+            "width": width,
+            "norm": norm,
+            "output": output,
+            "input_size": input_size,
+        }
         self.bottom = nn.Conv2d(deepest, width, 1)
         self.up = nn.ModuleList()
         for skip in reversed(skips):
@@ -123,9 +132,7 @@ class UNetBranch(nn.Module):
     def __init__(self, width: int, dropout: float = 0.0):
         super().__init__()
         widths = [width, 2 * width, 4 * width, 8 * width, 8 * width]
-        self.down = nn.ModuleList(
-            DoubleConv(channels, out, dropout=dropout) for channels, out in pairwise(widths)
-        )
+        self.down = nn.ModuleList(DoubleConv(channels, out, dropout=dropout) for channels, out in pairwise(widths))
         self.up = nn.ModuleList(
             DoubleConv(2 * skip, out, middle=skip, dropout=dropout)
             for skip, out in ((8 * width, 4 * width), (4 * width, 2 * width), (2 * width, width), (width, width))

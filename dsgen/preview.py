@@ -34,9 +34,7 @@ def _read_corpus(path: Path, count: int, seed: int) -> tuple[np.ndarray, np.ndar
     rows = _pick(len(corpus), count, seed)
     image, mask = corpus.render(corpus.plan[rows])
     depth = None if corpus.depth is None else np.stack([corpus.depth[int(row)] for row in rows]) / 1000
-    names = [
-        layout.composite_name(b, f, bool(flip), p) for b, f, flip, p, *_ in corpus.plan[rows].tolist()
-    ]
+    names = [layout.composite_name(b, f, bool(flip), p) for b, f, flip, p, *_ in corpus.plan[rows].tolist()]
     return image, mask, depth, names
 
 

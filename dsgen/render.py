@@ -1,6 +1,7 @@
 """Rows -> pixels, pure: numbers in, arrays out, the same bits on every machine.
 
-    image = (background * (255 - alpha) + foreground * alpha) / 255, rounded to nearest     mask = 255 where alpha >= 128
+    image = (background * (255 - alpha) + foreground * alpha) / 255, rounded to nearest
+    mask  = 255 where alpha >= 128, else 0
 
 in integers. Ties cannot occur, since 255 is odd.
 """
@@ -32,7 +33,7 @@ class Cutout:
     @property
     def shape(self) -> tuple[int, int]:
         """Height and width in pixels."""
-        return self.mask.shape  # type: ignore[return-value]
+        return self.mask.shape
 
 
 def blend(background: np.ndarray, cutout: Cutout) -> np.ndarray:

@@ -132,10 +132,7 @@ def write_sources(
     shapes = _write_all(
         foreground_paths,
         lambda p: normalise_foreground(p, fg_height, size, scales),
-        [
-            _create(group, f"foreground_{size * k}", (len(foreground_paths), fg_height * k, size * k, 4))
-            for k in scales
-        ],
+        [_create(group, f"foreground_{size * k}", (len(foreground_paths), fg_height * k, size * k, 4)) for k in scales],
         problems,
         workers,
     )
@@ -167,7 +164,8 @@ def _write_all(
     workers: int,
 ) -> list[tuple[int, int]]:
     """Normalise pictures in threads, a few in memory at a time, and write each at its number; return their shapes."""
-    shapes, seen = [], {}
+    shapes: list[tuple[int, int]] = []
+    seen: dict[bytes, Path] = {}
     chunk = max(array.chunks[0] for array in arrays)
     held = [np.zeros((chunk, *array.shape[1:]), np.uint8) for array in arrays]
     for number, (path, result) in enumerate(zip(paths, _ahead(normalise, paths, workers), strict=True)):
@@ -201,5 +199,3 @@ def _ahead(
     with ThreadPoolExecutor(workers) as pool:
         for start in range(0, len(paths), 4 * workers):
             yield from pool.map(attempt, paths[start : start + 4 * workers])
-
-

@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import cast
 
 import cv2
 import numpy as np
@@ -22,6 +23,7 @@ from torch import Tensor
 
 from dsgen.errors import DsgenError
 from dsgen.networks import MAX_DEPTH_M, DenseDepth, to_metres
+from dsgen.weights import METADATA
 
 FOCAL = 0.85  # focal length over picture width of a typical frame (61 degrees): what pasted people are scaled by
 STANDING_M = 1.7
@@ -98,7 +100,7 @@ def augment(
     Zoom: a crop enlarged looks like the same camera standing nearer, so depth shrinks with it.
     """
     side = rgb.shape[0]
-    crop = int(round(side * rng.uniform(0.72, 1.0)))
+    crop = round(side * rng.uniform(0.72, 1.0))
     top, left = rng.integers(0, side - crop + 1, 2)
     rgb, depth_m = rgb[top : top + crop, left : left + crop], depth_m[top : top + crop, left : left + crop]
     if rng.random() < 0.3:
@@ -106,7 +108,9 @@ def augment(
         grow = 1 / (math.cos(math.radians(angle)) - math.sin(math.radians(abs(angle))))
         turn = cv2.getRotationMatrix2D((crop / 2, crop / 2), angle, max(1.0, abs(grow)))
         rgb = cv2.warpAffine(rgb, turn, (crop, crop), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101)
-        depth_m = cv2.warpAffine(depth_m, turn, (crop, crop), flags=cv2.INTER_NEAREST, borderMode=cv2.BORDER_REFLECT_101)
+        depth_m = cv2.warpAffine(
+            depth_m, turn, (crop, crop), flags=cv2.INTER_NEAREST, borderMode=cv2.BORDER_REFLECT_101
+        )
     shrink = cv2.INTER_AREA if size < crop else cv2.INTER_LINEAR
     rgb = cv2.resize(rgb, (size, size), interpolation=shrink)
     depth_m = cv2.resize(depth_m, (size, size), interpolation=cv2.INTER_NEAREST) * (crop / side)
@@ -249,23 +253,28 @@ def train_depth(
     init: Path | None = None,
     encoder: str = "mobilenetv4_conv_small",
     width: int = 256,
-    sizes: tuple[int, ...] = (160, 224, 288),
-    epochs: tuple[int, ...] = (20, 12, 3),
+    sizes: tuple[int, ...] = (128, 192, 256),
+    epochs: tuple[int, ...] = (16, 8, 4),
     batch_size: int = 16,
     learning_rate: float = 2e-3,
     seed: int = 0,
 ) -> dict[str, float]:
     """Train from random weights and write the moving average of the weights as safetensors after every epoch.
 
-    `epochs[k]` epochs run at `sizes[k]`; the learning rate warms up and then falls along one cosine.
+    `epochs[k]` epochs run at `sizes[k]` pixels; the learning rate warms up and then falls along one cosine. `init`
+    is a weights file of the same network to start from. Returns the scores on the held-out rooms, see `score`.
     """
     from safetensors.torch import load_file, save_file
 
+    if len(sizes) != len(epochs):
+        raise DsgenError(f"--epochs: got {len(epochs)} numbers, expected {len(sizes)}, one for each of --sizes")
     torch.manual_seed(seed)
     frames = Frames(folder)
     people = read_people(people_folder) if people_folder else []
     training, held_out = frames.split()
-    network = DenseDepth(encoder, width, norm=True, output="log").to(memory_format=torch.channels_last)
+    network = DenseDepth(encoder, width, norm=True, output="log", input_size=sizes[-1]).to(
+        memory_format=torch.channels_last
+    )
     if init:
         network.load_state_dict(load_file(init))
     average = torch.optim.swa_utils.AveragedModel(
@@ -281,7 +290,9 @@ def train_depth(
         optimizer, learning_rate, total_steps=steps + 1, pct_start=0.06, div_factor=20, final_div_factor=50
     )
     print(f"{len(training)} frames to train on, {len(held_out)} of held-out rooms, {steps} steps", flush=True)
-    epoch, started, result = 0, time.monotonic(), {}
+    averaged = cast(DenseDepth, average.module)
+    epoch, started = 0, time.monotonic()
+    result: dict[str, float] = {}
     for size, count in zip(sizes, epochs, strict=True):
         for _ in range(count):
             network.train()
@@ -297,16 +308,16 @@ def train_depth(
                 average.update_parameters(network)
                 losses.append(loss.item())
             epoch += 1
-            result = score(average.module, frames, held_out, frames.rgb.shape[1]) if epoch % 3 == 0 else result
+            result = score(averaged, frames, held_out, frames.rgb.shape[1]) if epoch % 3 == 0 else result
             print(
                 f"epoch {epoch} size {size} loss {np.mean(losses):.4f} minutes {(time.monotonic() - started) / 60:.1f} "
                 + " ".join(f"{name} {value:.4f}" for name, value in result.items()),
                 flush=True,
             )
             partial = out.with_name(out.name + ".partial")
-            state = {name: value.contiguous() for name, value in average.module.state_dict().items()}
-            save_file(state, partial, {"dsgen_network": json.dumps(average.module.config)})
+            state = {name: value.contiguous() for name, value in averaged.state_dict().items()}
+            save_file(state, partial, {METADATA: json.dumps(averaged.config)})
             partial.replace(out)
-    result = score(average.module, frames, held_out, frames.rgb.shape[1])
+    result = score(averaged, frames, held_out, frames.rgb.shape[1])
     print("held-out rooms: " + " ".join(f"{name} {value:.4f}" for name, value in result.items()), flush=True)
     return result

@@ -60,7 +60,9 @@ def load_depth_model(path: Path | None = None, encoder: str | None = None) -> De
     try:
         network = DenseDepth(**config)
     except TypeError as error:
-        raise DsgenError(f"--weights: {path}: unknown network settings {config}; use the dsgen it was made with") from error
+        raise DsgenError(
+            f"--weights: {path}: unknown network settings {config}; use the dsgen it was made with"
+        ) from error
     wanted = network.state_dict()
     strange = sorted(wanted.keys() ^ state.keys()) or sorted(n for n in wanted if wanted[n].shape != state[n].shape)
     if strange:

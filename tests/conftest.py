@@ -1,5 +1,6 @@
 """Small pictures and small corpora that every test may read; none may be written to."""
 
+import os
 import shutil
 from pathlib import Path
 
@@ -9,6 +10,9 @@ import zarr
 from PIL import Image
 
 from dsgen.composite import Parameters, composite
+
+# tiny networks gain nothing from threads, and lose much where cores are shared; before torch is first imported
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 SMALL = Parameters(positions=4, size=48, label_size=96, fg_height=20, validation_share=0.34, test_share=0)
 

@@ -131,7 +131,8 @@ def test_killed_at_any_moment_and_run_again_ends_with_the_same_bytes(tmp_path: P
         "from dsgen import composite as c; write = c._write;"
         "c._write = lambda *a: (__import__('time').sleep(0.003), write(*a));"
         "print('ready', flush=True);"
-        "c.composite(Path(sys.argv[2]), Path(sys.argv[3]) / 'backgrounds', Path(sys.argv[3]) / 'foregrounds', SMALL, jobs=1)"
+        "folders = [Path(sys.argv[3]) / kind for kind in ('backgrounds', 'foregrounds')];"
+        "c.composite(Path(sys.argv[2]), *folders, SMALL, jobs=1)"
     )
     for moment in (0.0, 0.03, 0.1, 0.2, 0.3, 0.4):
         process = subprocess.Popen(
@@ -286,7 +287,7 @@ def test_a_second_run_in_the_same_folder_is_refused(tmp_path: Path, pictures: Pa
 def test_a_disk_too_small_is_said_before_work_starts(tmp_path: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch):
     """The need is estimated from a few rows."""
     usage = type("Usage", (), {"free": 1000})
-    monkeypatch.setattr("dsgen.composite.shutil.disk_usage", lambda path: usage)
+    monkeypatch.setattr("dsgen.composite.shutil.disk_usage", lambda _: usage)
     with pytest.raises(DsgenError, match="72 pictures with masks need about"):
         make_corpus(tmp_path / "c", pictures)
     assert not (tmp_path / "c" / "bg_fg").exists()
@@ -294,7 +295,7 @@ def test_a_disk_too_small_is_said_before_work_starts(tmp_path: Path, pictures: P
 
 def test_an_unfinished_corpus_is_refused_by_what_comes_after(tmp_path: Path):
     """Opening names the missing manifest and the command."""
-    with pytest.raises(DsgenError, match="no corpus .no corpus.json.; run dsgen composite"):
+    with pytest.raises(DsgenError, match="no corpus; run dsgen composite"):
         Corpus(tmp_path)
     os.makedirs(tmp_path / "sources.zarr")
     with pytest.raises(DsgenError, match="an unfinished corpus"):

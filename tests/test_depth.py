@@ -113,7 +113,9 @@ def test_killed_and_run_again_ends_with_the_same_labels(tmp_path: Path, corpus: 
         "depth.label_corpus(Path(sys.argv[1]), weights=Path(sys.argv[2]), device='cpu', batch_size=10)"
     )
     process = subprocess.Popen(
-        [sys.executable, "-c", code, str(tmp_path / "c"), str(weights)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+        [sys.executable, "-c", code, str(tmp_path / "c"), str(weights)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
     )
     assert process.stdout is not None
     for _ in range(5):

@@ -16,8 +16,19 @@ from dsgen.render import Cutout, render
 
 @pytest.mark.parametrize(
     ("mode", "ending"),
-    [("RGB", "png"), ("RGB", "jpg"), ("RGB", "webp"), ("RGB", "tiff"), ("RGB", "bmp"), ("L", "png"), ("P", "png")]
-    + [("CMYK", "jpg"), ("RGBA", "png"), ("LA", "png"), ("1", "png")],
+    [
+        ("RGB", "png"),
+        ("RGB", "jpg"),
+        ("RGB", "webp"),
+        ("RGB", "tiff"),
+        ("RGB", "bmp"),
+        ("L", "png"),
+        ("P", "png"),
+        ("CMYK", "jpg"),
+        ("RGBA", "png"),
+        ("LA", "png"),
+        ("1", "png"),
+    ],
 )
 def test_every_kind_of_picture_becomes_rgb(tmp_path: Path, mode: str, ending: str):
     """Shape, type, and, roughly, colour survive."""
@@ -92,7 +103,7 @@ def test_bad_files_are_refused_by_name(tmp_path: Path, make, message: str):
 def test_cutout_without_alpha_is_refused(tmp_path: Path):
     """An opaque picture is no foreground."""
     Image.fromarray(draw_background(0)).save(tmp_path / "p.png")
-    with pytest.raises(DsgenError, match="no alpha channel .mode RGB.; save it as an RGBA PNG"):
+    with pytest.raises(DsgenError, match="no alpha channel"):
         images.read_cutout(tmp_path / "p.png")
 
 
@@ -149,7 +160,7 @@ def test_resizing_a_cutout_lends_no_colour_from_what_is_transparent():
     rgba[10:30, 10:30] = 0, 0, 0, 255
     small = images.resize_cutout(rgba, 17, 17)
     assert small[small[..., 3] > 0][:, :3].max() == 0
-    assert 0 < (small[..., 3] % 255 > 0).sum()
+    assert (small[..., 3] % 255 > 0).sum() > 0
 
 
 def test_trim_and_centre_square():

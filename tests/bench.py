@@ -1,0 +1,197 @@
+"""The measurements of the README, on this machine: `make bench`, or with the names of the parts wanted.
+
+composite: against the ordinary script (Pillow, one picture at a time, same pictures, same number of processes).
+depth: labelling a corpus end to end against the bare network. store: bytes a sample against JPEG, packing, loading.
+Both sides of a ratio run alternating in one go; the ratio is that of their medians.
+"""
+
+import argparse
+import resource
+import shutil
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from dsgen import images, layout
+from dsgen.composite import Parameters, composite, draw_background
+from dsgen.corpus import Corpus
+from dsgen.jobs import cores
+from dsgen.plan import make_plan
+
+
+def ordinary_script(corpus: str, out: str, background: int) -> int:
+    """What people write: open, resize, paste with the alpha as mask, save. Sources are opened once, not per picture."""
+    opened = Corpus(corpus)
+    plan = opened.plan[opened.plan["background"] == background]
+    size, height = opened.size, opened.manifest["parameters"]["fg_height"]
+    backgrounds, foregrounds = layout.asset("backgrounds"), layout.asset("foregrounds")
+    canvas = Image.open(backgrounds / opened.manifest["backgrounds"][background]["file"]).convert("RGB")
+    canvas = canvas.resize((size, size))
+    folder = Path(out) / layout.background_name(background)
+    for part in ("images", "masks"):
+        (folder / part).mkdir(parents=True, exist_ok=True)
+    current, person = None, None
+    for row in plan:
+        pair = int(row["foreground"]), bool(row["flip"])
+        if pair != current:
+            current = pair
+            person = Image.open(foregrounds / opened.manifest["foregrounds"][pair[0]]["file"])
+            person = person.resize((round(person.width * height / person.height), height))
+            if pair[1]:
+                person = ImageOps.mirror(person)
+            solid = person.getchannel("A").point(lambda a: 255 if a >= 128 else 0)
+        at = int(row["left"]), int(row["top"])
+        picture = canvas.copy()
+        picture.paste(person, at, person)
+        mask = Image.new("L", (size, size))
+        mask.paste(solid, at)
+        name = layout.composite_name(background, *pair, int(row["position"]))
+        picture.save(folder / "images" / f"{name}.jpg", quality=95)
+        mask.save(folder / "masks" / f"{name}.png")
+    return len(plan)
+
+
+def timed(work: Callable[..., int], calls: list[tuple], processes: int) -> float:
+    """Rows a second of `work` over the calls, in warm processes."""
+    with ProcessPoolExecutor(processes) as pool:
+        list(pool.map(_warm, range(processes)))
+        started = time.perf_counter()
+        rows = sum(pool.map(work, *zip(*calls, strict=True)))
+        return rows / (time.perf_counter() - started)
+
+
+def _warm(_: int) -> None:
+    time.sleep(0.2)
+
+
+def worker_memory(path: str, background: int) -> float:
+    """Peak resident MB of a process that draws a background."""
+    draw_background(path, background)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def bench_composite(folder: Path, backgrounds: int, processes: int, rounds: int) -> None:
+    """Picture files against the ordinary script, `render`, the plan, a worker's memory."""
+    corpus = folder / "corpus"
+    composite(corpus, parameters=Parameters(), max_backgrounds=backgrounds, pictures=False)
+    ours, theirs = [], []
+    for number in range(rounds):
+        # nothing is removed before the end: for minutes after, ext4 steps over every inode freed when it makes a file
+        calls = [(str(corpus), str(folder / f"ordinary{number}"), b) for b in range(backgrounds)]
+        theirs.append(timed(ordinary_script, calls, processes))
+        ours.append(timed(draw_background, [(c[0], c[2]) for c in calls], processes))
+        for part in layout.PICTURE_PARTS:
+            (corpus / part).rename(folder / f"{part}{number}")
+    a, b = statistics.median(ours), statistics.median(theirs)
+    report("composite, with picture files", f"{a:,.0f} rows/s with {processes} processes")
+    report("the ordinary Pillow script", f"{b:,.0f} rows/s with {processes} processes")
+    report("ratio", f"{a / b:.2f}, rounds {', '.join(f'{x / y:.2f}' for x, y in zip(ours, theirs, strict=True))}")
+
+    opened = Corpus(corpus)
+    blocks = [opened.plan[i : i + 20] for i in range(0, len(opened), 20)]
+    opened.render(opened.plan[:: opened.positions][:400])  # reads the sources
+    started = time.perf_counter()
+    for block in blocks:
+        opened.render(block)
+    report("render, image and mask", f"{len(opened) / (time.perf_counter() - started):,.0f} rows/s a core")
+
+    names = [f"b{i}" for i in range(100)], [f"f{i}" for i in range(100)]
+    started = time.perf_counter()
+    plan = make_plan(*names, np.full((100, 2), (110, 50)))
+    report(f"plan of {len(plan):,} rows", f"{time.perf_counter() - started:.2f} s")
+    with ProcessPoolExecutor(1) as pool:
+        report("peak memory of a worker", f"{pool.submit(worker_memory, str(corpus), 0).result():,.0f} MB")
+
+
+def bench_depth(folder: Path, rounds: int) -> None:
+    """Labelling a corpus end to end against the bare network on one repeated batch."""
+    import torch
+
+    from dsgen.depth import Labeller, default_batch_size, label_corpus
+    from dsgen.devices import pick_device
+    from dsgen.weights import load_depth_model
+
+    corpus = folder / "depth"
+    parameters = Parameters(positions=5)
+    composite(corpus, parameters=parameters, max_backgrounds=4, max_foregrounds=40, pictures=False)
+    device = pick_device("auto")
+    labeller = Labeller(load_depth_model(), device)
+    opened = Corpus(corpus)
+    size = default_batch_size(device)
+    image = labeller.prepare(opened.render(opened.plan[:size], opened.label_size)[0])
+    labeller(image, (224, 224))
+    bare, whole = [], []
+    for _ in range(rounds):
+        batch = torch.from_numpy(image).to(device).permute(0, 3, 1, 2).float().div_(255)
+        with torch.inference_mode():
+            started, steps = time.perf_counter(), 25
+            for _ in range(steps):
+                labeller.network(batch)
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            bare.append(steps * size / (time.perf_counter() - started))
+        shutil.rmtree(corpus / layout.DEPTH, ignore_errors=True)
+        whole.append(label_corpus(corpus)["pictures_per_second"])
+    a, b = statistics.median(whole), statistics.median(bare)
+    report("depth, end to end", f"{a:,.1f} pictures/s on {device}, fed at {image.shape[1]} pixels")
+    report("the bare network, one batch", f"{b:,.1f} pictures/s")
+    report("ratio", f"{a / b:.2f}, rounds {', '.join(f'{x / y:.2f}' for x, y in zip(whole, bare, strict=True))}")
+
+
+def bench_store(folder: Path, processes: int) -> None:
+    """Bytes a sample against JPEG, packing rate, and the loader's rate."""
+    from dsgen.loader import Loader
+    from dsgen.pack import pack
+
+    corpus = folder / "store"
+    composite(corpus, parameters=Parameters(), max_backgrounds=10, max_foregrounds=25, pictures=False)
+    started = time.perf_counter()
+    made = pack(corpus, folder / "shards", shards=6, jobs=processes)
+    seconds = time.perf_counter() - started
+    opened = Corpus(corpus)
+    some = opened.plan[:: max(1, len(opened) // 500)]
+    jpeg = statistics.mean(len(images.encode_jpeg(picture)) for picture in opened.render(some)[0])
+    report("store, image bytes a sample", f"{made['image_bytes_per_row']:,} (lossless)")
+    report("the same as quality-95 JPEG", f"{jpeg:,.0f}")
+    report("ratio", f"{made['image_bytes_per_row'] / jpeg:.2f}")
+    report("pack", f"{made['rows'] / seconds:,.0f} rows/s with {processes} processes")
+    for workers in (0, 2):
+        loader = Loader(folder / "shards", split=None, batch_size=32, workers=workers)
+        for label in ("first pass", "second pass"):
+            started = time.perf_counter()
+            rows = sum(len(batch["row"]) for batch in loader)
+            rate = rows / (time.perf_counter() - started)
+            report(f"loader, {workers} workers, {label}", f"{rate:,.0f} samples/s in shuffled batches of 32")
+
+
+def report(what: str, value: str) -> None:
+    """Print a line of the result."""
+    print(f"{what:<34}{value}", flush=True)
+
+
+def main() -> None:
+    """Run the parts asked for in a temporary folder here."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("parts", nargs="*", default=["composite", "depth", "store"])
+    parser.add_argument("--backgrounds", type=int, default=4, help="how many, for composite")
+    parser.add_argument("--processes", type=int, default=cores())
+    parser.add_argument("--rounds", type=int, default=3)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir=".") as temporary:
+        folder = Path(temporary)
+        if "composite" in arguments.parts:
+            bench_composite(folder, arguments.backgrounds, arguments.processes, arguments.rounds)
+        if "depth" in arguments.parts:
+            bench_depth(folder, arguments.rounds)
+        if "store" in arguments.parts:
+            bench_store(folder, arguments.processes)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,185 @@
+"""Store: the schema, and that nothing missing or damaged is ever read as zeros."""
+
+import json
+import pickle
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import xarray
+import zarr
+
+from dsgen.corpus import Corpus
+from dsgen.errors import DsgenError
+from dsgen.pack import pack
+from dsgen.store import Shard, Store, block_rows, chunk_rows, hash_shard
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory, labelled_corpus: Path) -> Path:
+    """A store of two shards with depth; not to be written to."""
+    out = tmp_path_factory.mktemp("store") / "shards"
+    pack(labelled_corpus, out, shards=2, jobs=1)
+    return out
+
+
+@pytest.fixture
+def copy(tmp_path: Path, shards: Path) -> Path:
+    """A copy to damage."""
+    return Path(shutil.copytree(shards, tmp_path / "shards"))
+
+
+@pytest.mark.parametrize("size", [16, 224, 1024, 8192])
+@pytest.mark.parametrize("positions", [1, 3, 4, 19, 20, 21, 30, 47, 1000, 65535])
+def test_chunks_are_bounded(positions: int, size: int) -> None:
+    """A chunk has 10 to 30 samples unless they are large; a block is whole chunks."""
+    chunk = chunk_rows(positions, size)
+    assert 10 <= chunk <= 30 or (chunk == max(1, 2**24 // (size * size * 3)) and chunk < 30)
+    block = block_rows(chunk, size)
+    assert block % chunk == 0
+    assert block == chunk or block * size * size * 3 <= 2**25
+
+
+def test_natural_runs_are_kept() -> None:
+    """A chunk is one run of a pair at 20 positions, and whole runs below."""
+    assert [chunk_rows(p, 224) for p in (20, 4, 3, 7)] == [20, 20, 18, 14]
+
+
+def test_xarray_reads_metres(shards: Path, labelled_corpus: Path) -> None:
+    """xarray gives named dimensions and depth in metres, plain zarr the raw millimetres, neither with a warning."""
+    path = sorted(shards.glob("*.zarr"))[1]
+    dataset = xarray.open_zarr(path)
+    assert dataset.image.dims == ("sample", "y", "x", "channel")
+    assert dataset.mask.dims == dataset.depth.dims == ("sample", "y", "x")
+    assert dataset.background.dims == ("picture", "y", "x", "channel")
+    assert dataset.depth.attrs["units"] == "m"
+    labels = Corpus(labelled_corpus).depth
+    assert labels is not None
+    rows = dataset.row.values
+    expected = labels[:][rows]
+    np.testing.assert_allclose(dataset.depth.values, np.where(expected == 0, np.nan, expected / 1000), rtol=1e-6)
+    raw = zarr.open_group(path, mode="r")["depth"]
+    assert raw.dtype == np.uint16
+    np.testing.assert_array_equal(raw[:], expected)
+
+
+def test_invalid_depth_is_nan(copy: Path) -> None:
+    """A stored 0 is no depth: xarray says NaN."""
+    path = next(copy.glob("*.zarr"))
+    zarr.open_group(path, mode="r+")["depth"][3, 5, 7] = 0
+    depth = xarray.open_zarr(path).depth.values
+    assert np.argwhere(np.isnan(depth)).tolist() == [[3, 5, 7]]
+
+
+def test_read_crosses_shards(shards: Path, labelled_corpus: Path) -> None:
+    """Any range of rows, also over the end of a shard, is what the corpus draws."""
+    store, corpus = Store(shards), Corpus(labelled_corpus)
+    edge = int(store.first_rows[1])
+    for first, last in ((0, store.rows), (edge - 3, edge + 5), (edge, edge + 1), (store.rows - 1, store.rows)):
+        got = store.read(first, last)
+        image, mask = corpus.render(corpus.plan[first:last])
+        np.testing.assert_array_equal(got["image"], image)
+        np.testing.assert_array_equal(got["mask"], mask)
+        np.testing.assert_array_equal(got["depth"], corpus.depth[first:last])
+        np.testing.assert_array_equal(got["row"], np.arange(first, last))
+        expected = [corpus.background(b) for b in corpus.plan["background"][first:last].tolist()]
+        np.testing.assert_array_equal(got["background"], np.stack(expected))
+    np.testing.assert_array_equal(store.plan, corpus.plan)
+    with pytest.raises(DsgenError, match=f"rows 5 to 5, expected a range within 0 to {store.rows}"):
+        store.read(5, 5)
+
+
+def test_reading_is_what_zarr_reads(shards: Path) -> None:
+    """Every range over a shard's chunks, as plain zarr gives it."""
+    for path in shards.glob("*.zarr"):
+        shard, group = Shard(path), zarr.open_group(path, mode="r")
+        for part in ("image", "mask", "depth"):
+            expected = group[part][:]
+            for first, last in ((0, shard.rows), (0, 20), (19, 21), (3, 4), (25, shard.rows)):
+                np.testing.assert_array_equal(shard.read(part, first, last), expected[first:last])
+
+
+def test_store_can_be_pickled(shards: Path) -> None:
+    """A store crosses to another process."""
+    store = pickle.loads(pickle.dumps(Store(shards)))
+    np.testing.assert_array_equal(store.read(2, 3)["image"], Store(shards).read(2, 3)["image"])
+
+
+def test_all_zero_mask_is_written(tmp_path: Path, shards: Path) -> None:
+    """A chunk of zeros is a chunk like any other, not one left out."""
+    from dsgen.store import write_block
+
+    path = Path(shutil.copytree(next(shards.glob("*.zarr")), tmp_path / "shard.zarr"))
+    group = zarr.open_group(path, mode="r")
+    write_block(path, 0, {"mask": np.zeros(group["mask"].shape, np.uint8)})
+    assert (path / "mask/c/0/0/0").stat().st_size > 100
+    assert not zarr.open_group(path, mode="r")["mask"][:].any()
+
+
+def test_unfinished_store_is_refused(copy: Path, tmp_path: Path) -> None:
+    """Without an index there is no store."""
+    (copy / "index.json").unlink()
+    with pytest.raises(DsgenError, match="an unfinished store"):
+        Store(copy)
+    with pytest.raises(DsgenError, match="no store"):
+        Store(tmp_path / "nowhere")
+
+
+def test_other_format_is_refused(copy: Path) -> None:
+    """A store of another dsgen says so."""
+    index = json.loads((copy / "index.json").read_text())
+    (copy / "index.json").write_text(json.dumps(index | {"format": 99}))
+    with pytest.raises(DsgenError, match="format 99, expected 1"):
+        Store(copy)
+
+
+def test_lost_shard_is_named(copy: Path) -> None:
+    """A shard that the index lists and that is gone."""
+    shutil.rmtree(copy / "shard-00001-of-00002.zarr")
+    with pytest.raises(DsgenError, match=r"shard-00001-of-00002\.zarr: missing"):
+        Store(copy)
+
+
+@pytest.mark.parametrize(
+    "name", ["image/c/0/0/0/0", "mask/c/0/0/0", "depth/c/0/0/0", "background/c/0/0/0/0", "split/c/0"]
+)
+def test_missing_chunk_is_refused(copy: Path, name: str) -> None:
+    """Each kind of file, when gone, is an error on opening, and on reading when it goes later."""
+    path = copy / "shard-00000-of-00002.zarr"
+    before = Store(copy)
+    (path / name).unlink()
+    with pytest.raises(DsgenError, match=f"1 files missing, the first {name}"):
+        Store(copy)
+    if not name.startswith("split"):
+        with pytest.raises(DsgenError, match=f"cannot read {name.split('/')[0]}"):
+            before.read(0, 2)
+
+
+@pytest.mark.parametrize("part", ["image", "mask", "depth", "background"])
+@pytest.mark.parametrize("damage", ["flip", "cut"])
+def test_damaged_chunk_is_refused(copy: Path, part: str, damage: str) -> None:
+    """A flipped bit in coded pixels, or a file cut short, is an error and never a picture."""
+    path = min(p for p in (copy / "shard-00000-of-00002.zarr" / part / "c").rglob("*") if p.is_file())
+    content = bytearray(path.read_bytes())
+    if damage == "flip":
+        content[len(content) // 4] ^= 16
+    else:
+        del content[len(content) // 2 :]
+    path.write_bytes(content)
+    with pytest.raises(DsgenError, match=f"cannot read {part}"):
+        Store(copy).read(0, 20)
+
+
+def test_hash_sees_names_and_bytes(copy: Path) -> None:
+    """The hash of a shard is the index's, and changes with any byte or name."""
+    path = copy / "shard-00000-of-00002.zarr"
+    was = hash_shard(path)
+    assert was == Store(copy).index["shards"][0]["sha256"]
+    (path / "row").rename(path / "rows")
+    assert hash_shard(path) != was
+    (path / "rows").rename(path / "row")
+    content = bytearray((path / "row/c/0").read_bytes())
+    content[5] ^= 1
+    (path / "row/c/0").write_bytes(content)
+    assert hash_shard(path) != was

@@ -1,0 +1,125 @@
+"""Training a depth network on RGB-D frames."""
+
+import csv
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from conftest import draw_background, draw_cutout
+
+from dsgen.errors import DsgenError
+from dsgen.train_depth import Frames, augment, depth_loss, paste_person, score, train_depth
+from dsgen.weights import load_depth_model
+
+
+@pytest.fixture(scope="module")
+def frames(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Forty frames of twenty rooms, 64 pixels: brighter means farther, 1 to 5 m."""
+    folder = tmp_path_factory.mktemp("frames")
+    (folder / "rgb").mkdir()
+    (folder / "depth").mkdir()
+    with (folder / "frames.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["name", "room"])
+        for n in range(40):
+            grey = np.full((64, 64), 0, np.float32) + np.linspace(0, 200, 64)[None] * (0.5 + (n % 7) / 14) + 20
+            rgb = np.repeat(grey[..., None], 3, axis=2).astype(np.uint8)
+            cv2.imwrite(str(folder / "rgb" / f"f{n}.png"), rgb)
+            cv2.imwrite(str(folder / "depth" / f"f{n}.png"), (1000 + grey * 18).astype(np.uint16))
+            writer.writerow([f"f{n}", n // 2])
+    return folder
+
+
+def test_rooms_are_held_out_whole(frames: Path):
+    """No room is on both sides, both sides have some, and the sides do not depend on order."""
+    opened = Frames(frames)
+    training, held_out = opened.split(0.3)
+    assert not set(opened.room[training]) & set(opened.room[held_out])
+    assert len(training)
+    assert len(held_out)
+    assert len(training) + len(held_out) == 40
+
+
+def test_training_writes_weights_that_label(frames: Path, tmp_path: Path):
+    """A short run ends with a file `dsgen depth` takes, and running it again gives the same numbers."""
+    options = {"encoder": "mobilenetv4_conv_small_050", "width": 32, "sizes": (64,), "epochs": (2,), "batch_size": 4}
+    first = train_depth(frames, tmp_path / "a.safetensors", **options)
+    again = train_depth(frames, tmp_path / "b.safetensors", **options)
+    assert first == again
+    assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
+    model = load_depth_model(tmp_path / "a.safetensors")
+    assert model.network.config["input_size"] == 64
+    assert model.network.config["output"] == "log"
+    opened = Frames(frames)
+    assert score(model.network, opened, opened.split()[1], 64) == pytest.approx(first)
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def test_the_loss_falls_on_one_batch():
+    """Thirty steps on four pictures more than halve the loss; a perfect answer costs nothing."""
+    torch.manual_seed(0)
+    from dsgen.networks import DenseDepth
+
+    network = DenseDepth("mobilenetv4_conv_small_050", 32, norm=True, output="log")
+    image = torch.rand(4, 3, 64, 64)
+    depth_m = (1 + 4 * image[:, :1].mean(dim=2, keepdim=True)).expand(4, 1, 64, 64).contiguous()
+    optimizer = torch.optim.AdamW(network.parameters(), lr=3e-3)
+    losses = []
+    for _ in range(30):
+        loss = depth_loss(network(image), depth_m)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0] / 2
+    perfect = torch.nn.functional.avg_pool2d(depth_m, 2).log()
+    assert depth_loss(perfect, depth_m).item() == pytest.approx(0, abs=1e-6)
+
+
+def test_the_loss_does_not_see_invalid_depth():
+    """Where the truth is 0 any answer costs the same."""
+    depth_m = torch.full((1, 1, 32, 32), 3.0)
+    depth_m[..., :16] = 0
+    raw = torch.full((1, 1, 16, 16), 3.0).log()
+    wild = raw.clone()
+    wild[..., :8] = 50
+    assert depth_loss(raw, depth_m).item() == pytest.approx(depth_loss(wild, depth_m).item())
+
+
+def test_augmentation_keeps_picture_and_depth_together():
+    """Shapes, types, validity; a seed decides; a crop brings everything nearer."""
+    rgb = draw_background(0, 64, 64)
+    depth_m = np.full((64, 64), 4.0, np.float32)
+    for seed in range(20):
+        picture, depth = augment(rgb, depth_m, 48, [(draw_cutout(0), 1.7)], np.random.default_rng(seed))
+        again = augment(rgb, depth_m, 48, [(draw_cutout(0), 1.7)], np.random.default_rng(seed))
+        assert (picture == again[0]).all()
+        assert (depth == again[1]).all()
+        assert picture.shape == (48, 48, 3)
+        assert picture.dtype == np.uint8
+        assert depth.shape == (48, 48)
+        assert 0.4 <= depth.min() <= depth.max() <= 4.0
+
+
+def test_a_pasted_person_is_nearer_than_what_it_covers():
+    """And what it does not cover stays."""
+    rgb, depth_m = draw_background(0, 96, 96), np.full((96, 96), 2.0, np.float32)
+    before = rgb.copy()
+    paste_person(rgb, depth_m, draw_cutout(0), 1.7, np.random.default_rng(0))
+    changed = (rgb != before).any(axis=2)
+    assert changed.any()
+    assert depth_m.min() <= 0.95 * 2.0
+    assert (depth_m[~changed] == 2.0).mean() > 0.99
+
+
+def test_folders_that_will_not_do_are_refused(tmp_path: Path, frames: Path):
+    """No listing, or a frame without its picture."""
+    with pytest.raises(DsgenError, match="no such file, expected columns name and room"):
+        Frames(tmp_path)
+    (tmp_path / "frames.csv").write_text("name,room\nghost,1\n")
+    with pytest.raises(DsgenError, match="of that name, listed in"):
+        Frames(tmp_path)
+    with pytest.raises(DsgenError, match="--epochs: got 1 numbers, expected 2"):
+        train_depth(frames, tmp_path / "w.safetensors", sizes=(64, 96), epochs=(1,))
