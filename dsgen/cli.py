@@ -145,25 +145,64 @@ def pack(
     """Pack a corpus into self-contained Zarr shards."""
     from dsgen.pack import pack as run
 
-    typer.echo(_line(run(corpus, out, shards=shards, jobs=_jobs(jobs))))
+    result = run(corpus, out, shards=shards, jobs=jobs)
+    typer.echo(
+        f"{result['store']}: {result['rows']:,} rows in {result['shards']} shards, "
+        f"{'with' if result['depth'] else 'without'} depth, {result['bytes'] / 1e6:,.1f} MB "
+        f"({result['image_bytes_per_row']:,} image bytes a row); {result['packed']:,} packed now, "
+        f"{result['already_there']:,} were there"
+    )
 
 
 @app.command()
 def train(
     store: Annotated[Path, typer.Argument(help="The packed corpus.")] = Path("shards"),
     run: Annotated[Path, typer.Option(help="The folder for checkpoints, curves and predictions.")] = Path("run"),
-    epochs: Annotated[int, typer.Option(help="Passes over the training rows.")] = 10,
-    batch_size: Annotated[int, typer.Option(help="Samples per step.")] = 32,
+    epochs: Annotated[int, typer.Option(help="How many epochs; a checkpoint is written after each.")] = 10,
+    epoch_samples: Annotated[
+        int, typer.Option(help="Most samples an epoch trains on, drawn anew each time; 0 for all.")
+    ] = 20_000,
+    validation_samples: Annotated[
+        int, typer.Option(help="Most samples to score on, the same each time; 0: all.")
+    ] = 1000,
+    batch_size: Annotated[int, typer.Option(help="Samples a step.")] = 8,
     sizes: Annotated[str, typer.Option(help="Picture sizes to grow through, in pixels.")] = "96,192",
+    learning_rate: Annotated[float, typer.Option(help="Adam's first; halved on plateaus.")] = 5e-3,
+    dropout: Annotated[float, typer.Option(help="Share of channels dropped in every block.")] = 0.0,
     device: Device = "auto",
-    seed: Annotated[int, typer.Option(help="Decides first weights and order.")] = 0,
+    workers: Annotated[int, typer.Option(help="Threads that read ahead.")] = 2,
+    seed: Annotated[int, typer.Option(help="Decides first weights, order and jitter.")] = 0,
 ) -> None:
     """Train the two-headed U-Net on a store."""
+    from dsgen.train import is_blank
     from dsgen.train import train as work
 
-    typer.echo(
-        _line(work(store, run, epochs=epochs, batch_size=batch_size, sizes=_sizes(sizes), device=device, seed=seed))
+    best = work(
+        store,
+        run,
+        epochs=epochs,
+        batch_size=batch_size,
+        sizes=_numbers(sizes),
+        device=device,
+        seed=seed,
+        learning_rate=learning_rate,
+        workers=workers,
+        dropout=dropout,
+        epoch_samples=epoch_samples or None,
+        validation_samples=validation_samples or None,
     )
+    depth = (
+        f"; depth AbsRel {best['abs_rel']:.3f}, RMSE {best['rmse_m']:.2f} m, delta1 {best['delta1']:.3f}, "
+        f"SSIM {best['ssim']:.3f}"
+        if "abs_rel" in best
+        else ""
+    )
+    typer.echo(
+        f"{run}: best epoch {best['epoch']:.0f}, unseen backgrounds and foregrounds at {best['size']:.0f} px: mask IoU "
+        f"{best['iou']:.3f} (all-zero {best['zero_iou']:.3f}), Dice {best['dice']:.3f}, BCE {best['bce']:.4f}{depth}"
+    )
+    if is_blank(best):
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -211,8 +250,8 @@ def train_depth(
         init,
         encoder=encoder,
         width=width,
-        sizes=_sizes(sizes),
-        epochs=_sizes(epochs),
+        sizes=_numbers(sizes),
+        epochs=_numbers(epochs),
         batch_size=batch_size,
         learning_rate=learning_rate,
         seed=seed,
@@ -220,13 +259,7 @@ def train_depth(
     typer.echo(f"{out}: " + _line(scores))
 
 
-def _jobs(jobs: int | None) -> int:
-    from dsgen.jobs import check_jobs
-
-    return check_jobs(jobs)
-
-
-def _sizes(text: str) -> tuple[int, ...]:
+def _numbers(text: str) -> tuple[int, ...]:
     try:
         return tuple(int(part) for part in text.split(","))
     except ValueError as error:
