@@ -2,7 +2,7 @@
 
 A run is a folder. After every epoch it holds, each written atomically,
 
-    checkpoints/epoch-003.pt   network, optimizer, scheduler, settings, store hash, history
+    checkpoints/epoch-003.pt   network and its average, optimizer, scheduler, settings, store hash, history
     checkpoints/best.pt        the epoch with the best validation mask IoU at the largest picture size so far
     checkpoints/last.pt        where the run goes on; written after all else
     metrics.csv                one line an epoch
@@ -18,16 +18,17 @@ import io
 import logging
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.optim.lr_scheduler import ReduceLROnPlateau
+from torch.optim.swa_utils import AveragedModel
 
 from dsgen import layout, metrics
 from dsgen.devices import pick_device
@@ -154,7 +155,7 @@ def _fit(
                 layout.write_bytes(checkpoints / "best.pt", checkpoint)
             write_metrics(run / "metrics.csv", trainer.history)
             draw_curves(run / "curves.png", trainer.history)
-            draw_predictions(run / "predictions.png", trainer.network, validation_batches, size, device)
+            draw_predictions(run / "predictions.png", trainer.averaged, validation_batches, size, device)
             layout.write_bytes(last, checkpoint)
             _alarm(trainer.history[-1])
     best = trainer.best()
@@ -223,6 +224,7 @@ class Trainer:
         self.settings, self.store_sha256, self.device = settings, store_sha256, device
         torch.manual_seed(settings["seed"])
         self.network = UNet(settings["width"], settings["dropout"]).to(device).to(memory_format=torch.channels_last)
+        self.average = AveragedModel(self.network, multi_avg_fn=_average, use_buffers=True)
         self.optimizer = torch.optim.Adam(self.network.parameters(), lr=settings["learning_rate"])
         self.scheduler = self._new_scheduler()
         half = torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float16
@@ -232,6 +234,11 @@ class Trainer:
 
     def _new_scheduler(self) -> ReduceLROnPlateau:
         return ReduceLROnPlateau(self.optimizer, factor=_SLOWER, patience=2, threshold=1e-3)
+
+    @property
+    def averaged(self) -> UNet:
+        """The moving average of weights and batch statistics: what is scored, shown and kept as result."""
+        return cast(UNet, self.average.module)
 
     @property
     def epoch(self) -> int:
@@ -265,7 +272,7 @@ class Trainer:
             recent = sum(loss for loss, _ in losses[-20:]) / len(losses[-20:])
             known = f" IoU {self.history[-1]['iou']:.3f}" if self.history else ""
             advance(len(batch["row"]), note=f"epoch {self.epoch + 1} at {size} loss {recent:.3f}{known}")
-        scores = evaluate(self.network, validation, size, self.device, self.settings["validation_samples"], self.half)
+        scores = evaluate(self.averaged, validation, size, self.device, self.settings["validation_samples"], self.half)
         self.scheduler.step(scores["validation_loss"])
         seen = sum(count for _, count in losses)
         self.history.append(
@@ -296,6 +303,7 @@ class Trainer:
         self.scaler.scale(loss).backward()
         self.scaler.step(self.optimizer)
         self.scaler.update()
+        self.average.update_parameters(self.network)
         return value
 
     def checkpoint(self) -> bytes:
@@ -307,7 +315,9 @@ class Trainer:
                 "settings": self.settings,
                 "store_sha256": self.store_sha256,
                 "config": self.network.config,
-                "network": self.network.state_dict(),
+                "network": self.averaged.state_dict(),
+                "average": self.average.n_averaged,
+                "training": self.network.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
                 "scheduler": self.scheduler.state_dict(),
                 "scaler": self.scaler.state_dict(),
@@ -329,7 +339,9 @@ class Trainer:
                     f"{_words(value)}; use the same, or another --run"
                 )
         try:
-            self.network.load_state_dict(saved["network"])
+            self.network.load_state_dict(saved["training"])
+            self.averaged.load_state_dict(saved["network"])
+            self.average.n_averaged.copy_(saved["average"])
             self.optimizer.load_state_dict(saved["optimizer"])
             self.scheduler.load_state_dict(saved["scheduler"])
             if saved["scaler"]:  # empty unless the run was in float16
@@ -337,6 +349,21 @@ class Trainer:
         except (RuntimeError, ValueError, KeyError, TypeError) as error:
             raise _damaged(path, error) from error
         self.history = saved["history"]
+
+
+@torch.no_grad()
+def _average(averages: Sequence[Tensor], values: Sequence[Tensor], updates: Tensor | int) -> None:
+    """Move averages towards values: all the way at first, in the end a hundredth a step.
+
+    Single steps of Adam on small batches can leave batch statistics and weights far apart for a moment, and an epoch
+    that ended then would score as if nothing were learnt; their average over about a hundred steps does not.
+    """
+    share = max(0.01, 9 / (float(updates) + 9))
+    for average, value in zip(averages, values, strict=True):
+        if average.is_floating_point():
+            average.lerp_(value, share)
+        else:
+            average.copy_(value)
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:

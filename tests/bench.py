@@ -179,11 +179,12 @@ def main() -> None:
     """Run the parts asked for in a temporary folder here."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("parts", nargs="*", default=["composite", "depth", "store"])
-    parser.add_argument("--backgrounds", type=int, default=4, help="how many, for composite")
+    parser.add_argument("--backgrounds", type=int, default=8, help="how many, for composite")
     parser.add_argument("--processes", type=int, default=cores())
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--folder", default=".", help="where to write; a folder in memory leaves the disk out")
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory(dir=".") as temporary:
+    with tempfile.TemporaryDirectory(dir=arguments.folder) as temporary:
         folder = Path(temporary)
         if "composite" in arguments.parts:
             bench_composite(folder, arguments.backgrounds, arguments.processes, arguments.rounds)

@@ -225,7 +225,7 @@ def test_damaged_and_foreign_checkpoints_are_refused(tmp_path, finished, content
     if content == "foreign":
         torch.save({"weights": torch.zeros(3)}, path)
     elif content == "empty":
-        torch.save({**read_checkpoint(finished / "checkpoints/last.pt"), "network": {}}, path)
+        torch.save({**read_checkpoint(finished / "checkpoints/last.pt"), "training": {}}, path)
     else:
         path.write_bytes(whole[: len(whole) // 2] if content == "half" else content)
     with pytest.raises(DsgenError, match=r"last\.pt: (damaged checkpoint|not a checkpoint)"):
