@@ -281,11 +281,12 @@ def draw_background(path: str, background: int) -> int:
         layout.write_folder(corpus.path / "bg_fg_mask" / folder) as mask_folder,
         layout.write_folder(corpus.path / "bg_fg" / folder) as image_folder,
     ):
+        images_at, masks_at = f"{image_folder}{os.sep}", f"{mask_folder}{os.sep}"
         for _, foreground, flip, position, top, left, _ in rows.tolist():
             name = layout.composite_name(background, foreground, flip, position)
             cutout = corpus.cutout(foreground, flip)
-            _write(f"{image_folder}/{name}.jpeg", jpeg.encode(cutout, top, left))
-            _write(f"{mask_folder}/{name}_mask.png", png.encode(cutout.mask, top, left))
+            _write(f"{images_at}{name}.jpeg", jpeg.encode(cutout, top, left))
+            _write(f"{masks_at}{name}_mask.png", png.encode(cutout.mask, top, left))
     return len(rows)
 
 

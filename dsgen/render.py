@@ -14,7 +14,10 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Cutout:
-    """A foreground ready to paste: `weighted` = colour * alpha and `through` = 255 - alpha, both (h,w,3) u2."""
+    """A foreground ready to paste: `weighted` = colour * alpha + 128 and `through` = 255 - alpha, both (h,w,3) u2.
+
+    The 128 is the first step of the division in `blend`, taken ahead.
+    """
 
     weighted: np.ndarray
     through: np.ndarray
@@ -25,7 +28,7 @@ class Cutout:
         """Prepare an (h,w,4) u1 picture with straight alpha."""
         alpha = rgba[..., 3:].astype(np.uint16)
         return cls(
-            weighted=rgba[..., :3] * alpha,
+            weighted=rgba[..., :3] * alpha + 128,
             through=np.repeat(255 - alpha, 3, axis=2),
             mask=np.where(rgba[..., 3] >= 128, 255, 0).astype(np.uint8),
         )
@@ -41,7 +44,6 @@ def blend(background: np.ndarray, cutout: Cutout) -> np.ndarray:
     mixed = background * cutout.through
     mixed += cutout.weighted
     # x / 255 rounded, exact for every x a blend can give (0..65025): (x + 128 + (x + 128) / 256) / 256
-    mixed += 128
     mixed += mixed >> 8
     mixed >>= 8
     return mixed.astype(np.uint8)

@@ -182,12 +182,15 @@ def main() -> None:
     parser.add_argument("--backgrounds", type=int, default=8, help="how many, for composite")
     parser.add_argument("--processes", type=int, default=cores())
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--folder", default=".", help="where to write; a folder in memory leaves the disk out")
+    parser.add_argument("--folder", default=".", help="where to write")
     arguments = parser.parse_args()
+    if "composite" in arguments.parts:
+        for place in dict.fromkeys(["/dev/shm", arguments.folder] if Path("/dev/shm").is_dir() else [arguments.folder]):
+            with tempfile.TemporaryDirectory(dir=place) as temporary:
+                print("picture files in memory" if place == "/dev/shm" else "picture files on disk")
+                bench_composite(Path(temporary), arguments.backgrounds, arguments.processes, arguments.rounds)
     with tempfile.TemporaryDirectory(dir=arguments.folder) as temporary:
         folder = Path(temporary)
-        if "composite" in arguments.parts:
-            bench_composite(folder, arguments.backgrounds, arguments.processes, arguments.rounds)
         if "depth" in arguments.parts:
             bench_depth(folder, arguments.rounds)
         if "store" in arguments.parts:
