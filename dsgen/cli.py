@@ -290,6 +290,12 @@ def main() -> None:
     except DsgenError as error:
         typer.echo(f"error: {error}", err=True)
         sys.exit(1)
+    except ImportError as error:
+        if "lib" not in str(error):
+            raise
+        remedy = "on Debian or Ubuntu: apt-get install libgl1 libglib2.0-0"
+        typer.echo(f"error: a system library is missing ({error}), OpenCV needs it; {remedy}", err=True)
+        sys.exit(1)
     except OSError as error:
         typer.echo(f"error: {error.filename or 'system'}: {error.strerror or error}", err=True)
         sys.exit(1)

@@ -89,14 +89,11 @@ def composite(
     background_files = hash_files(background_paths, workers)
     foreground_files = hash_files(foreground_paths, workers)
     problems = name_problems(background_files, background_folder) + name_problems(foreground_files, foreground_folder)
-    if problems:
-        raise DsgenError(list_problems(problems))
     _check_existing(corpus, parameters, background_files, foreground_files)
     with layout.lock(corpus):
         if not (corpus / layout.CORPUS_JSON).exists():
-            _make(
-                corpus, parameters, (background_paths, foreground_paths), (background_files, foreground_files), workers
-            )
+            paths = background_paths, foreground_paths
+            _make(corpus, parameters, paths, (background_files, foreground_files), problems, workers)
         return _draw(Corpus(corpus), workers, pictures)
 
 
@@ -104,7 +101,7 @@ def _check_existing(
     path: Path, parameters: Parameters, backgrounds: list[SourceFile], foregrounds: list[SourceFile]
 ) -> None:
     """Refuse a folder that is something else, and a corpus of other parameters or pictures."""
-    ours = {layout.SOURCES, layout.PLAN, layout.LOCK, *layout.PARTS}
+    ours = {layout.CORPUS_JSON, layout.SOURCES, layout.PLAN, layout.DEPTH, layout.LOCK, *layout.PARTS}
     if path.exists() and not path.is_dir():
         raise DsgenError(f"--corpus: {path} is a file, expected a folder or nothing; choose another name")
     if not (path / layout.CORPUS_JSON).exists():
@@ -141,9 +138,10 @@ def _make(
     parameters: Parameters,
     paths: tuple[list[Path], list[Path]],
     files: tuple[list[SourceFile], list[SourceFile]],
+    problems: list[str],
     workers: int,
 ) -> None:
-    """Write sources, plan, the small parts, and last the manifest."""
+    """Write sources, plan, and last the manifest; `problems` are those already found with the pictures."""
     scales = sorted({1, parameters.label_size // parameters.size})
     with layout.write_folder(path / layout.SOURCES) as unfinished:
         shapes = write_sources(
@@ -152,6 +150,7 @@ def _make(
             size=parameters.size,
             scales=tuple(scales),
             fg_height=parameters.fg_height,
+            problems=problems,
             workers=workers,
         )
     names = [file.name for file in files[0]], [file.name for file in files[1]]

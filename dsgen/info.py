@@ -12,7 +12,7 @@ from dsgen.errors import DsgenError
 
 def describe(path: Path) -> str:
     """Describe the corpus or store at `path`, a line per fact; raise `DsgenError` where there is neither."""
-    if (path / layout.INDEX).exists():
+    if (path / layout.INDEX).exists() or any(path.glob("shard-*")):
         return describe_store(path)
     if not path.is_dir():
         raise DsgenError(f"{path}: no such folder, expected a corpus or a store; run dsgen composite")

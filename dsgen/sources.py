@@ -113,14 +113,15 @@ def write_sources(
     size: int,
     scales: tuple[int, ...],
     fg_height: int,
+    problems: list[str],
     workers: int,
 ) -> np.ndarray:
     """Check and normalise all pictures and write them to the zarr group at `path`.
 
     Returns the foregrounds' sizes at the stored size, (f,2) height and width. Raises one `DsgenError` that lists
-    every picture at fault. Pictures with the same pixels are reported.
+    every picture at fault, after the `problems` already found. Pictures with the same pixels are reported.
     """
-    problems: list[str] = []
+    problems = list(problems)
     group = zarr.create_group(path)
     _write_all(
         background_paths,

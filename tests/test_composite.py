@@ -152,6 +152,15 @@ def test_killed_at_any_moment_and_run_again_ends_with_the_same_bytes(tmp_path: P
     assert set(digest(tmp_path / "c")) == set(made)
 
 
+def test_what_a_kill_can_leave_is_no_stranger(tmp_path: Path, corpus: Path, pictures: Path):
+    """Every unfinished file or folder dsgen writes is taken for its own and done again."""
+    (tmp_path / "c" / "sources.zarr.partial").mkdir(parents=True)
+    for name in ("corpus.json.partial", "plan.npy.partial", "plan.npy"):
+        (tmp_path / "c" / name).write_bytes(b"half")
+    composite(tmp_path / "c", pictures / "backgrounds", pictures / "foregrounds", SMALL, jobs=1)
+    assert digest(tmp_path / "c") == digest(corpus)
+
+
 def test_an_error_leaves_nothing_unfinished(tmp_path: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch):
     """A full disk half way through a background removes that background's begun folders."""
     shutil.copytree(corpus, tmp_path / "c")
@@ -198,11 +207,18 @@ def test_all_bad_pictures_are_listed_before_anything_is_made(tmp_path: Path, pic
     Image.new("RGBA", (30, 30)).save(folder / "invisible.png")
     (folder / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n broken")
     (tmp_path / "p" / "backgrounds" / "nothing.jpg").write_bytes(b"")
+    Image.fromarray(draw_background(9)).save(tmp_path / "p" / "backgrounds" / "room0.jpg")
     with pytest.raises(DsgenError) as error:
         composite(tmp_path / "c", tmp_path / "p" / "backgrounds", folder, SMALL, jobs=1)
     text = str(error.value)
-    assert text.startswith("4 problems")
-    for part in ("opaque.png: no alpha", "invisible.png: empty alpha", "broken.png: cannot", "nothing.jpg: empty file"):
+    assert text.startswith("5 problems")
+    for part in (
+        "same name 'room0'",
+        "opaque.png: no alpha",
+        "invisible.png: empty alpha",
+        "broken.png: cannot",
+        "nothing.jpg: empty file",
+    ):
         assert part in text
     assert not (tmp_path / "c").exists()
 

@@ -47,6 +47,9 @@ def test_what_is_neither_is_refused(tmp_path: Path):
         describe(tmp_path / "nowhere")
     with pytest.raises(DsgenError, match="no corpus"):
         describe(tmp_path)
+    (tmp_path / "shard-00000-of-00002.zarr.partial").mkdir()
+    with pytest.raises(DsgenError, match="an unfinished store"):
+        describe(tmp_path)
 
 
 def test_preview_is_seeded_and_shows_depth(labelled_corpus: Path, corpus: Path, tmp_path: Path):
