@@ -120,6 +120,8 @@ def label_corpus(
         seconds = time.monotonic() - started
         group = zarr.open_group(corpus.path / layout.DEPTH, mode="r+")
         if not group.attrs.get("complete"):
+            for leftover in (corpus.path / layout.DEPTH).rglob("*.partial"):  # what a kill left of zarr's writing
+                leftover.unlink()
             group.attrs["complete"] = True
         if pictures:
             _draw_views(Corpus(path), workers)

@@ -602,5 +602,6 @@ def _shown(title: str, maps: Tensor) -> np.ndarray:
     shown = maps.float().permute(0, 2, 3, 1).cpu().numpy()
     if "depth" in title:
         shown = colormaps["turbo"](shown[..., 0] / MAX_DEPTH_M)[..., :3]
-    shown = np.repeat(shown, 3 // shown.shape[3], axis=3)
+    # averaging may leave a picture's white a rounding error above 1
+    shown = np.repeat(shown, 3 // shown.shape[3], axis=3).clip(0, 1)
     return np.pad(shown, ((0, 0), (0, 2), (0, 2), (0, 0)), constant_values=1)
