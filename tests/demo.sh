@@ -11,7 +11,7 @@ step() {
 step dsgen composite --max-backgrounds 40 --max-foregrounds 40 --positions 1 --validation-share 0.2
 step dsgen depth
 step dsgen pack --shards 6
-step dsgen train --epochs 5 --sizes 96
+step dsgen train --epochs 8 --epoch-samples 500
 step dsgen info corpus
 step dsgen info shards
 step dsgen preview shards --out preview.png
