@@ -28,7 +28,8 @@ class Corpus:
         self.path = Path(path)
         manifest = self.path / layout.CORPUS_JSON
         if not manifest.is_file():
-            what = "an unfinished corpus" if self.path.is_dir() and any(self.path.iterdir()) else "no corpus"
+            begun = any(self.path.glob(f"{layout.SOURCES}*")) or (self.path / layout.PLAN).exists()
+            what = "an unfinished corpus" if begun else "no corpus"
             raise DsgenError(f"{self.path}: {what}; run dsgen composite --corpus {self.path}")
         self.manifest: dict[str, Any] = layout.read_json(manifest)
         if self.manifest.get("format") != FORMAT:
