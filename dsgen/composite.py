@@ -192,7 +192,7 @@ def _draw(corpus: Corpus, workers: int, pictures: bool) -> dict[str, Any]:
     """Draw what is missing of the picture files and count what was there, what was made."""
     _draw_small_parts(corpus)
     backgrounds = len(corpus.manifest["backgrounds"])
-    rows_each = len(corpus) // backgrounds
+    rows_each = corpus.rows_per_background
     missing = [b for b in range(backgrounds) if not picture_folders_done(corpus.path, b)] if pictures else []
     if missing:
         _check_space(corpus, len(missing) * rows_each)
@@ -272,7 +272,7 @@ def draw_background(path: str, background: int) -> int:
     """Write every composite and mask of one background, then give both folders their names; return the rows."""
     corpus = _open(path)
     folder = layout.background_name(background)
-    each = len(corpus) // len(corpus.manifest["backgrounds"])
+    each = corpus.rows_per_background
     rows = corpus.plan[background * each : (background + 1) * each]
     jpeg = images.JpegPatcher(corpus.background(background), corpus.manifest["parameters"]["quality"])
     png = images.MaskEncoder(corpus.size)

@@ -52,6 +52,11 @@ class Corpus:
     def __len__(self) -> int:
         return len(self.plan)
 
+    @property
+    def rows_per_background(self) -> int:
+        """How many consecutive rows every background has."""
+        return len(self) // len(self.manifest["backgrounds"])
+
     @cached_property
     def _sources(self) -> zarr.Group:
         try:

@@ -7,7 +7,6 @@ far the work is. Drawing, network and writing overlap, each a few batches ahead 
 
 import csv
 import io
-import logging
 import math
 import time
 from collections import Counter
@@ -32,7 +31,6 @@ from dsgen.jobs import ahead, check_jobs, progress, run_blocks
 from dsgen.networks import to_metres
 from dsgen.weights import DepthModel, load_depth_model
 
-log = logging.getLogger("dsgen")
 VIEW_MAX_MM = 10_000
 _BLOCK_ROWS = 480
 
@@ -230,7 +228,7 @@ def _check_labels(millimetres: Tensor, first_row: int) -> np.ndarray:
 def _draw_views(corpus: Corpus, workers: int) -> None:
     """Draw the 8-bit views of the labels that are missing."""
     count = len(corpus.manifest["backgrounds"])
-    each = len(corpus) // count
+    each = corpus.rows_per_background
     missing = [b for b in range(count) if not (corpus.path / "bg_fg_depth" / layout.background_name(b)).is_dir()]
     run_blocks(
         draw_views,
@@ -252,7 +250,7 @@ def draw_views(path: str, background: int) -> int:
     corpus = _open(path)
     assert corpus.depth is not None
     folder = layout.background_name(background)
-    each = len(corpus) // len(corpus.manifest["backgrounds"])
+    each = corpus.rows_per_background
     with layout.write_folder(corpus.path / "bg_fg_depth" / folder) as unfinished:
         for start in range(background * each, (background + 1) * each, 200):
             stop = min(start + 200, (background + 1) * each)

@@ -24,7 +24,7 @@ def describe_corpus(path: Path) -> str:
     corpus = Corpus(path)
     manifest, parameters = corpus.manifest, corpus.manifest["parameters"]
     backgrounds = len(manifest["backgrounds"])
-    drawn = sum(picture_folders_done(path, b) for b in range(backgrounds)) * (len(corpus) // backgrounds)
+    drawn = sum(picture_folders_done(path, b) for b in range(backgrounds)) * corpus.rows_per_background
     lines = {
         "corpus": f"{path} (format {manifest['format']}, dsgen {manifest['dsgen']})",
         "rows": f"{len(corpus):,} = {backgrounds} backgrounds x {len(manifest['foregrounds'])} foregrounds"

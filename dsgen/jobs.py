@@ -3,7 +3,6 @@
 A block is a pure function of its arguments that writes its own files and returns the number of samples it made.
 """
 
-import logging
 import os
 import queue
 import sys
@@ -15,7 +14,6 @@ from typing import Any, TypeVar
 
 from dsgen.errors import DsgenError
 
-log = logging.getLogger("dsgen")
 T = TypeVar("T")
 
 

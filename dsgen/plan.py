@@ -6,6 +6,7 @@ room there is, and on nothing else: other pictures, other workers, other machine
 """
 
 import hashlib
+import io
 from pathlib import Path
 
 import numpy as np
@@ -132,8 +133,6 @@ def split_counts(plan: np.ndarray) -> dict[str, int]:
 
 def save_plan(path: Path, plan: np.ndarray) -> None:
     """Write the plan atomically as `.npy`."""
-    import io
-
     buffer = io.BytesIO()
     np.save(buffer, plan, allow_pickle=False)
     layout.write_bytes(path, buffer.getvalue())

@@ -3,6 +3,7 @@
 A row shows the composite, its mask and its depth; depth is coloured on one scale in metres for the whole sheet.
 """
 
+import io
 from pathlib import Path
 
 import numpy as np
@@ -56,7 +57,7 @@ def _read_store(path: Path, count: int, seed: int) -> tuple[np.ndarray, np.ndarr
 def draw_sheet(
     out: Path, image: np.ndarray, mask: np.ndarray, depth_m: np.ndarray | None, names: list[str], title: str
 ) -> None:
-    """Draw pictures (n,S,S,3), masks (n,S,S) and, unless None, depth (n,S,S) in metres, three samples a line."""
+    """Draw pictures (n,S,S,3), masks (n,S,S) and, unless None, depth (n,S,S) in metres, two samples a line."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -80,6 +81,6 @@ def draw_sheet(
     if shown is not None:
         figure.colorbar(shown, ax=axes, label="depth, m", fraction=0.02, aspect=40)
     figure.suptitle(title, fontsize=9)
-    partial = layout.partial(out)
-    FigureCanvasAgg(figure).print_png(str(partial))
-    partial.replace(out)
+    picture = io.BytesIO()
+    FigureCanvasAgg(figure).print_png(picture)
+    layout.write_bytes(out, picture.getvalue())
