@@ -99,39 +99,115 @@ def composite(
 @app.command()
 def depth(
     path: Annotated[Path, typer.Argument(help="A corpus, or any folder of pictures.")] = Path("corpus"),
-    weights: Annotated[Path | None, typer.Option(help="Weights, safetensors; bundled unless given.")] = None,
-    model: Annotated[str | None, typer.Option(help="timm encoder the weights are for, if they do not say.")] = None,
-    device: Device = "auto",
-    batch_size: Annotated[
-        int | None, typer.Option(help="Pictures at once; 16 on a CPU and 64 elsewhere unless given.")
+    weights: Annotated[
+        Path | None, typer.Option(help="Weights: safetensors, or DenseDepth's Keras .h5; bundled unless given.")
     ] = None,
-    pictures: Annotated[bool, typer.Option("--pictures", help="Draw 8-bit views too, 0 to 10 m.")] = False,
+    model: Annotated[
+        str | None, typer.Option(help="hf:NAME_OR_FOLDER, or the timm encoder of --weights that do not say it.")
+    ] = None,
+    kind: Annotated[
+        str | None, typer.Option(help="What an hf: model answers, metric or inverse, where it does not say.")
+    ] = None,
+    metric_reference: Annotated[
+        str | None,
+        typer.Option(help="Metric weights, or 'bundled', to fit a relative model to, background by background."),
+    ] = None,
+    max_depth: Annotated[
+        float | None, typer.Option(help="Metres a Keras file was trained to: 80 if named kitti, else 10, unless given.")
+    ] = None,
+    device: Annotated[
+        str, typer.Option("--device", help="auto, cpu, cuda, cuda:N or mps; several for a corpus: cuda:0,cuda:1.")
+    ] = "auto",
+    batch_size: Annotated[
+        int | None, typer.Option(help="Pictures at once; 16 on a CPU and 64 elsewhere, or what fits, unless given.")
+    ] = None,
+    compile_network: Annotated[bool, typer.Option("--compile", help="Run the network through torch.compile.")] = False,
+    average_flip: Annotated[
+        bool, typer.Option("--average-flip", help="Average with the mirror image's depth; takes twice as long.")
+    ] = False,
+    check_flip: Annotated[
+        bool, typer.Option("--check-flip", help="Store how far each depth and its mirror image's disagree.")
+    ] = False,
+    pictures: Annotated[
+        bool, typer.Option("--pictures", help="Draw views too: 8-bit, 0 to 10 m; of a folder in colour, with a scale.")
+    ] = False,
     out: Annotated[Path | None, typer.Option(help="Where a folder's labels go; FOLDER_depth unless given.")] = None,
+    file_format: Annotated[
+        str | None, typer.Option("--format", help="A folder's labels: png (uint16 mm) or npy (float32 m).")
+    ] = None,
     jobs: Jobs = None,
 ) -> None:
     """Label every picture of a corpus, or of any folder, with depth."""
     from dsgen import layout
-    from dsgen.depth import label_corpus, label_folder
 
+    options: dict[str, Any] = {
+        "weights": weights,
+        "model": model,
+        "kind": kind,
+        "max_depth_m": max_depth,
+        "device": device,
+        "batch_size": batch_size,
+        "compile_network": compile_network,
+        "average_flip": average_flip,
+    }
     if path.is_dir() and not (path / layout.CORPUS_JSON).exists() and not (path / layout.PLAN).exists():
-        done = label_folder(path, out, weights=weights, model=model, device=device)
+        from dsgen.depth_folder import label_folder
+
+        if check_flip or metric_reference:
+            raise DsgenError(f"--check-flip, --metric-reference: for a corpus, {path} is a folder; leave them out")
+        done = label_folder(path, out, file_format=file_format, previews=pictures, **options)
         for reason in done["failed"]:
             typer.echo(f"error: {reason}", err=True)
         typer.echo(
-            f"{done['out']}: {done['labelled']:,} pictures labelled, {len(done['failed'])} failed ({done['model']})"
+            f"{done['out']}: {done['labelled']:,} pictures labelled, {done['already_there']:,} were there, "
+            f"{len(done['failed'])} failed ({done['model']})"
         )
         if done["failed"]:
             raise typer.Exit(1)
         return
-    if out is not None:
-        raise DsgenError(f"--out: {path} is a corpus and keeps its labels inside; leave --out away")
+    if out is not None or file_format is not None:
+        raise DsgenError(f"--out, --format: {path} is a corpus and keeps its labels inside; leave them out")
+    from dsgen.depth import label_corpus
+
     result = label_corpus(
-        path, weights=weights, model=model, device=device, batch_size=batch_size, pictures=pictures, jobs=jobs
+        path, metric_reference=metric_reference, check_flip=check_flip, pictures=pictures, jobs=jobs, **options
     )
     rate = f" at {result['pictures_per_second']:,} a second" if result["labelled"] else ""
+    what = "depth labels" if result["kind"] == "metric" else "relative labels (inverse depth, no metres)"
     typer.echo(
-        f"{result['corpus']}: {result['rows']:,} depth labels; {result['labelled']:,} made now{rate} by "
+        f"{result['corpus']}: {result['rows']:,} {what}; {result['labelled']:,} made now{rate} by "
         f"{result['model']} on {result['device']}, {result['already_there']:,} were there"
+    )
+
+
+@app.command("evaluate-depth")
+def evaluate_depth(
+    predictions: Annotated[Path, typer.Argument(help="Folder of depth maps: 16-bit PNG (mm) or npy (m).")],
+    ground_truth: Annotated[Path, typer.Argument(help="Folder of true depth maps of the same names.")],
+    out: Annotated[Path | None, typer.Option(help="Where to write all of it as JSON.")] = None,
+    min_depth: Annotated[float, typer.Option(help="Metres; nearer true depths do not count.")] = 0.1,
+    max_depth: Annotated[float, typer.Option(help="Metres; farther true depths do not count.")] = 10.0,
+    crop: Annotated[
+        str | None, typer.Option(help="eigen, or top,bottom,left,right in pixels; none unless given.")
+    ] = None,
+    png_unit: Annotated[float, typer.Option(help="Metres that 1 in a PNG stands for.")] = 0.001,
+) -> None:
+    """Score depth maps against true ones: AbsRel, SqRel, RMSE, RMSE log, log10, delta1 to 3, metric and scaled."""
+    from dsgen.evaluate_depth import evaluate_depth as work
+    from dsgen.evaluate_depth import table
+
+    typer.echo(
+        table(
+            work(
+                predictions,
+                ground_truth,
+                out=out,
+                min_depth_m=min_depth,
+                max_depth_m=max_depth,
+                crop=crop,
+                png_unit_m=png_unit,
+            )
+        )
     )
 
 
@@ -140,16 +216,20 @@ def pack(
     corpus: Annotated[Path, typer.Argument(help="The corpus to pack.")] = Path("corpus"),
     out: Annotated[Path, typer.Option(help="The folder to make.")] = Path("shards"),
     shards: Annotated[int, typer.Option(help="How many shards.")] = 6,
+    max_flip_error: Annotated[
+        float | None, typer.Option(help="Leave rows out of every split whose flip error is above; needs --check-flip.")
+    ] = None,
     jobs: Jobs = None,
 ) -> None:
     """Pack a corpus into self-contained Zarr shards."""
     from dsgen.pack import pack as run
 
-    result = run(corpus, out, shards=shards, jobs=jobs)
+    result = run(corpus, out, shards=shards, max_flip_error=max_flip_error, jobs=jobs)
+    left_out = "" if max_flip_error is None else f", {result['left_out']:,} left out of the splits"
     typer.echo(
         f"{result['store']}: {result['rows']:,} rows in {result['shards']} shards, "
         f"{'with' if result['depth'] else 'without'} depth, {result['bytes'] / 1e6:,.1f} MB "
-        f"({result['image_bytes_per_row']:,} image bytes a row); {result['packed']:,} packed now, "
+        f"({result['image_bytes_per_row']:,} image bytes a row){left_out}; {result['packed']:,} packed now, "
         f"{result['already_there']:,} were there"
     )
 
@@ -224,6 +304,24 @@ def preview(
     from dsgen.preview import preview as work
 
     typer.echo(f"{work(path, out, count=count, seed=seed)}")
+
+
+weights_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Look after depth networks' weights.")
+app.add_typer(weights_app, name="weights")
+
+
+@weights_app.command("convert")
+def convert(
+    source: Annotated[Path, typer.Argument(help="A Keras 2 .h5 file of DenseDepth, such as nyu.h5.")],
+    out: Annotated[Path, typer.Argument(help="The safetensors file to write.")],
+    max_depth: Annotated[
+        float | None, typer.Option(help="Metres it was trained to: 80 if named kitti, else 10, unless given.")
+    ] = None,
+) -> None:
+    """Turn the published Keras weights into a safetensors file for --weights."""
+    from dsgen.weights import convert_weights
+
+    typer.echo(f"{out}: " + _line(convert_weights(source, out, max_depth)))
 
 
 @app.command("train-depth")

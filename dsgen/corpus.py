@@ -132,14 +132,27 @@ class Corpus:
     @cached_property
     def depth(self) -> zarr.Array | None:
         """The depth labels, (rows,S,S) u2 millimetres, or None while there are none; see `unlabelled_blocks`."""
-        return None if self._labels is None else open_array(self._labels, "depth")
+        return None if self._labels is None or self.relative is not None else open_array(self._labels, "depth")
+
+    @cached_property
+    def relative(self) -> zarr.Array | None:
+        """Labels by a model that answers no metres, (rows,S,S) f4 inverse depth of unknown scale and shift, or None."""
+        return open_array(self._labels, "relative") if self._labels is not None and "relative" in self._labels else None
+
+    @cached_property
+    def flip_error(self) -> np.ndarray | None:
+        """How far every row's depth and that of its mirror image disagree, (rows,) f4, NaN: not labelled; or None."""
+        if self._labels is None or "flip_error" not in self._labels:
+            return None
+        return np.asarray(open_array(self._labels, "flip_error")[:])
 
     def unlabelled_blocks(self) -> list[tuple[int, int]]:
         """First and last row, exclusive, of every block of rows that has no label yet: a block is one shard file."""
-        if self.depth is None:
+        labels = self.relative if self.depth is None else self.depth
+        if labels is None:
             return [(0, len(self))]
-        rows = (self.depth.shards or self.depth.chunks)[0]
-        files = self.path / layout.DEPTH / "depth" / "c"
+        rows = (labels.shards or labels.chunks)[0]
+        files = self.path / layout.DEPTH / labels.basename / "c"
         starts = range(0, len(self), rows)
         return [(s, min(s + rows, len(self))) for s in starts if not (files / str(s // rows) / "0" / "0").is_file()]
 

@@ -1,16 +1,16 @@
-"""Stage two: label every row of a corpus, or every picture of a folder, with depth in millimetres.
+"""Stage two: label every row of a corpus with depth in millimetres.
 
 A corpus' labels are `depth.zarr`, a group with the array `depth` (rows,S,S) u2: millimetres, 0 = no label, one scale
 for all. A block of rows is one zarr shard, a file written whole or not at all, so the files that are there say how
-far the work is. Drawing, network and writing overlap, each a few batches ahead of the next.
+far the work is. Drawing, network and writing overlap, each a few batches ahead of the next. A model that answers no
+metres fills the array `relative` (rows,S,S) f4 instead. `flip_error` (rows,) f4 is there with --check-flip.
 """
 
-import csv
-import io
 import math
+import threading
 import time
-from collections import Counter
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
@@ -18,67 +18,22 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 import zarr
 from torch import Tensor
 from zarr.codecs import BloscCodec
 
 from dsgen import __version__, images, layout
 from dsgen.corpus import Corpus, open_array
-from dsgen.devices import pick_device
+from dsgen.devices import pick_devices
 from dsgen.errors import DsgenError
 from dsgen.jobs import ahead, check_jobs, progress, run_blocks
-from dsgen.networks import to_metres
-from dsgen.weights import DepthModel, load_depth_model
+from dsgen.labellers import INVERSE, METRIC, DepthFunction, Labeller, make_labellers
 
 VIEW_MAX_MM = 10_000
+MOST_MM = 65_535
 _BLOCK_ROWS = 480
-
-
-class Labeller:
-    """A depth network on a device: batches of pictures in, millimetres out."""
-
-    def __init__(self, model: DepthModel, device: torch.device):
-        self.device = device
-        self.network = model.network.to(device).to(memory_format=torch.channels_last)
-        self.output: str = self.network.config["output"]
-        self.input_size: int | None = self.network.config["input_size"]
-
-    def feed_shape(self, height: int, width: int) -> tuple[int, int]:
-        """The size, multiples of 32, at which pictures of a size are fed: proportions kept as far as that allows."""
-        scale = self.input_size / min(height, width) if self.input_size else 1.0
-        return max(32, round(height * scale / 32) * 32), max(32, round(width * scale / 32) * 32)
-
-    def prepare(self, image: np.ndarray) -> np.ndarray:
-        """Scale pictures (n,H,W,3) u1 to the size they are fed at."""
-        height, width = self.feed_shape(*image.shape[1:3])
-        if (height, width) == image.shape[1:3]:
-            return image
-        return np.stack([images.resize(picture, height, width) for picture in image])
-
-    @torch.inference_mode()
-    def __call__(self, image: np.ndarray, shape: tuple[int, int]) -> Tensor:
-        """Estimate the depth of prepared pictures, in millimetres as float32 (n,*shape) on the CPU, NaN kept."""
-        batch = torch.from_numpy(image)
-        if self.device.type == "cuda":
-            batch = batch.pin_memory().to(self.device, non_blocking=True)
-        else:
-            batch = batch.to(self.device)
-        batch = batch.permute(0, 3, 1, 2).float().div_(255)  # HWC memory read as CHW is channels-last already
-        try:
-            with torch.autocast("cuda", torch.bfloat16, enabled=self.device.type == "cuda"):
-                raw = self.network(batch)
-        except torch.OutOfMemoryError as error:
-            raise DsgenError(
-                f"--batch-size: {len(image)} pictures of {image.shape[2]}x{image.shape[1]} do not fit the memory of "
-                f"{self.device}; try {max(1, len(image) // 2)}"
-            ) from error
-        raw = raw.float()
-        shrink = raw.shape[-2] > shape[0] or raw.shape[-1] > shape[1]
-        raw = F.interpolate(raw, size=shape, mode="bilinear", antialias=shrink)
-        # exp and clip would make an infinity a depth
-        metres = torch.where(raw.isfinite(), to_metres(raw, self.output), torch.nan)
-        return (metres * 1000).round()[:, 0].cpu()
+# what the labels of an earlier dsgen, which do not say, are
+_BEFORE = {"kind": METRIC, "flip_checked": False, "flip_averaged": False, "metric_reference": None}
 
 
 def default_batch_size(device: torch.device) -> int:
@@ -90,33 +45,50 @@ def label_corpus(
     path: Path = Path("corpus"),
     *,
     weights: Path | None = None,
-    model: str | None = None,
+    model: str | DepthFunction | None = None,
+    kind: str | None = None,
+    max_depth_m: float | None = None,
+    metric_reference: str | None = None,
     device: str = "auto",
     batch_size: int | None = None,
+    compile_network: bool = False,
+    check_flip: bool = False,
+    average_flip: bool = False,
     pictures: bool = False,
     jobs: int | None = None,
 ) -> dict[str, Any]:
     """Label every row of a corpus that has no label yet and return the counts.
 
-    Rows are drawn at the label size and fed at the network's own; labels are stored at the stored size. Raises
-    `DsgenError` for a corpus labelled with another network, and for a depth that is not a number, naming the row.
+    Rows are drawn at the label size, or at the stored size where the network is fed no more; labels have the stored
+    size. `model` may be a Python function, see `labellers.FunctionLabeller`. `metric_reference` ("bundled" or a
+    weights file) names a metric network to which a relative model's answers are fitted. Raises `DsgenError` for a
+    corpus labelled with another network, and for a depth that is not a number, naming the row.
     """
     corpus = Corpus(path)
     workers = check_jobs(jobs)
-    where = pick_device(device)
-    batch = _check_batch_size(batch_size, where)
-    chosen = load_depth_model(weights, model)
-    labeller = Labeller(chosen, where)
+    devices = pick_devices(device)
+    check_batch_size(batch_size)
+    labellers = make_labellers(
+        model,
+        devices,
+        weights=weights,
+        kind=kind,
+        max_depth_m=max_depth_m,
+        compile_network=compile_network,
+        check_flip=check_flip,
+        average_flip=average_flip,
+    )
+    references = _references(labellers[0], metric_reference, devices)
     with layout.lock(corpus.path):
-        array = _open_labels(corpus, chosen, labeller)
+        group = _open_labels(corpus, labellers[0], references[0])
+        if pictures and "depth" not in group:
+            raise DsgenError(f"--pictures: {labellers[0].name} answers no metres; give --metric-reference as well")
         missing = Corpus(path).unlabelled_blocks()
         done = len(corpus) - sum(stop - start for start, stop in missing)
         started = time.monotonic()
         with progress("depth", len(corpus), done) as advance:
-            for rows in _label_blocks(corpus, labeller, array, missing, batch):
-                advance(rows)
+            _label_blocks(path, labellers, references, missing, batch_size, advance)
         seconds = time.monotonic() - started
-        group = zarr.open_group(corpus.path / layout.DEPTH, mode="r+")
         if not group.attrs.get("complete"):
             for leftover in (corpus.path / layout.DEPTH).rglob("*.partial"):  # what a kill left of zarr's writing
                 leftover.unlink()
@@ -129,100 +101,241 @@ def label_corpus(
         "labelled": len(corpus) - done,
         "already_there": done,
         "pictures_per_second": round((len(corpus) - done) / seconds, 1) if missing else None,
-        "model": chosen.name,
-        "device": str(where),
+        "model": labellers[0].name,
+        "kind": METRIC if "depth" in group else INVERSE,
+        "device": ", ".join(map(str, devices)),
     }
 
 
-def _check_batch_size(batch_size: int | None, device: torch.device) -> int:
+def check_batch_size(batch_size: int | None) -> None:
+    """Refuse a batch of nothing."""
     if batch_size is not None and batch_size < 1:
         raise DsgenError(f"--batch-size: got {batch_size}, expected 1 or more")
-    return batch_size or default_batch_size(device)
 
 
-def _open_labels(corpus: Corpus, model: DepthModel, labeller: Labeller) -> zarr.Array:
+def drawn_size(corpus: Corpus, labeller: Labeller) -> int:
+    """The side at which rows are drawn: the stored size where that is all the network is fed, else the label size."""
+    fed = max(labeller.feed_shape(corpus.label_size, corpus.label_size))
+    return corpus.size if fed <= corpus.size else corpus.label_size
+
+
+def _references(labeller: Labeller, reference: str | None, devices: list[torch.device]) -> list[Labeller | None]:
+    """One metric network for each device to fit relative answers to, or none."""
+    if reference is None:
+        return [None for _ in devices]
+    if labeller.kind == METRIC:
+        raise DsgenError(f"--metric-reference: {labeller.name} answers metres already; leave it out")
+    return [*make_labellers(None, devices, weights=None if reference == "bundled" else Path(reference))]
+
+
+def _open_labels(corpus: Corpus, labeller: Labeller, reference: Labeller | None) -> zarr.Group:
     """Open the labels to go on with them, refusing those of another network, or begin them."""
     path = corpus.path / layout.DEPTH
-    side = labeller.feed_shape(corpus.label_size, corpus.label_size)
+    metric = labeller.kind == METRIC or reference is not None
     attributes = {
-        "model": model.name,
-        "weights_sha256": model.sha256,
+        "model": labeller.name,
+        "weights_sha256": labeller.sha256,
+        "kind": labeller.kind,
+        "metric_reference": reference and f"{reference.name} {reference.sha256}",
         "label_size": corpus.label_size,
-        "network_input": list(side),
-        "units": "mm",
+        "drawn_size": drawn_size(corpus, labeller),
+        "network_input": list(labeller.feed_shape(corpus.label_size, corpus.label_size)),
+        "flip_checked": labeller.check_flip,
+        "flip_averaged": labeller.average_flip,
+        "units": "mm" if metric else "1",
     }
     if path.is_dir():
         group = zarr.open_group(path, mode="r+")
+        there = _BEFORE | dict(group.attrs)
         differences = [
-            f"{name} {value} (the labels have {group.attrs.get(name)})"
+            f"{name} {value} (the labels have {there.get(name)})"
             for name, value in attributes.items()
-            if group.attrs.get(name) != value
+            if there.get(name) != value
         ]
         if differences:
             raise DsgenError(
                 f"{path}: labelled with another network: got {'; '.join(differences)}; "
                 "use the same, or remove the folder to label again"
             )
-        return open_array(group, "depth")
+        return group
     chunk = corpus.positions * max(1, 20 // corpus.positions)
     chunk = min(chunk, len(corpus))
     block = chunk * max(1, min(_BLOCK_ROWS // chunk, math.ceil(len(corpus) / chunk)))
+    common: dict[str, Any] = {
+        "shape": (len(corpus), corpus.size, corpus.size),
+        "chunks": (chunk, corpus.size, corpus.size),
+        "shards": (block, corpus.size, corpus.size),
+        "fill_value": 0,
+        "dimension_names": ("sample", "y", "x"),
+    }
     with layout.write_folder(path) as unfinished:
         group = zarr.create_group(unfinished, attributes=attributes | {"dsgen": __version__, "complete": False})
-        group.create_array(
-            "depth",
-            shape=(len(corpus), corpus.size, corpus.size),
-            chunks=(chunk, corpus.size, corpus.size),
-            shards=(block, corpus.size, corpus.size),
-            dtype="uint16",
-            compressors=BloscCodec(cname="zstd", clevel=5, shuffle="bitshuffle", typesize=2),
-            fill_value=0,
-            dimension_names=("sample", "y", "x"),
-            attributes={"units": "m", "scale_factor": 0.001, "_FillValue": 0, "long_name": "planar depth"},
-        )
-    return open_array(zarr.open_group(path, mode="r+"), "depth")
+        if metric:
+            group.create_array(
+                "depth",
+                dtype="uint16",
+                compressors=BloscCodec(cname="zstd", clevel=5, shuffle="bitshuffle", typesize=2),
+                attributes={"units": "m", "scale_factor": 0.001, "_FillValue": 0, "long_name": "planar depth"},
+                **common,
+            )
+        else:
+            group.create_array(
+                "relative",
+                dtype="float32",
+                compressors=BloscCodec(cname="zstd", clevel=5, shuffle="bitshuffle", typesize=4),
+                attributes={"units": "1", "long_name": "inverse depth up to an unknown scale and shift"},
+                **common,
+            )
+        if labeller.check_flip:
+            group.create_array(
+                "flip_error",
+                shape=(len(corpus),),
+                chunks=(block,),
+                dtype="float32",
+                fill_value=float("nan"),
+                dimension_names=("sample",),
+                attributes={"units": "1", "long_name": "mean relative disagreement with the mirror image's depth"},
+            )
+    return zarr.open_group(path, mode="r+")
 
 
 def _label_blocks(
-    corpus: Corpus, labeller: Labeller, array: zarr.Array, blocks: list[tuple[int, int]], batch_size: int
+    path: Path,
+    labellers: list[Labeller],
+    references: list[Labeller | None],
+    blocks: list[tuple[int, int]],
+    batch_size: int | None,
+    advance: Callable[[int], None],
+) -> None:
+    """Label blocks, every device taking the next one that is left; the first error stops them all."""
+    left = deque(blocks)
+    if len(labellers) == 1:
+        for rows in _label_some(Corpus(path), labellers[0], references[0], left, batch_size):
+            advance(rows)
+        return
+    lock = threading.Lock()
+
+    def work(labeller: Labeller, reference: Labeller | None) -> None:
+        try:
+            for rows in _label_some(Corpus(path), labeller, reference, left, batch_size):
+                with lock:
+                    advance(rows)
+        except BaseException:
+            left.clear()
+            raise
+
+    with ThreadPoolExecutor(len(labellers)) as pool:
+        futures = [pool.submit(work, *pair) for pair in zip(labellers, references, strict=True)]
+        try:
+            for future in futures:
+                future.result()
+        except BaseException:
+            left.clear()
+            raise
+
+
+def _label_some(
+    corpus: Corpus, labeller: Labeller, reference: Labeller | None, left: deque[tuple[int, int]], batch_size: int | None
 ) -> Iterator[int]:
-    """Label blocks in order; yield the rows of every batch done. Batches never straddle blocks."""
+    """Label blocks until none is left; yield the rows of every batch done. Batches never straddle blocks."""
+    group = zarr.open_group(corpus.path / layout.DEPTH, mode="r+")
+    metric = "depth" in group
+    array = open_array(group, "depth" if metric else "relative")
+    flip_error = open_array(group, "flip_error") if labeller.check_flip else None
+    fit = reference and _Fit(Corpus(corpus.path), labeller, reference)
+    batch = batch_size or default_batch_size(labeller.device)
+    drawn_at = drawn_size(corpus, labeller)
+    shape, source = (corpus.size, corpus.size), (drawn_at, drawn_at)
 
-    def drawn() -> Iterator[tuple[int, int, np.ndarray]]:
-        for start, stop in blocks:
-            for first in range(start, stop, batch_size):
-                last = min(first + batch_size, stop)
-                image, _ = corpus.render(corpus.plan[first:last], corpus.label_size)
-                yield first, stop, labeller.prepare(image)
+    def drawn() -> Iterator[tuple[int, int, int, Tensor]]:
+        while True:
+            try:
+                start, stop = left.popleft()
+            except IndexError:
+                return
+            for first in range(start, stop, batch):
+                last = min(first + batch, stop)
+                image, _ = corpus.render(corpus.plan[first:last], drawn_at)
+                yield first, last, stop, labeller.prepare(image)
 
-    def write(start: int, labels: np.ndarray) -> None:
+    def write(start: int, labels: np.ndarray, errors: np.ndarray | None) -> None:
+        if flip_error is not None and errors is not None:  # before the labels, whose file says that the block is done
+            flip_error[start : start + len(labels)] = errors
         array[start : start + len(labels)] = labels
 
-    shape = (corpus.size, corpus.size)
     pending: list[Future[None]] = []
     labels: list[np.ndarray] = []
+    errors: list[np.ndarray] = []
     with ThreadPoolExecutor(1) as writer:
-        for first, stop, image in ahead(drawn(), 3):
-            labels.append(_check_labels(labeller(image, shape), first))
-            if first + len(image) == stop:
+        for first, last, stop, prepared in ahead(drawn(), 3):
+            depth, disagreement = labeller(prepared, source, shape)
+            if fit:
+                depth = fit(corpus.plan["background"][first:last], depth)
+            _check_finite(depth, first)
+            labels.append(millimetres(depth) if metric else depth)
+            if disagreement is not None:
+                errors.append(disagreement)
+            if last == stop:
                 block = np.concatenate(labels)
-                labels = []
                 while pending:  # one block is written while the next is labelled
                     pending.pop().result()
-                pending.append(writer.submit(write, stop - len(block), block))
-            yield len(image)
+                block_errors = np.concatenate(errors) if errors else None
+                pending.append(writer.submit(write, stop - len(block), block, block_errors))
+                labels, errors = [], []
+            yield last - first
         while pending:
             pending.pop().result()
 
 
-def _check_labels(millimetres: Tensor, first_row: int) -> np.ndarray:
-    bad = (~millimetres.isfinite()).flatten(1).any(1).nonzero()
+class _Fit:
+    """Metres from relative answers: for every background the scale and shift that bring its own inverse depth closest.
+
+    For the background without anything pasted on, s and t minimise the sum of (s r + t - 1 / m)^2 over its pixels,
+    r the relative model's answer and m the reference's metres; a row's depth is 1 / (s r + t), within 0.1..10 m. Least
+    squares in inverse depth are how MiDaS aligns (Ranftl et al., arXiv 1907.01341, eq. 4).
+    """
+
+    def __init__(self, corpus: Corpus, labeller: Labeller, reference: Labeller):
+        self._corpus, self._labeller, self._reference = corpus, labeller, reference
+        self._known: dict[int, tuple[float, float]] = {}
+
+    def _fitted(self, background: int) -> tuple[float, float]:
+        if background not in self._known:
+            image = self._corpus.background(background, self._corpus.label_size)[None]
+            source, shape = image.shape[1:3], (self._corpus.size, self._corpus.size)
+            relative, _ = self._labeller(self._labeller.prepare(image), source, shape)
+            metres, _ = self._reference(self._reference.prepare(image), source, shape)
+            r, inverse = relative.ravel().astype(float), 1 / metres.ravel().astype(float)
+            good = np.isfinite(r) & np.isfinite(inverse)
+            r, inverse = r[good], inverse[good]
+            spread = r.var() if r.size else 0.0
+            scale = ((r - r.mean()) * (inverse - inverse.mean())).mean() / spread if spread > 0 else 0.0
+            if scale <= 0:
+                raise DsgenError(
+                    f"--metric-reference: background {background}: {self._labeller.name} and {self._reference.name} "
+                    "disagree about what is near, no scale can be fitted; use another reference, or none"
+                )
+            self._known[background] = scale, inverse.mean() - scale * r.mean()
+        return self._known[background]
+
+    def __call__(self, backgrounds: np.ndarray, relative: np.ndarray) -> np.ndarray:
+        """Turn relative answers (n,S,S) of rows with these backgrounds into metres."""
+        scale, shift = np.array([self._fitted(b) for b in backgrounds.tolist()], np.float32).T[..., None, None]
+        return 1 / (relative * scale + shift).clip(0.1, 10)
+
+
+def _check_finite(depth: np.ndarray, first_row: int) -> None:
+    bad = np.flatnonzero(~np.isfinite(depth).all(axis=(1, 2)))
     if len(bad):
         raise DsgenError(
             f"row {first_row + int(bad[0])}: the network's depth is not finite; "
             "the weights do not suit these pictures, nothing was stored for its block"
         )
-    return millimetres.numpy().astype(np.uint16)
+
+
+def millimetres(depth_m: np.ndarray) -> np.ndarray:
+    """Round metres to uint16 millimetres, at most 65.535 m; 0 stays the mark of no depth, so the least is 1."""
+    return np.rint(depth_m * 1000).clip(1, MOST_MM).astype(np.uint16)
 
 
 def _draw_views(corpus: Corpus, workers: int) -> None:
@@ -265,97 +378,3 @@ def view_8bit(millimetres: np.ndarray) -> np.ndarray:
     """Scale millimetres u2 to 0..255 u1: one scale for all, 255 = 10 m."""
     near = np.minimum(millimetres, VIEW_MAX_MM).astype(np.uint32)
     return ((near * 255 + VIEW_MAX_MM // 2) // VIEW_MAX_MM).astype(np.uint8)
-
-
-def label_folder(
-    folder: Path,
-    out: Path | None = None,
-    *,
-    weights: Path | None = None,
-    model: str | None = None,
-    device: str = "auto",
-) -> dict[str, Any]:
-    """Label every picture under a folder: a 16-bit PNG of millimetres each, at the picture's own size, and a CSV.
-
-    Subfolders are kept. The CSV, `depth.csv`, gives minimum, median and maximum in metres and the network's seconds
-    for every picture. Files that cannot be read are listed in the result under `failed` and in the CSV.
-    """
-    if not folder.is_dir():
-        raise DsgenError(f"{folder}: no such folder, expected a corpus or a folder of pictures")
-    out = out or folder.with_name(folder.name + "_depth")
-    if out.resolve() == folder.resolve():
-        raise DsgenError(f"--out: {out} is the folder of pictures itself; choose another")
-    paths = sorted(
-        p for p in folder.rglob("*") if p.suffix.lower() in images.SUFFIXES and p.is_file() and out not in p.parents
-    )
-    if not paths:
-        raise DsgenError(f"{folder}: neither a corpus nor a folder with pictures ({' '.join(sorted(images.SUFFIXES))})")
-    where = pick_device(device)
-    chosen = load_depth_model(weights, model)
-    labeller = Labeller(chosen, where)
-    names = output_names([path.relative_to(folder) for path in paths])
-    table: list[dict[str, Any]] = []
-    with layout.lock(out), progress("depth", len(paths)) as advance:
-        for path, name, picture in ahead(((p, n, _attempt(p)) for p, n in zip(paths, names, strict=True)), 8):
-            started = time.monotonic()
-            entry: dict[str, Any] = {"picture": str(path.relative_to(folder))}
-            if isinstance(picture, np.ndarray):
-                millimetres = labeller(labeller.prepare(picture[None]), picture.shape[:2])[0]
-                if millimetres.isfinite().all():
-                    depth = millimetres.numpy().astype(np.uint16)
-                    (out / name).parent.mkdir(parents=True, exist_ok=True)
-                    layout.write_bytes(out / name, images.encode_png(depth))
-                    entry |= _describe(depth) | {"depth": str(name)}
-                else:
-                    entry["error"] = f"{path}: the network's depth is not finite"
-            else:
-                entry["error"] = str(picture)
-            table.append(entry | {"seconds": round(time.monotonic() - started, 4)})
-            advance(1)
-        _write_table(out / "depth.csv", table)
-    failed = [entry["error"] for entry in table if "error" in entry]
-    return {
-        "folder": str(folder),
-        "out": str(out),
-        "labelled": len(paths) - len(failed),
-        "failed": failed,
-        "model": chosen.name,
-        "device": str(where),
-    }
-
-
-def output_names(pictures: list[Path]) -> list[Path]:
-    """Name the depth PNG of every picture: its own name ending in .png, or, where several would share it, added."""
-    plain = [path.with_suffix(".png") for path in pictures]
-    taken = Counter(plain)
-    return [
-        path.with_name(path.name + ".png") if taken[name] > 1 else name
-        for path, name in zip(pictures, plain, strict=True)
-    ]
-
-
-def _attempt(path: Path) -> np.ndarray | DsgenError:
-    try:
-        return images.read_picture(path)
-    except DsgenError as error:
-        return error
-
-
-def _describe(millimetres: np.ndarray) -> dict[str, Any]:
-    height, width = millimetres.shape
-    return {
-        "width": width,
-        "height": height,
-        "min_m": millimetres.min() / 1000,
-        "median_m": float(np.median(millimetres)) / 1000,
-        "max_m": millimetres.max() / 1000,
-    }
-
-
-def _write_table(path: Path, table: list[dict[str, Any]]) -> None:
-    columns = ("picture", "depth", "width", "height", "min_m", "median_m", "max_m", "seconds", "error")
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(table)
-    layout.write_bytes(path, text.getvalue().encode())

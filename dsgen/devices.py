@@ -1,4 +1,4 @@
-"""Pick the device a network runs on."""
+"""Pick the devices a network runs on."""
 
 import torch
 
@@ -14,3 +14,8 @@ def pick_device(name: str = "auto") -> torch.device:
     if name not in present and not (name == "cuda" and cuda):
         raise DsgenError(f"--device: got {name!r}, this machine has {', '.join(present)}; take one of these or auto")
     return torch.device(name)
+
+
+def pick_devices(names: str = "auto") -> list[torch.device]:
+    """Return the devices meant by names with commas between, such as cuda:0,cuda:1."""
+    return [pick_device(name.strip()) for name in names.split(",")]

@@ -1,4 +1,4 @@
-"""The only decoder and encoder of picture files.
+"""The only encoder of picture files, and the only decoder of pictures; depth maps are read where they are used.
 
 In memory a picture is HWC RGB u1, a cut-out HWC RGBA u1 with straight alpha, a mask HW u1 of 0 or 255. Encoders
 return bytes; who writes them decides how that is made atomic.

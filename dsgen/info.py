@@ -36,16 +36,20 @@ def describe_corpus(path: Path) -> str:
         "pictures": _share(drawn, len(corpus), "drawn", "none; everything downstream works without"),
         "depth": _depth_line(corpus),
     }
+    if corpus.flip_error is not None:
+        lines["flip error"] = _flip_line(corpus.flip_error)
     return _table(lines)
 
 
 def _depth_line(corpus: Corpus) -> str:
-    if corpus.depth is None:
+    if not corpus.depth_attributes:
         return "not labelled; run dsgen depth"
     attributes = corpus.depth_attributes
     made = corpus.labelled_rows()
     text = _share(made, len(corpus), "labelled", "not labelled")
     text += f", by {attributes['model']}, weights {attributes['weights_sha256'][:12]}"
+    if corpus.depth is None:
+        return text + "; relative inverse depth, no metres"
     if made:
         some = np.sort(np.random.default_rng(0).choice(len(corpus), min(64, len(corpus)), replace=False))
         depth = np.stack([corpus.depth[int(row)] for row in some])
@@ -53,6 +57,15 @@ def _depth_line(corpus: Corpus) -> str:
         low, middle, high = np.percentile(depth, [1, 50, 99])
         text += f"; 1st, 50th, 99th percentile {low:.2f}, {middle:.2f}, {high:.2f} m ({len(some)} rows looked at)"
     return text
+
+
+def _flip_line(errors: np.ndarray) -> str:
+    errors = errors[np.isfinite(errors)]
+    if not errors.size:
+        return "none measured yet"
+    shares = np.percentile(errors, [5, 50, 95, 99])
+    worst = ", ".join(f"{(errors > limit).mean():.1%} above {limit}" for limit in (0.1, 0.2, 0.4))
+    return "5th, 50th, 95th, 99th percentile {:.3f}, {:.3f}, {:.3f}, {:.3f}; ".format(*shares) + worst
 
 
 def describe_store(path: Path) -> str:
@@ -69,6 +82,8 @@ def describe_store(path: Path) -> str:
         "labels": "depth, uint16 millimetres" if store.has_depth else "none; run dsgen depth, then dsgen pack again",
         "splits": _splits(index["splits"]),
     }
+    if index.get("left_out"):
+        lines["left out"] = f"{index['left_out']:,} rows with a flip error above {index['made_from']['max_flip_error']}"
     for part, numbers in index["statistics"].items():
         lines[part] = ", ".join(f"{name} {_number(value)}" for name, value in numbers.items())
     return _table(lines)

@@ -34,11 +34,18 @@ _SHARD = re.compile(r"shard-\d+-of-(\d+)\.zarr(\.partial)*")
 
 
 def pack(
-    corpus: Path = Path("corpus"), out: Path = Path("shards"), *, shards: int = 6, jobs: int | None = None
+    corpus: Path = Path("corpus"),
+    out: Path = Path("shards"),
+    *,
+    shards: int = 6,
+    max_flip_error: float | None = None,
+    jobs: int | None = None,
 ) -> dict[str, Any]:
     """Pack a corpus into `shards` shards, or go on with them, and return the counts.
 
-    Depth is packed when the corpus is labelled and left out with a warning when it is not. Raises `DsgenError` for
+    Depth is packed when the corpus is labelled and left out with a warning when it is not. Rows whose depth and that
+    of their mirror image disagree by more than `max_flip_error` keep their place and leave their split: they become
+    `unused`, and the index counts them as `left_out`. Raises `DsgenError` for
     half labelled corpora, and for a folder that holds anything else than an unfinished or finished store of the same
     corpus and number of shards.
     """
@@ -46,7 +53,7 @@ def pack(
     opened = Corpus(corpus)
     chunk = store.chunk_rows(opened.positions, opened.size)
     bounds = shard_bounds(len(opened), chunk, shards)
-    made_from = _made_from(opened, shards, chunk)
+    made_from = _made_from(opened, shards, chunk) | _leave_out(opened, max_flip_error)
     _check_out(out, made_from)
     with layout.lock(out):
         index = out / layout.INDEX
@@ -85,9 +92,32 @@ def _made_from(corpus: Corpus, shards: int, chunk: int) -> dict[str, Any]:
     }
 
 
+def _leave_out(corpus: Corpus, max_flip_error: float | None) -> dict[str, Any]:
+    """Take the rows with doubtful depth out of their splits, in the plan of the corpus as opened; say how many."""
+    if max_flip_error is None:
+        return {}
+    if not max_flip_error > 0:
+        raise DsgenError(f"--max-flip-error: got {max_flip_error}, expected more than 0, such as 0.2")
+    if corpus.flip_error is None:
+        raise DsgenError(
+            f"--max-flip-error: {corpus.path / layout.DEPTH} holds no flip errors; remove it and run "
+            "dsgen depth --check-flip"
+        )
+    doubtful = corpus.flip_error > max_flip_error
+    left_out = int((doubtful & (corpus.plan["split"] != SPLITS.index("unused"))).sum())
+    corpus.plan = corpus.plan.copy()
+    corpus.plan["split"][doubtful] = SPLITS.index("unused")
+    return {"max_flip_error": max_flip_error, "left_out": left_out}
+
+
 def _depth_labels(corpus: Corpus) -> dict[str, Any] | None:
     """Return how the depth labels were made, or None, with a warning, where there are none."""
     path = corpus.path / layout.DEPTH
+    if corpus.relative is not None:
+        raise DsgenError(
+            f"{path}: labelled by {corpus.depth_attributes['model']}, which answers no metres; remove it and label "
+            "with --metric-reference, or with a metric model"
+        )
     if corpus.depth is None:
         log.warning(
             "%s: no depth labels, packed without; run dsgen depth %s first to have them", corpus.path, corpus.path
@@ -324,6 +354,7 @@ def _make_index(
         "size": corpus.size,
         "splits": split_counts(corpus.plan),
         "depth": made_from["depth"],
+        "left_out": made_from.get("left_out", 0),
         "statistics": {
             part: _statistics(_total([s[part] for s in sums]), scale)
             for part, scale in scales.items()
@@ -354,6 +385,7 @@ def _summary(packed_store: store.Store, packed: int) -> dict[str, Any]:
         "packed": packed,
         "already_there": packed_store.rows - packed,
         "depth": packed_store.has_depth,
+        "left_out": packed_store.index.get("left_out", 0),
         "bytes": sum(shard["bytes"] for shard in shards),
         "image_bytes_per_row": round(sum(shard["image_bytes"] for shard in shards) / packed_store.rows),
         "splits": packed_store.splits,

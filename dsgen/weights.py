@@ -1,22 +1,29 @@
 """Where a depth network's weights come from: the bundled file, or one given.
 
 A weights file is safetensors (arrays only, no code is run to read it). Its metadata entry `dsgen_network` holds the
-network's configuration as JSON; `dsgen train-depth` writes such files.
+network's configuration as JSON; `dsgen train-depth` writes such files. The published DenseDepth weights, Keras 2
+files, are read as they are or converted once; which kind a file is, its first bytes say, not its name.
 """
 
 import hashlib
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
 
 from dsgen import layout
 from dsgen.errors import DsgenError
-from dsgen.networks import DenseDepth
+from dsgen.keras_weights import is_hdf5, is_zip, read_keras
+from dsgen.networks import MAX_DEPTH_M, DenseDepth, check_max_depth
 
 BUNDLED = "depth/depth.safetensors"
 METADATA = "dsgen_network"
+KITTI_DEPTH_M = 80.0
 
 
 @dataclass(frozen=True)
@@ -28,30 +35,32 @@ class DepthModel:
     sha256: str
 
 
-def load_depth_model(path: Path | None = None, encoder: str | None = None) -> DepthModel:
+def load_depth_model(
+    path: Path | None = None, encoder: str | None = None, max_depth_m: float | None = None
+) -> DepthModel:
     """Load a depth network; without `path`, the bundled one.
 
     `encoder` is the timm encoder wanted: needed where the file does not say, refused where the file says otherwise,
     and, since a network without trained weights labels nothing, refused without a file for any but the bundled one.
+    `max_depth_m` is the depth range the network was trained for, refused likewise where the file says otherwise. A
+    Keras file does not say: without it, it is 80 m if the file's name has "kitti" in it, else 10 m.
     """
     bundled = path is None
     path = path or layout.asset(BUNDLED)
+    if max_depth_m is not None:
+        check_max_depth(max_depth_m)
     if not path.is_file():
-        raise DsgenError(f"--weights: {path} does not exist, expected a safetensors file")
-    try:
-        with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-    except (SafetensorError, OSError) as error:
-        raise DsgenError(f"--weights: {path} is no readable safetensors file ({error}); replace it") from error
-    try:
-        config = json.loads(metadata[METADATA]) if METADATA in metadata else None
-    except ValueError as error:
-        raise DsgenError(f"--weights: {path}: metadata {METADATA!r} is damaged ({error}); replace the file") from error
+        raise DsgenError(f"--weights: {path} does not exist, expected a safetensors or Keras HDF5 file")
+    config: dict[str, Any] | None
+    if is_hdf5(path) or is_zip(path):
+        config, state = read_keras(path)
+        config["max_depth_m"] = max_depth_m or (KITTI_DEPTH_M if "kitti" in path.name.lower() else MAX_DEPTH_M)
+    else:
+        config, state = _read_safetensors(path)
     if config is None and encoder is None:
         raise DsgenError(f"--weights: {path} does not say which network it is for; name its timm encoder with --model")
     if config is None:
-        config = {"encoder": encoder}
+        config = {"encoder": encoder, "max_depth_m": max_depth_m or MAX_DEPTH_M}
     elif encoder not in (None, config["encoder"]):
         raise DsgenError(
             f"--model: got {encoder}, but {'the bundled weights are' if bundled else f'{path} is'} for "
@@ -63,6 +72,11 @@ def load_depth_model(path: Path | None = None, encoder: str | None = None) -> De
         raise DsgenError(
             f"--weights: {path}: unknown network settings {config}; use the dsgen it was made with"
         ) from error
+    if max_depth_m not in (None, network.config["max_depth_m"]):
+        raise DsgenError(
+            f"--max-depth: got {max_depth_m:g} m, but {'the bundled weights are' if bundled else f'{path} is'} for "
+            f"{network.config['max_depth_m']:g} m; leave it out"
+        )
     wanted = network.state_dict()
     strange = sorted(wanted.keys() ^ state.keys()) or sorted(n for n in wanted if wanted[n].shape != state[n].shape)
     if strange:
@@ -72,6 +86,59 @@ def load_depth_model(path: Path | None = None, encoder: str | None = None) -> De
             f"left over or of another shape ({shown}); give the weights trained for it"
         )
     network.load_state_dict(state)
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
     name = f"densedepth-{config['encoder']}" + ("-bundled" if bundled else "")
-    return DepthModel(network.eval(), name, digest)
+    return DepthModel(network.eval(), name, _sha256(path))
+
+
+def convert_weights(source: Path, out: Path, max_depth_m: float | None = None) -> dict[str, Any]:
+    """Write a Keras file's network as a safetensors weights file, whole or not at all, and return what is in it.
+
+    `max_depth_m` is as for `load_depth_model`; the file written says it. `sha256` is the hash of the file written.
+    """
+    if not source.is_file():
+        raise DsgenError(f"{source}: no such file, expected a Keras HDF5 file")
+    if not (is_hdf5(source) or is_zip(source)):
+        raise DsgenError(f"{source}: no HDF5 file, expected Keras weights; a safetensors file needs no conversion")
+    unfinished = layout.partial(out)
+    if any(path.exists() and path.samefile(source) for path in (out, unfinished)):
+        raise DsgenError(f"{out}: is the file to convert; give the result another name")
+    if out.is_dir():
+        raise DsgenError(f"{out}: is a folder, expected a file name for the weights; add one")
+    network = load_depth_model(source, max_depth_m=max_depth_m).network
+    state = {name: value.contiguous() for name, value in network.state_dict().items()}
+    out.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        save_file(state, unfinished, {METADATA: json.dumps(network.config)})
+        with unfinished.open("rb") as file:
+            os.fsync(file.fileno())
+        unfinished.replace(out)
+    except BaseException:
+        unfinished.unlink(missing_ok=True)
+        raise
+    arrays = [value for name, value in state.items() if not name.endswith("num_batches_tracked")]
+    return {
+        "arrays": len(arrays),
+        "parameters": sum(value.numel() for value in arrays),
+        "width": network.config["width"],
+        "activations": network.config["activations"],
+        "max_depth_m": network.config["max_depth_m"],
+        "sha256": _sha256(out),
+    }
+
+
+def _read_safetensors(path: Path) -> tuple[dict[str, Any] | None, dict[str, Tensor]]:
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+    except (SafetensorError, OSError) as error:
+        raise DsgenError(f"--weights: {path} is no readable safetensors file ({error}); replace it") from error
+    try:
+        return (json.loads(metadata[METADATA]) if METADATA in metadata else None), state
+    except ValueError as error:
+        raise DsgenError(f"--weights: {path}: metadata {METADATA!r} is damaged ({error}); replace the file") from error
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -110,38 +110,69 @@ def bench_composite(folder: Path, backgrounds: int, processes: int, rounds: int)
 
 
 def bench_depth(folder: Path, rounds: int) -> None:
-    """Labelling a corpus end to end against the bare network on one repeated batch."""
+    """Labelling a corpus end to end against the bare network on one repeated batch, and where the rest goes."""
     import torch
 
-    from dsgen.depth import Labeller, default_batch_size, label_corpus
+    from dsgen.depth import default_batch_size, drawn_size, label_corpus
     from dsgen.devices import pick_device
+    from dsgen.labellers import DenseDepthLabeller
+    from dsgen.networks import fold_batch_norms
     from dsgen.weights import load_depth_model
 
     corpus = folder / "depth"
     parameters = Parameters(positions=5)
     composite(corpus, parameters=parameters, max_backgrounds=4, max_foregrounds=40, pictures=False)
     device = pick_device("auto")
-    labeller = Labeller(load_depth_model(), device)
+    model = load_depth_model()
+    labeller = DenseDepthLabeller(model, device)
     opened = Corpus(corpus)
     size = default_batch_size(device)
-    image = labeller.prepare(opened.render(opened.plan[:size], opened.label_size)[0])
-    labeller(image, (224, 224))
-    bare, whole = [], []
-    for _ in range(rounds):
-        batch = torch.from_numpy(image).to(device).permute(0, 3, 1, 2).float().div_(255)
+    drawn = drawn_size(opened, labeller)
+    image = labeller.prepare(opened.render(opened.plan[:size], drawn)[0])
+    batch = image.to(device).float().div_(255)
+    plain = model.network.to(device).to(memory_format=torch.channels_last)
+
+    def rate(work: Callable[[], object], steps: int) -> float:
+        started = time.perf_counter()
         with torch.inference_mode():
-            started, steps = time.perf_counter(), 25
             for _ in range(steps):
-                labeller.network(batch)
-            if device.type == "cuda":
-                torch.cuda.synchronize()
-            bare.append(steps * size / (time.perf_counter() - started))
+                work()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        return steps * size / (time.perf_counter() - started)
+
+    folded = fold_batch_norms(model.network).to(device).to(memory_format=torch.channels_last)
+    rate(lambda: folded(batch), 2)
+    bare, unfolded, whole = [], [], []
+    for _ in range(rounds):
+        bare.append(rate(lambda: folded(batch), 25))
+        unfolded.append(rate(lambda: plain(batch), 25))
         shutil.rmtree(corpus / layout.DEPTH, ignore_errors=True)
         whole.append(label_corpus(corpus)["pictures_per_second"])
     a, b = statistics.median(whole), statistics.median(bare)
-    report("depth, end to end", f"{a:,.1f} pictures/s on {device}, fed at {image.shape[1]} pixels")
+    report("depth, end to end", f"{a:,.1f} pictures/s on {device}, drawn at {drawn}, fed at {image.shape[2]} pixels")
     report("the bare network, one batch", f"{b:,.1f} pictures/s")
     report("ratio", f"{a / b:.2f}, rounds {', '.join(f'{x / y:.2f}' for x, y in zip(whole, bare, strict=True))}")
+    report("batch norms folded against not", f"{b / statistics.median(unfolded):.2f}")
+    drawing = rate(lambda: labeller.prepare(opened.render(opened.plan[:size], drawn)[0]), 10)
+    depth, _ = labeller(image, (drawn, drawn), (opened.size, opened.size))
+    answering = rate(lambda: labeller(image, (drawn, drawn), (opened.size, opened.size)), 10)
+    names = {"drawing": drawing, "network and enlarging": answering, "compression": compression_rate(depth)}
+    report("each part alone", ", ".join(f"{name} {value:,.0f}/s" for name, value in names.items()))
+    report("the bottleneck", min(names, key=names.__getitem__))
+
+
+def compression_rate(depth_m: np.ndarray) -> float:
+    """How many depth maps a second one core rounds and compresses as the labels are."""
+    from numcodecs import Blosc
+
+    from dsgen.depth import millimetres
+
+    codec = Blosc(cname="zstd", clevel=5, shuffle=Blosc.BITSHUFFLE)
+    started = time.perf_counter()
+    for _ in range(10):
+        codec.encode(millimetres(depth_m))
+    return 10 * len(depth_m) / (time.perf_counter() - started)
 
 
 def bench_store(folder: Path, processes: int) -> None:

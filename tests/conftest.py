@@ -1,8 +1,10 @@
 """Small pictures and small corpora that every test may read; none may be written to."""
 
+import json
 import os
 import shutil
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -11,9 +13,13 @@ from PIL import Image
 
 from dsgen.composite import Parameters, composite
 
+if TYPE_CHECKING:
+    from dsgen.networks import DenseDepth
+
 # tiny networks gain nothing from threads, and lose much where cores are shared; before torch is first imported
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+ENCODER = "mobilenetv4_conv_small_050"
 SMALL = Parameters(positions=4, size=48, label_size=96, fg_height=20, validation_share=0.34, test_share=0)
 
 
@@ -76,4 +82,28 @@ def labelled_corpus(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> P
         "depth", shape=depth.shape, chunks=(4, 48, 48), shards=(24, 48, 48), dtype="uint16", fill_value=0
     )
     array[:] = depth
+    return path
+
+
+@pytest.fixture(scope="session")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small network with fixed weights that answers 1 to 9 m."""
+    import torch
+
+    from dsgen.networks import DenseDepth
+
+    torch.manual_seed(0)
+    network = DenseDepth(ENCODER, 32, norm=True, output="log", input_size=64)
+    torch.nn.init.constant_(network.head.bias, 1.0)
+    return write_weights(tmp_path_factory.mktemp("weights") / "w.safetensors", network)
+
+
+def write_weights(path: Path, network: "DenseDepth") -> Path:
+    """Write a network as `train-depth` does."""
+    from safetensors.torch import save_file
+
+    from dsgen.weights import METADATA
+
+    state = {name: value.contiguous() for name, value in network.state_dict().items()}
+    save_file(state, path, {METADATA: json.dumps(network.config)})
     return path

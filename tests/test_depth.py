@@ -1,7 +1,5 @@
 """Stage two: labels for corpora and folders."""
 
-import csv
-import json
 import shutil
 import signal
 import subprocess
@@ -9,41 +7,27 @@ import sys
 import time
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 import zarr
-from conftest import draw_background
+from conftest import ENCODER, draw_background, make_corpus, write_weights
 from PIL import Image
 from safetensors.torch import save_file
 
 from dsgen import depth
 from dsgen.corpus import Corpus
-from dsgen.depth import label_corpus, label_folder, output_names, view_8bit
+from dsgen.depth import label_corpus, view_8bit
 from dsgen.devices import pick_device
 from dsgen.errors import DsgenError
-from dsgen.networks import DenseDepth, to_metres
-from dsgen.weights import METADATA, load_depth_model
-
-ENCODER = "mobilenetv4_conv_small_050"
-
-
-@pytest.fixture(scope="session")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small network with fixed weights that answers 1 to 9 m."""
-    torch.manual_seed(0)
-    network = DenseDepth(ENCODER, 32, norm=True, output="log", input_size=64)
-    torch.nn.init.constant_(network.head.bias, 1.0)
-    return write_weights(tmp_path_factory.mktemp("weights") / "w.safetensors", network)
-
-
-def write_weights(path: Path, network: DenseDepth) -> Path:
-    """Write a network as `train-depth` does."""
-    state = {name: value.contiguous() for name, value in network.state_dict().items()}
-    save_file(state, path, {METADATA: json.dumps(network.config)})
-    return path
+from dsgen.info import describe
+from dsgen.labellers import DenseDepthLabeller
+from dsgen.networks import DenseDepth, fold_batch_norms, to_metres
+from dsgen.pack import pack
+from dsgen.plan import SPLITS
+from dsgen.store import Store
+from dsgen.weights import DepthModel, load_depth_model
 
 
 @pytest.fixture(scope="session")
@@ -61,9 +45,9 @@ def test_labels_are_the_networks_answer_in_millimetres(labelled: Path, weights: 
     model = load_depth_model(weights)
     rows = corpus.plan[7:11]
     image, _ = corpus.render(rows, corpus.label_size)
-    labeller = depth.Labeller(model, torch.device("cpu"))
+    labeller = DenseDepthLabeller(model, torch.device("cpu"))
     with torch.inference_mode():
-        fed = torch.from_numpy(labeller.prepare(image)).permute(0, 3, 1, 2).float() / 255
+        fed = labeller.prepare(image).float() / 255
         raw = F.interpolate(model.network(fed), size=(48, 48), mode="bilinear")
     metres = raw.exp().clamp(0.1, 10)[:, 0].numpy()
     stored = corpus.depth[7:11]
@@ -108,8 +92,8 @@ def test_killed_and_run_again_ends_with_the_same_labels(tmp_path: Path, corpus: 
     shutil.copytree(corpus, tmp_path / "c")
     code = (
         "import sys, time; from pathlib import Path; from dsgen import depth, jobs; depth._BLOCK_ROWS = 24;"
-        "call = depth.Labeller.__call__;"
-        "depth.Labeller.__call__ = lambda *a: (time.sleep(0.2), print('batch', flush=True), call(*a))[-1];"
+        "from dsgen.labellers import Labeller; call = Labeller.__call__;"
+        "Labeller.__call__ = lambda *a: (time.sleep(0.2), print('batch', flush=True), call(*a))[-1];"
         "depth.label_corpus(Path(sys.argv[1]), weights=Path(sys.argv[2]), device='cpu', batch_size=10)"
     )
     process = subprocess.Popen(
@@ -158,50 +142,15 @@ def test_infinity_is_not_clipped_into_a_depth(weights: Path):
     """An answer of plus infinity is refused like one that is no number."""
     model = load_depth_model(weights)
     torch.nn.init.constant_(model.network.head.bias, torch.inf)
-    labeller = depth.Labeller(model, torch.device("cpu"))
-    assert labeller(np.zeros((1, 64, 64, 3), np.uint8), (48, 48)).isnan().all()
+    labeller = DenseDepthLabeller(model, torch.device("cpu"))
+    answer, _ = labeller(labeller.prepare(np.zeros((1, 64, 64, 3), np.uint8)), (64, 64), (48, 48))
+    assert np.isnan(answer).all()
 
 
 def test_metres_are_clipped_as_published():
     """10 / y between 0.1 and 10 m; a negative y is the minimum."""
     raw = torch.tensor([200.0, 100.0, 5.0, 1.0, 0.5, -3.0])
     assert to_metres(raw, "reciprocal").tolist() == pytest.approx([0.1, 0.1, 2.0, 10.0, 10.0, 0.1])
-
-
-def test_folder_mode_labels_any_picture_at_its_own_size(tmp_path: Path, weights: Path):
-    """Sizes, formats and subfolders are kept; the table has a line for each; bad files are named."""
-    (tmp_path / "in" / "deep").mkdir(parents=True)
-    Image.fromarray(draw_background(0, 50, 90)).save(tmp_path / "in" / "wide.jpg")
-    Image.fromarray(draw_background(1, 130, 40)).convert("L").save(tmp_path / "in" / "deep" / "tall.png")
-    (tmp_path / "in" / "bad.png").write_bytes(b"no picture")
-    result = label_folder(tmp_path / "in", weights=weights, device="cpu")
-    out = tmp_path / "in_depth"
-    assert result["labelled"] == 2
-    assert len(result["failed"]) == 1
-    assert "bad.png" in result["failed"][0]
-    millimetres, tall = (cv2.imread(str(out / name), -1) for name in ("wide.png", "deep/tall.png"))
-    assert (millimetres.shape, tall.shape) == ((50, 90), (130, 40))
-    assert millimetres.dtype == np.uint16
-    assert millimetres.max() > 255
-    with (out / "depth.csv").open() as file:
-        table = {row["picture"]: row for row in csv.DictReader(file)}
-    assert float(table["wide.jpg"]["median_m"]) == pytest.approx(np.median(millimetres) / 1000)
-    assert "bad.png" in table["bad.png"]["error"]
-    assert not list(out.rglob("*.partial"))
-
-
-def test_pictures_that_share_a_stem_keep_their_ending():
-    """a.jpg and a.png do not overwrite each other."""
-    names = output_names([Path("a.jpg"), Path("a.png"), Path("b.webp"), Path("s/a.jpg")])
-    assert [str(n) for n in names] == ["a.jpg.png", "a.png.png", "b.png", "s/a.png"]
-
-
-def test_what_is_neither_corpus_nor_pictures_is_refused(tmp_path: Path, weights: Path):
-    """Missing and empty folders."""
-    with pytest.raises(DsgenError, match="no such folder"):
-        label_folder(tmp_path / "nowhere", weights=weights)
-    with pytest.raises(DsgenError, match="neither a corpus nor a folder with pictures"):
-        label_folder(tmp_path, weights=weights)
 
 
 def test_weights_are_required_and_must_fit(tmp_path: Path, weights: Path):
@@ -226,9 +175,9 @@ def test_bundled_weights_load_and_answer():
     """The default network is there, trained, and sees depth where there is some."""
     model = load_depth_model()
     assert model.name.endswith("-bundled")
-    labeller = depth.Labeller(model, torch.device("cpu"))
+    labeller = DenseDepthLabeller(model, torch.device("cpu"))
     image = draw_background(0, 224, 224)[None]
-    metres = labeller(labeller.prepare(image), (224, 224)) / 1000
+    metres, _ = labeller(labeller.prepare(image), (224, 224), (224, 224))
     assert 0.1 <= metres.min() < metres.max() <= 10
 
 
@@ -239,6 +188,153 @@ def test_any_encoder_fits_under_the_decoder(encoder: str):
     with torch.inference_mode():
         assert network(torch.rand(1, 3, 64, 96)).shape == (1, 1, 32, 48)
         assert network(torch.rand(1, 3, 70, 91)).shape[:2] == (1, 1)
+
+
+def test_flip_errors_are_stored_and_shown(tmp_path: Path, corpus: Path, weights: Path):
+    """One number a row, as computed by hand; `info` shows them; the labels themselves are not changed."""
+    shutil.copytree(corpus, tmp_path / "c")
+    label_corpus(tmp_path / "c", weights=weights, device="cpu", batch_size=10, check_flip=True)
+    opened = Corpus(tmp_path / "c")
+    labeller = DenseDepthLabeller(load_depth_model(weights), torch.device("cpu"))
+    image, _ = opened.render(opened.plan[30:32], opened.label_size)
+    plain, mirrored = (labeller(labeller.prepare(x), (96, 96), (48, 48))[0] for x in (image, image[:, :, ::-1]))
+    a, b = plain, mirrored[:, :, ::-1]
+    assert opened.flip_error.shape == (72,)
+    assert opened.flip_error[30:32] == pytest.approx((2 * abs(a - b) / (a + b)).mean(axis=(1, 2)), rel=1e-4)
+    assert np.abs(opened.depth[30:32] / 1000 - a).max() <= 0.0011
+    assert "5th, 50th, 95th, 99th percentile" in describe(tmp_path / "c")
+    with pytest.raises(DsgenError, match=r"flip_checked False \(the labels have True\)"):
+        label_corpus(tmp_path / "c", weights=weights, device="cpu")
+
+
+def test_mirror_average(tmp_path: Path, corpus: Path, weights: Path):
+    """The mean of the depth and the un-mirrored depth of the mirror image."""
+    shutil.copytree(corpus, tmp_path / "c")
+    label_corpus(tmp_path / "c", weights=weights, device="cpu", batch_size=10, average_flip=True)
+    opened = Corpus(tmp_path / "c")
+    labeller = DenseDepthLabeller(load_depth_model(weights), torch.device("cpu"))
+    image, _ = opened.render(opened.plan[5:6], opened.label_size)
+    plain, mirrored = (labeller(labeller.prepare(x), (96, 96), (48, 48))[0] for x in (image, image[:, :, ::-1]))
+    assert np.abs(opened.depth[5] / 1000 - (plain + mirrored[:, :, ::-1])[0] / 2).max() <= 0.0011
+
+
+def test_several_devices_share_the_blocks(
+    tmp_path: Path, corpus: Path, weights: Path, labelled: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Two devices, the same labels as one; the error of one stops both."""
+    monkeypatch.setattr(depth, "_BLOCK_ROWS", 20)
+    shutil.copytree(corpus, tmp_path / "c")
+    result = label_corpus(tmp_path / "c", weights=weights, device="cpu,cpu", batch_size=10)
+    assert result["device"] == "cpu, cpu"
+    ours, theirs = Corpus(tmp_path / "c").depth[:], Corpus(labelled).depth[:]
+    assert np.abs(ours.astype(int) - theirs).max() <= 1
+    shutil.rmtree(tmp_path / "c" / "depth.zarr")
+    monkeypatch.setattr(depth, "_check_finite", lambda *_: (_ for _ in ()).throw(DsgenError("row 7: no")))
+    with pytest.raises(DsgenError, match="row 7: no"):
+        label_corpus(tmp_path / "c", weights=weights, device="cpu,cpu", batch_size=10)
+
+
+def from_brightness(image: np.ndarray) -> np.ndarray:
+    """A labeller anyone could write: 1 to 5 m, darker is farther."""
+    return 5 - image.mean(axis=3) / 64
+
+
+def test_a_function_labels_a_corpus(tmp_path: Path, corpus: Path):
+    """Its answers become millimetres; its name and source's hash stand in the attributes."""
+    shutil.copytree(corpus, tmp_path / "c")
+    label_corpus(tmp_path / "c", model=from_brightness, device="cpu")
+    opened = Corpus(tmp_path / "c")
+    assert opened.depth_attributes["model"] == f"function:{__name__}.from_brightness"
+    image, _ = opened.render(opened.plan[:1], opened.label_size)
+    assert opened.depth[0].mean() / 1000 == pytest.approx(from_brightness(image).mean(), abs=0.02)
+
+
+def test_relative_labels_are_not_called_metres(tmp_path: Path, corpus: Path, weights: Path):
+    """They are stored as they are, under their own name; packing refuses them; a metric reference makes them metres."""
+    shutil.copytree(corpus, tmp_path / "c")
+    result = label_corpus(tmp_path / "c", model=from_brightness, kind="inverse", device="cpu")
+    opened = Corpus(tmp_path / "c")
+    assert result["kind"] == "inverse"
+    assert opened.depth is None
+    assert opened.relative.dtype == np.float32
+    assert opened.depth_attributes["units"] == "1"
+    assert opened.labelled_rows() == 72
+    assert "no metres" in describe(tmp_path / "c")
+    with pytest.raises(DsgenError, match=r"which answers no metres; remove it and label with --metric-reference"):
+        pack(tmp_path / "c", tmp_path / "s", shards=1)
+    with pytest.raises(DsgenError, match="metric_reference densedepth"):
+        label_corpus(tmp_path / "c", model=from_brightness, kind="inverse", device="cpu", metric_reference=str(weights))
+
+
+def test_a_fit_recovers_scale_and_shift(tmp_path: Path, corpus: Path, weights: Path, labelled: Path):
+    """Relative answers that are an affine function of the reference's inverse depth come out as its metres."""
+    reference = DenseDepthLabeller(load_depth_model(weights), torch.device("cpu"))
+
+    def affine(image: np.ndarray) -> np.ndarray:
+        metres, _ = reference(reference.prepare(image), (96, 96), (48, 48))
+        return 40 / metres - 3
+
+    shutil.copytree(corpus, tmp_path / "c")
+    result = label_corpus(
+        tmp_path / "c", model=affine, kind="inverse", device="cpu", metric_reference=str(weights), batch_size=10
+    )
+    assert result["kind"] == "metric"
+    ours, theirs = Corpus(tmp_path / "c").depth[:], Corpus(labelled).depth[:]
+    assert np.abs(ours.astype(int) - theirs).max() <= 3
+
+    def upside_down(image: np.ndarray) -> np.ndarray:
+        return -affine(image)
+
+    shutil.rmtree(tmp_path / "c" / "depth.zarr")
+    with pytest.raises(DsgenError, match="disagree about what is near"):
+        label_corpus(tmp_path / "c", model=upside_down, kind="inverse", device="cpu", metric_reference=str(weights))
+
+
+def test_rows_with_doubtful_depth_leave_their_split(tmp_path: Path, corpus: Path, weights: Path):
+    """They keep their place in the store, in no split, and are counted."""
+    shutil.copytree(corpus, tmp_path / "c")
+    with pytest.raises(DsgenError, match="holds no flip errors"):
+        pack(tmp_path / "c", tmp_path / "s", shards=1, max_flip_error=0.1)
+    label_corpus(tmp_path / "c", weights=weights, device="cpu", check_flip=True)
+    opened = Corpus(tmp_path / "c")
+    limit = float(np.median(opened.flip_error))
+    wrong = (opened.flip_error > limit) & (opened.plan["split"] != SPLITS.index("unused"))
+    result = pack(tmp_path / "c", tmp_path / "s", shards=1, max_flip_error=limit, jobs=1)
+    assert result["left_out"] == wrong.sum() > 0
+    store = Store(tmp_path / "s")
+    assert (store.plan["split"][wrong] == SPLITS.index("unused")).all()
+    assert store.rows == 72
+    assert sum(store.splits.values()) == 72
+    assert (np.asarray(Corpus(tmp_path / "c").plan["split"]) == opened.plan["split"]).all()
+
+
+@pytest.mark.parametrize("encoder", [ENCODER, "resnet18", "densenet121"])
+def test_folding_batch_norms_changes_nothing_but_the_time(encoder: str):
+    """The same answers to rounding, at any size; the network itself is left alone."""
+    torch.manual_seed(0)
+    network = DenseDepth(encoder, 32, norm=True).eval()
+    for layer in network.modules():
+        if isinstance(layer, torch.nn.BatchNorm2d):
+            layer.running_mean.normal_(0, 0.2)
+            layer.running_var.uniform_(0.5, 2)
+    folded = fold_batch_norms(network)
+    remaining = [sum(isinstance(m, torch.nn.BatchNorm2d) for m in n.modules()) for n in (network, folded)]
+    assert remaining[1] < remaining[0]
+    with torch.inference_mode():
+        for size in ((64, 64), (96, 160)):
+            image = torch.rand(2, 3, *size)
+            assert folded(image) == pytest.approx(network(image), rel=1e-4, abs=1e-5)
+
+
+def test_rows_are_drawn_no_larger_than_the_network_needs(tmp_path: Path, pictures: Path):
+    """A network fed at 32 pixels gets the stored 48; one fed as pictures come, or at 64, gets the label size, 96."""
+    opened = Corpus(make_corpus(tmp_path / "c", pictures, pictures=False))
+
+    def side(input_size: int | None) -> int:
+        network = DenseDepth(ENCODER, 32, norm=True, output="log", input_size=input_size)
+        return depth.drawn_size(opened, DenseDepthLabeller(DepthModel(network, "n", "0"), torch.device("cpu")))
+
+    assert (side(32), side(64), side(None)) == (48, 96, 96)
 
 
 def test_devices_are_checked():

@@ -9,6 +9,7 @@ import pytest
 import torch
 from conftest import draw_background, draw_cutout
 
+from dsgen import train_depth as train_depth_module
 from dsgen.errors import DsgenError
 from dsgen.train_depth import Frames, augment, depth_loss, paste_person, score, train_depth
 from dsgen.weights import load_depth_model
@@ -55,6 +56,35 @@ def test_training_writes_weights_that_label(frames: Path, tmp_path: Path):
     opened = Frames(frames)
     assert score(model.network, opened, opened.split()[1], 64) == pytest.approx(first)
     assert not list(tmp_path.glob("*.partial"))
+
+
+def test_killed_and_run_again_ends_with_the_same_weights(frames: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Stopped in the second epoch; goes on with the second; other settings are refused meanwhile."""
+    options = {"encoder": "mobilenetv4_conv_small_050", "width": 32, "sizes": (32, 64), "epochs": (2, 1)}
+    train_depth(frames, tmp_path / "whole.safetensors", **options, batch_size=4)
+    make = train_depth_module.batches
+
+    def dies(*call: object) -> object:
+        if call[-1] == 1:
+            raise KeyboardInterrupt
+        return make(*call)
+
+    monkeypatch.setattr(train_depth_module, "batches", dies)
+    with pytest.raises(KeyboardInterrupt):
+        train_depth(frames, tmp_path / "cut.safetensors", **options, batch_size=4)
+    monkeypatch.setattr(train_depth_module, "batches", make)
+    with pytest.raises(DsgenError, match=r"left by another run: got batch_size 8 \(the checkpoint has 4\)"):
+        train_depth(frames, tmp_path / "cut.safetensors", **options, batch_size=8)
+    train_depth(frames, tmp_path / "cut.safetensors", **options, batch_size=4)
+    assert (tmp_path / "cut.safetensors").read_bytes() == (tmp_path / "whole.safetensors").read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cut.safetensors", "whole.safetensors"]
+
+
+def test_a_damaged_checkpoint_is_named(frames: Path, tmp_path: Path):
+    """It is not taken for the end of a run."""
+    (tmp_path / "w.safetensors.checkpoint").write_bytes(b"half")
+    with pytest.raises(DsgenError, match="damaged checkpoint"):
+        train_depth(frames, tmp_path / "w.safetensors", sizes=(64,), epochs=(1,))
 
 
 def test_the_loss_falls_on_one_batch():
