@@ -28,6 +28,7 @@ from dsgen.devices import pick_devices
 from dsgen.errors import DsgenError
 from dsgen.jobs import ahead, check_jobs, progress, run_blocks
 from dsgen.labellers import INVERSE, METRIC, DepthFunction, Labeller, make_labellers
+from dsgen.networks import MAX_DEPTH_M, MIN_DEPTH_M
 
 VIEW_MAX_MM = 10_000
 MOST_MM = 65_535
@@ -291,12 +292,13 @@ class _Fit:
     """Metres from relative answers: for every background the scale and shift that bring its own inverse depth closest.
 
     For the background without anything pasted on, s and t minimise the sum of (s r + t - 1 / m)^2 over its pixels,
-    r the relative model's answer and m the reference's metres; a row's depth is 1 / (s r + t), within 0.1..10 m. Least
-    squares in inverse depth are how MiDaS aligns (Ranftl et al., arXiv 1907.01341, eq. 4).
+    r the relative model's answer and m the reference's metres; a row's depth is 1 / (s r + t), within 0.1 m and the
+    reference's farthest. Least squares in inverse depth are how MiDaS aligns (Ranftl et al., arXiv 1907.01341, eq. 4).
     """
 
     def __init__(self, corpus: Corpus, labeller: Labeller, reference: Labeller):
         self._corpus, self._labeller, self._reference = corpus, labeller, reference
+        self._most_m = reference.max_depth_m or MAX_DEPTH_M
         self._known: dict[int, tuple[float, float]] = {}
 
     def _fitted(self, background: int) -> tuple[float, float]:
@@ -321,7 +323,7 @@ class _Fit:
     def __call__(self, backgrounds: np.ndarray, relative: np.ndarray) -> np.ndarray:
         """Turn relative answers (n,S,S) of rows with these backgrounds into metres."""
         scale, shift = np.array([self._fitted(b) for b in backgrounds.tolist()], np.float32).T[..., None, None]
-        return 1 / (relative * scale + shift).clip(0.1, 10)
+        return 1 / (relative * scale + shift).clip(1 / self._most_m, 1 / MIN_DEPTH_M)
 
 
 def _check_finite(depth: np.ndarray, first_row: int) -> None:

@@ -42,8 +42,8 @@ def is_zip(path: Path) -> bool:
 def read_keras(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Read a Keras 2 DenseDepth file: the settings of a `DenseDepth` (all but its depth range) and its state.
 
-    The width is that of the layer `conv2`; the number of activations is the model's, or 1 where the file has weights
-    only. Raises `DsgenError` for a file that is damaged or is not exactly this network.
+    The width is that of the layer `conv2`; the number of activations is the model's, or, where the file has weights
+    only, told from the layers' names. Raises `DsgenError` for a file that is damaged or is not exactly this network.
     """
     try:
         import h5py
@@ -55,8 +55,9 @@ def read_keras(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         )
     try:
         with h5py.File(path, "r") as file:
-            activations = _read_model(path, _attribute(file, "model_config"))
             root = file.get("model_weights", file)
+            model = _attribute(file, "model_config")
+            activations = _read_model(path, model) if model else _count_activations(path, _names(root, "layer_names"))
             arrays, left_over = _read_arrays(path, root)
     except (OSError, KeyError, RuntimeError, ValueError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
@@ -184,10 +185,19 @@ def _some(names: list[str], separator: str = ", ") -> str:
     return separator.join(names[:3]) + (f"{separator}..." if len(names) > 3 else "")
 
 
-def _read_model(path: Path, model_config: str | None) -> int:
-    """Check what the arrays do not say and return how many activations an up block has; 1 if there is no model."""
-    if model_config is None:
-        return 1
+def _count_activations(path: Path, names: list[str]) -> int:
+    """Tell from a file of weights only, by its layers' names, how many activations an up block has."""
+    found = sum("leaky" in name.lower() for name in names)
+    if found not in (4, 8):
+        raise DsgenError(
+            f"{path}: got weights without a model and {found} layers named like LeakyReLU, expected 4 or 8; "
+            "save the whole model with model.save('name.h5')"
+        )
+    return found // 4
+
+
+def _read_model(path: Path, model_config: str) -> int:
+    """Check what the arrays do not say and return how many activations an up block has."""
     try:
         layers: list[dict[str, Any]] = json.loads(model_config)["config"]["layers"]
         kinds = [layer["class_name"] for layer in layers]

@@ -428,6 +428,11 @@ def test_weights_only_files_and_text_attributes_load(tmp_path: Path, narrow: Pat
     assert config == expected_config
     assert config["activations"] == 1
     assert all(torch.equal(state[name], value) for name, value in expected.items())
+    with h5py.File(tmp_path / "weights.h5", "r+") as out:
+        out.attrs["layer_names0"] = [name for name in names[:300] if "leaky" not in name]
+        out.attrs["layer_names1"] = [name for name in names[300:] if "leaky" not in name]
+    with pytest.raises(DsgenError, match="0 layers named like LeakyReLU, expected 4 or 8"):
+        read_keras(tmp_path / "weights.h5")
 
 
 @pytest.mark.parametrize(
