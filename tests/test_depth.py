@@ -181,6 +181,17 @@ def test_bundled_weights_load_and_answer():
     assert 0.1 <= metres.min() < metres.max() <= 10
 
 
+def test_half_precision_keeps_the_bundled_labels(tmp_path: Path):
+    """Under bfloat16, as on CUDA, the median relative change of depth is below 0.5 %."""
+    network = load_depth_model().network
+    image = torch.from_numpy(np.stack([draw_background(n, 224, 224) for n in range(4)])).permute(0, 3, 1, 2) / 255
+    with torch.inference_mode():
+        whole = network.depth_m(image)
+        with torch.autocast("cpu", torch.bfloat16):
+            half = network.depth_m(image)
+    assert 0 < ((half - whole).abs() / whole).median() < 0.005
+
+
 @pytest.mark.parametrize("encoder", ["resnet18", "densenet121", ENCODER])
 def test_any_encoder_fits_under_the_decoder(encoder: str):
     """Odd sizes too: the answer is half the input's size, rounded as the encoder rounds."""
