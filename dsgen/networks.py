@@ -180,8 +180,8 @@ class _BatchNormTracer(fx.Tracer):
 def fold_batch_norms(network: nn.Module) -> nn.Module:
     """Return the network, in evaluation mode, with every batch norm that follows a convolution folded into it.
 
-    The answers agree to rounding and come about a fifth sooner on a CPU. `network` is left as it is; one whose
-    steps depend on its input cannot be traced and is returned itself.
+    The answers agree to rounding and come a little sooner (`make bench`). `network` is left as it is; one whose steps
+    depend on its input cannot be traced and is returned itself.
     """
     copied = copy.deepcopy(network).eval()
     try:
