@@ -39,4 +39,4 @@ dist: $(READY)  ## the wheel
 	$(BIN)/python -m build --wheel
 
 clean:  ## remove what the targets above made
-	rm -rf $(VENV) $(DEMO) build dist .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV) $(DEMO) bench build dist .pytest_cache .ruff_cache .mypy_cache

@@ -207,14 +207,15 @@ def report(what: str, value: str) -> None:
 
 
 def main() -> None:
-    """Run the parts asked for in a temporary folder here."""
+    """Run the parts asked for in a temporary folder of `--folder`, which git ignores."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("parts", nargs="*", default=["composite", "depth", "store"])
     parser.add_argument("--backgrounds", type=int, default=8, help="how many, for composite")
     parser.add_argument("--processes", type=int, default=cores())
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--folder", default=".", help="where to write")
+    parser.add_argument("--folder", default="bench", help="where to write; made if need be")
     arguments = parser.parse_args()
+    Path(arguments.folder).mkdir(exist_ok=True)
     if "composite" in arguments.parts:
         for place in dict.fromkeys(["/dev/shm", arguments.folder] if Path("/dev/shm").is_dir() else [arguments.folder]):
             with tempfile.TemporaryDirectory(dir=place) as temporary:
