@@ -8,7 +8,6 @@ made again. Memory depends on the largest picture, not on their number.
 
 import csv
 import io
-import os
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -17,7 +16,6 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 from PIL import Image
 
@@ -25,7 +23,7 @@ from dsgen import __version__, images, layout
 from dsgen.depth import check_batch_size, default_batch_size, millimetres
 from dsgen.devices import pick_device
 from dsgen.errors import DsgenError
-from dsgen.jobs import ahead, progress
+from dsgen.jobs import ahead, cores, progress
 from dsgen.labellers import METRIC, DepthFunction, Labeller, make_labellers
 
 FORMATS = ("png", "npy")
@@ -146,8 +144,7 @@ def _label_all(
     """Label pictures; yield what the table says of each. Decoding, network and writing overlap."""
     most = batch_size or default_batch_size(labeller.device)
     pending: list[tuple[Path, Future[dict[str, Any]]]] = []
-    threads = os.cpu_count() or 1
-    with ThreadPoolExecutor(threads) as pool, ThreadPoolExecutor(1) as writer:
+    with ThreadPoolExecutor(cores()) as pool, ThreadPoolExecutor(1) as writer:
         for group, decoded in ahead(_decoded(paths, most, pool), 2):
             good = [
                 (path, picture) for path, picture in zip(group, decoded, strict=True) if isinstance(picture, np.ndarray)
@@ -246,10 +243,7 @@ def _load(path: Path) -> np.ndarray:
     """Read a label back: metres, or a relative model's answer."""
     if path.suffix == ".npy":
         return np.load(path)
-    stored = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
-    if stored is None:
-        raise DsgenError(f"{path}: damaged label; remove it and run again")
-    return stored.astype(np.float32) / 1000
+    return images.read_depth_png(path).astype(np.float32) / 1000
 
 
 def output_names(pictures: list[Path], ending: str = ".png") -> list[Path]:

@@ -16,9 +16,8 @@ from typing import Any
 
 import cv2
 import numpy as np
-from PIL import Image
 
-from dsgen import layout
+from dsgen import images, layout
 from dsgen.errors import DsgenError
 from dsgen.jobs import ahead, progress
 
@@ -331,12 +330,7 @@ def _read_depth(path: Path, unit_m: float, png_unit_m: float) -> np.ndarray:
     if path.suffix.lower() == ".npy":
         depth = np.array(_open_npy(path), np.float64)
     else:
-        try:
-            with Image.open(path, formats=["PNG"]) as image:
-                depth = np.asarray(image).astype(np.float64) * png_unit_m
-        except Exception as error:  # Pillow's decoders raise what they please on damaged files
-            reason = str(error).replace(str(path), "it") or type(error).__name__
-            raise DsgenError(f"{path}: cannot be decoded ({reason}), expected a whole PNG; replace it") from error
+        depth = images.read_depth_png(path).astype(np.float64) * png_unit_m
     return np.where(np.isfinite(depth) & (depth > 0), depth, 0.0) * unit_m
 
 

@@ -1,4 +1,4 @@
-"""The only encoder of picture files, and the only decoder of pictures; depth maps are read where they are used.
+"""The only decoder and encoder of picture files.
 
 In memory a picture is HWC RGB u1, a cut-out HWC RGBA u1 with straight alpha, a mask HW u1 of 0 or 255. Encoders
 return bytes; who writes them decides how that is made atomic.
@@ -26,6 +26,16 @@ _MCU = 16  # the side of the smallest unit a 4:2:0 JPEG is coded in
 def read_picture(path: Path) -> np.ndarray:
     """Decode any picture to (h,w,3) u1 RGB: 8 or 16 bits, grey, palette, CMYK; EXIF rotation applied; alpha dropped."""
     return _decode(path, alpha=False)
+
+
+def read_depth_png(path: Path) -> np.ndarray:
+    """Decode a 16-bit grey PNG to (h,w) of whole numbers."""
+    try:
+        with Image.open(path, formats=["PNG"]) as image:
+            return np.asarray(image)
+    except Exception as error:  # Pillow's decoders raise what they please on damaged files
+        reason = str(error).replace(str(path), "it") or type(error).__name__
+        raise DsgenError(f"{path}: cannot be decoded ({reason}), expected a whole PNG; replace it") from error
 
 
 def read_cutout(path: Path) -> np.ndarray:

@@ -45,9 +45,8 @@ def pack(
 
     Depth is packed when the corpus is labelled and left out with a warning when it is not. Rows whose depth and that
     of their mirror image disagree by more than `max_flip_error` keep their place and leave their split: they become
-    `unused`, and the index counts them as `left_out`. Raises `DsgenError` for
-    half labelled corpora, and for a folder that holds anything else than an unfinished or finished store of the same
-    corpus and number of shards.
+    `unused`, and the index counts them as `left_out`. Raises `DsgenError` for half labelled corpora, and for a folder
+    that holds anything else than an unfinished or finished store of the same corpus and number of shards.
     """
     workers = check_jobs(jobs)
     opened = Corpus(corpus)

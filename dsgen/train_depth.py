@@ -7,7 +7,7 @@ as a folder of RGBA pictures, are pasted in at the depth their height in pixels 
 
 import csv
 import hashlib
-import json
+import io
 import math
 import time
 from collections.abc import Iterator
@@ -24,7 +24,7 @@ from torch import Tensor
 from dsgen import layout
 from dsgen.errors import DsgenError
 from dsgen.networks import MAX_DEPTH_M, DenseDepth, to_metres
-from dsgen.weights import METADATA
+from dsgen.weights import save_depth_network
 
 FOCAL = 0.85  # focal length over picture width of a typical frame (61 degrees): what pasted people are scaled by
 STANDING_M = 1.7
@@ -285,7 +285,7 @@ def train_depth(
     which the same call goes on after a kill and ends with the same weights; it is removed at the end. Returns the
     scores on the held-out rooms at the last size, which the network will be fed at, see `score`.
     """
-    from safetensors.torch import load_file, save_file
+    from safetensors.torch import load_file
 
     if len(sizes) != len(epochs):
         raise DsgenError(f"--epochs: got {len(epochs)} numbers, expected {len(sizes)}, one for each of --sizes")
@@ -355,14 +355,11 @@ def train_depth(
             + " ".join(f"{name} {value:.4f}" for name, value in scores.items()),
             flush=True,
         )
-        partial = layout.partial(out)
-        state = {name: value.contiguous() for name, value in averaged.state_dict().items()}
-        save_file(state, partial, {METADATA: json.dumps(averaged.config)})
-        partial.replace(out)
-        partial = layout.partial(checkpoint)
+        save_depth_network(averaged, out)
+        content = io.BytesIO()
         kept = {name: part.state_dict() for name, part in parts.items()}
-        torch.save(kept | {"settings": settings, "done": epoch + 1, "minutes": minutes}, partial)
-        partial.replace(checkpoint)
+        torch.save(kept | {"settings": settings, "done": epoch + 1, "minutes": minutes}, content)
+        layout.write_bytes(checkpoint, content.getvalue())
     result = score(averaged, frames, held_out, sizes[-1])
     print("held-out rooms: " + " ".join(f"{name} {value:.4f}" for name, value in result.items()), flush=True)
     checkpoint.unlink(missing_ok=True)

@@ -7,13 +7,12 @@ files, are read as they are or converted once; which kind a file is, its first b
 
 import hashlib
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from dsgen import layout
@@ -90,6 +89,12 @@ def load_depth_model(
     return DepthModel(network.eval(), name, _sha256(path))
 
 
+def save_depth_network(network: DenseDepth, out: Path) -> None:
+    """Write a network as a weights file that says which network it is for, whole or not at all."""
+    state = {name: value.contiguous() for name, value in network.state_dict().items()}
+    layout.write_bytes(out, save(state, {METADATA: json.dumps(network.config)}))
+
+
 def convert_weights(source: Path, out: Path, max_depth_m: float | None = None) -> dict[str, Any]:
     """Write a Keras file's network as a safetensors weights file, whole or not at all, and return what is in it.
 
@@ -105,17 +110,9 @@ def convert_weights(source: Path, out: Path, max_depth_m: float | None = None) -
     if out.is_dir():
         raise DsgenError(f"{out}: is a folder, expected a file name for the weights; add one")
     network = load_depth_model(source, max_depth_m=max_depth_m).network
-    state = {name: value.contiguous() for name, value in network.state_dict().items()}
     out.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        save_file(state, unfinished, {METADATA: json.dumps(network.config)})
-        with unfinished.open("rb") as file:
-            os.fsync(file.fileno())
-        unfinished.replace(out)
-    except BaseException:
-        unfinished.unlink(missing_ok=True)
-        raise
-    arrays = [value for name, value in state.items() if not name.endswith("num_batches_tracked")]
+    save_depth_network(network, out)
+    arrays = [value for name, value in network.state_dict().items() if not name.endswith("num_batches_tracked")]
     return {
         "arrays": len(arrays),
         "parameters": sum(value.numel() for value in arrays),

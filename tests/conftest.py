@@ -1,6 +1,5 @@
 """Small pictures and small corpora that every test may read; none may be written to."""
 
-import json
 import os
 import shutil
 from pathlib import Path
@@ -100,10 +99,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def write_weights(path: Path, network: "DenseDepth") -> Path:
     """Write a network as `train-depth` does."""
-    from safetensors.torch import save_file
+    from dsgen.weights import save_depth_network
 
-    from dsgen.weights import METADATA
-
-    state = {name: value.contiguous() for name, value in network.state_dict().items()}
-    save_file(state, path, {METADATA: json.dumps(network.config)})
+    save_depth_network(network, path)
     return path
