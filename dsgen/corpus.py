@@ -1,6 +1,5 @@
 """Open a corpus: plan, sources and depth labels behind one small interface."""
 
-from collections import OrderedDict
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ import numpy as np
 import zarr
 
 from dsgen import layout
+from dsgen.cache import Cache
 from dsgen.errors import DsgenError
 from dsgen.plan import load_plan
 from dsgen.render import Cutout, render
@@ -74,8 +74,8 @@ class Corpus:
         return np.asarray(self._source_array("foreground_shape")[:], np.int64)
 
     @cached_property
-    def _cache(self) -> "_Cache":
-        return _Cache(_CACHED_BYTES)
+    def _cache(self) -> Cache:
+        return Cache(_CACHED_BYTES)
 
     def _scale(self, size: int | None) -> int:
         size = size or self.size
@@ -167,25 +167,3 @@ def open_array(group: zarr.Group, name: str) -> zarr.Array:
     if not isinstance(array, zarr.Array):
         raise DsgenError(f"{group.store_path}: no array {name!r}; remove the folder and make it again")
     return array
-
-
-class _Cache:
-    """Least recently used arrays, up to a number of bytes."""
-
-    def __init__(self, limit: int):
-        self._limit, self._held = limit, 0
-        self._entries: OrderedDict[Any, Any] = OrderedDict()
-
-    @staticmethod
-    def _bytes(value: Any) -> int:
-        return value.nbytes if isinstance(value, np.ndarray) else value.weighted.nbytes * 2 + value.mask.nbytes
-
-    def get(self, key: Any, make: Any) -> Any:
-        if key in self._entries:
-            self._entries.move_to_end(key)
-            return self._entries[key]
-        value = self._entries[key] = make()
-        self._held += self._bytes(value)
-        while self._held > self._limit and len(self._entries) > 1:
-            self._held -= self._bytes(self._entries.popitem(last=False)[1])
-        return value

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from dsgen.errors import DsgenError
@@ -31,8 +32,37 @@ def check_jobs(jobs: int | None) -> int:
     return jobs
 
 
+@dataclass(frozen=True)
+class Part:
+    """A share of the work: `number` of `count`, from 1 on."""
+
+    number: int
+    count: int
+
+
+def parse_part(text: str) -> Part:
+    """Read `3/8`, the third of eight shares."""
+    number, _, count = text.partition("/")
+    if not (number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
+        raise DsgenError(f"--part: got {text!r}, expected K/N with K from 1 to N, like 3/8")
+    return Part(int(number), int(count))
+
+
+def share(blocks: list[T], part: Part) -> list[T]:
+    """Return a part's consecutive blocks; the parts' shares are disjoint, cover all, and differ by one at most."""
+    first, last = ((part.number - 1 + k) * len(blocks) // part.count for k in (0, 1))
+    return blocks[first:last]
+
+
 def run_blocks(
-    work: Callable[..., int], blocks: list[tuple[Any, ...]], *, jobs: int, title: str, total: int, done: int = 0
+    work: Callable[..., int],
+    blocks: list[tuple[Any, ...]],
+    *,
+    jobs: int,
+    title: str,
+    total: int,
+    done: int = 0,
+    cluster: str | None = None,
 ) -> int:
     """Call `work(*block)` for every block in `jobs` processes; return the sum of what the calls return.
 

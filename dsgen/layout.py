@@ -21,6 +21,8 @@ DEPTH = "depth.zarr"
 DEPTH_CSV = "depth.csv"
 DEPTH_JSON = "depth.json"
 INDEX = "index.json"
+SUMS = "SHA256SUMS"
+PACKING = "packing"
 LOCK = ".dsgen.lock"
 PICTURE_PARTS = ("bg_fg", "bg_fg_mask")
 PARTS = ("bg", "fg", "fg_mask", "bg_fg", "bg_fg_mask", "bg_fg_depth")
@@ -78,28 +80,41 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Write JSON atomically, indented, keys in the order given."""
-    write_bytes(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
+    write_bytes(path, encode_json(value))
+
+
+def encode_json(value: Any) -> bytes:
+    """Encode JSON as all of a corpus and a store is: indented, keys in the order given."""
+    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
 
 
 def read_json(path: Path) -> Any:
     """Read JSON; a file that does not parse is a `DsgenError`."""
+    return parse_json(path.read_bytes(), path)
+
+
+def parse_json(content: bytes, name: Path | str) -> Any:
+    """Parse JSON; what does not parse is a `DsgenError` that names it."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, UnicodeDecodeError) as error:
-        raise DsgenError(f"{path}: damaged, expected JSON ({error}); restore it or make it again") from error
+        return json.loads(content.decode("utf-8"))
+    except ValueError as error:
+        raise DsgenError(f"{name}: damaged, expected JSON ({error}); restore it or make it again") from error
 
 
 @contextmanager
-def lock(folder: Path) -> Iterator[None]:
-    """Keep a second dsgen from writing to the folder, which is made if need be; a killed process holds no lock."""
+def lock(folder: Path, name: str = LOCK, wait: bool = False) -> Iterator[None]:
+    """Keep a second dsgen from writing to the folder, which is made if need be; a killed process holds no lock.
+
+    Another `name`, which begins with `LOCK`, is a lock of its own. With `wait` the second waits for the first.
+    """
     from filelock import FileLock, Timeout
 
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        with FileLock(folder / LOCK, timeout=0):
+        with FileLock(folder / name, timeout=-1 if wait else 0):
             yield
     except DsgenError:
-        if [path.name for path in folder.iterdir()] == [LOCK]:  # refused before anything was written
+        if [path.name for path in folder.iterdir()] == [name]:  # refused before anything was written
             shutil.rmtree(folder)
         raise
     except Timeout as error:

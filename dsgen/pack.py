@@ -1,69 +1,126 @@
-"""Stage three: pack a corpus into the shards of a store.
+"""Stage three: pack a corpus, or pictures that are none, into the shards of a store.
 
 The unit of work is a block, whole chunks of consecutive rows, one file of every picture array: a pure function of the
-corpus and the rows. A shard is filled under its name plus `.partial`; a record beside each finished block says that
-it is there and what it adds to the statistics. Sealing a shard moves the records' sum into its attributes and gives
-it its name. `index.json` comes last and holds nothing that the shards do not tell, so a lost shard can be made again.
+source and the rows. While a store is made its folder `packing/` says how far it is: what it is made from, and a record
+of each finished block with the block's statistics and hashes. A shard whose blocks are all there is sealed: columns,
+backgrounds and metadata are written, its own `zarr.json` last, so that no unfinished shard can be opened. `SHA256SUMS`
+and `index.json` come at the end. Every file is written whole or not at all, and its bytes depend on the source alone:
+runs that are killed, repeated, or share the work on several machines end with the same store.
 """
 
+import contextlib
 import hashlib
+import json
 import logging
 import math
 import re
 import shutil
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import cv2
 import numpy as np
-import zarr
 
 from dsgen import __version__, layout, store
 from dsgen.corpus import Corpus
-from dsgen.errors import DsgenError
-from dsgen.jobs import check_jobs, run_blocks
+from dsgen.errors import DsgenError, differences
+from dsgen.files import LocalFiles, UrlFiles, ZipFiles, open_files, write_zip
+from dsgen.jobs import Part, check_jobs, run_blocks, share
 from dsgen.plan import SPLITS, split_counts
 
 log = logging.getLogger("dsgen")
 
-_RECORDS = "blocks"
-_SHARD = re.compile(r"shard-\d+-of-(\d+)\.zarr(\.partial)*")
+_MADE_FROM = "made_from.json"
+_ZIP = ".zip"
+_WRITERS = 8
+_SHARD = re.compile(r"shard-\d+-of-(\d+)\.zarr(\.zip)?(\.partial)?")
+
+
+class Source(Protocol):
+    """What a store can be packed from: rows of the plan, and their pixels."""
+
+    plan: np.ndarray
+    size: int
+    chunk: int
+    parts: tuple[str, ...]
+    made_from: dict[str, Any]
+    attributes: dict[str, Any]
+    key: tuple[Any, ...]
+
+    def pictures(self, first: int, last: int) -> dict[str, np.ndarray]:
+        """Return `image`, and `mask` and `depth` where `parts` has them, of rows `first` to `last`, exclusive."""
+
+    def background(self, number: int) -> np.ndarray:
+        """Return a background, (S,S,3) u1."""
+
+    def cutouts(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return all foregrounds, (f,H,W,4) u1, and their heights and widths, (f,2), for a recipe."""
 
 
 def pack(
     corpus: Path = Path("corpus"),
-    out: Path = Path("shards"),
+    out: Path | str = Path("shards"),
     *,
     shards: int = 6,
     max_flip_error: float | None = None,
+    recipe: bool = False,
+    zipped: bool = False,
+    part: Part | None = None,
+    cluster: str | None = None,
     jobs: int | None = None,
 ) -> dict[str, Any]:
-    """Pack a corpus into `shards` shards, or go on with them, and return the counts.
+    """Pack a corpus into `shards` shards below `out`, a folder or a URL, or go on with them, and return the counts.
 
     Depth is packed when the corpus is labelled and left out with a warning when it is not. Rows whose depth and that
     of their mirror image disagree by more than `max_flip_error` keep their place and leave their split: they become
-    `unused`, and the index counts them as `left_out`. Raises `DsgenError` for half labelled corpora, and for a folder
-    that holds anything else than an unfinished or finished store of the same corpus and number of shards.
+    `unused`, and the index counts them as `left_out`. A `recipe` holds the foregrounds in place of the composites and
+    masks, which are drawn when read. `zipped` makes every shard one zip file. With `part` only a share of the blocks
+    is packed; whichever part ends last finishes the store. `cluster` is the address of a dask scheduler.
+
+    Raises `DsgenError` for half labelled corpora, for a disk without room, and for a folder that holds anything else
+    than an unfinished or finished store of the same source and options.
     """
+    source = CorpusSource(corpus, max_flip_error)
+    return pack_source(source, out, shards=shards, recipe=recipe, zipped=zipped, part=part, cluster=cluster, jobs=jobs)
+
+
+def pack_source(
+    source: Source,
+    out: Path | str = Path("shards"),
+    *,
+    shards: int = 6,
+    recipe: bool = False,
+    zipped: bool = False,
+    part: Part | None = None,
+    cluster: str | None = None,
+    jobs: int | None = None,
+) -> dict[str, Any]:
+    """Do the work of `pack` for any source."""
     workers = check_jobs(jobs)
-    opened = Corpus(corpus)
-    chunk = store.chunk_rows(opened.positions, opened.size)
-    bounds = shard_bounds(len(opened), chunk, shards)
-    made_from = _made_from(opened, shards, chunk) | _leave_out(opened, max_flip_error)
-    _check_out(out, made_from)
-    with layout.lock(out):
-        index = out / layout.INDEX
-        names = [layout.shard_name(k, shards) for k in range(shards)]
-        if index.exists() and all((out / name).is_dir() for name in names):
-            return _summary(store.Store(out), packed=0)
-        # no index while anything is missing: it vouches for the whole
-        index.unlink(missing_ok=True)
-        packed = _fill(opened, out, names, bounds, made_from, workers)
-        layout.write_json(index, _make_index(opened, out, names, bounds, made_from, workers))
-        return _summary(store.Store(out), packed)
+    files = open_files(out)
+    if zipped and not isinstance(files, LocalFiles):
+        raise DsgenError(f"--zip: {out} is a URL, zip files are made on a disk; pack into a folder and copy them")
+    bounds = shard_bounds(len(source.plan), source.chunk, shards)
+    made_from = source.made_from | {"shards": shards, "recipe": recipe, "zip": zipped}
+    work = _Packing(source, files, bounds, made_from)
+    _check_out(files, made_from)
+    with _alone(files, part):
+        if files.has(layout.INDEX):
+            if not work.lost():
+                work.tidy()
+                return _summary(store.Store(out), packed=0)
+            files.remove(layout.INDEX)  # no index while anything is missing: it vouches for the whole
+        packed = work.fill(workers, part, cluster)
+        with _sealing(files, part):
+            if work.seal():
+                work.finish()
+        if files.has(layout.INDEX):
+            return _summary(store.Store(out), packed)
+        return {"store": str(out), "rows": len(source.plan), "packed": packed, "unfinished": True}
 
 
 def shard_bounds(rows: int, chunk: int, shards: int) -> list[tuple[int, int]]:
@@ -77,18 +134,52 @@ def shard_bounds(rows: int, chunk: int, shards: int) -> list[tuple[int, int]]:
     return list(pairwise(edges))
 
 
-def _made_from(corpus: Corpus, shards: int, chunk: int) -> dict[str, Any]:
-    """Everything a store's bytes depend on, checked: what a later run has to bring again to go on."""
-    return {
-        "format": store.FORMAT,
-        "corpus_sha256": hashlib.sha256((corpus.path / layout.CORPUS_JSON).read_bytes()).hexdigest(),
-        "parameters": corpus.manifest["parameters"],
-        "rows": len(corpus),
-        "shards": shards,
-        "chunk_rows": chunk,
-        "block_rows": store.block_rows(chunk, corpus.size),
-        "depth": _depth_labels(corpus),
-    }
+class CorpusSource:
+    """The rows of a corpus, checked; `corpus_sha256`, if given, is the corpus meant."""
+
+    def __init__(self, path: Path, max_flip_error: float | None = None, corpus_sha256: str | None = None):
+        self._corpus = corpus = Corpus(path)
+        sha256 = hashlib.sha256((corpus.path / layout.CORPUS_JSON).read_bytes()).hexdigest()
+        if corpus_sha256 not in (None, sha256):
+            raise DsgenError(f"{path}: changed while it was packed; run dsgen pack again")
+        self.size = corpus.size
+        self.chunk = store.chunk_rows(corpus.positions, corpus.size)
+        depth = _depth_labels(corpus, quiet=corpus_sha256 is not None)
+        self.parts: tuple[str, ...] = ("image", "mask", *(["depth"] if depth is not None else []), "background")
+        self.made_from = {
+            "format": store.FORMAT,
+            "corpus_sha256": sha256,
+            "parameters": corpus.manifest["parameters"],
+            "rows": len(corpus),
+            "chunk_rows": self.chunk,
+            "block_rows": store.block_rows(self.chunk, corpus.size),
+            "depth": depth,
+        } | _leave_out(corpus, max_flip_error)
+        self.plan = corpus.plan
+        self.attributes = {name: corpus.manifest[name] for name in ("backgrounds", "foregrounds")}
+        self.key = (CorpusSource, str(path), max_flip_error, sha256)
+
+    def pictures(self, first: int, last: int) -> dict[str, np.ndarray]:
+        """Draw rows and read their depth."""
+        image, mask = self._corpus.render(self.plan[first:last])
+        found = {"image": image, "mask": mask}
+        if "depth" in self.parts:
+            assert self._corpus.depth is not None
+            found["depth"] = np.asarray(self._corpus.depth[first:last])
+        return found
+
+    def background(self, number: int) -> np.ndarray:
+        """Return a background, (S,S,3) u1."""
+        return self._corpus.background(number)
+
+    def cutouts(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return all foregrounds in the corners of frames just large enough, and their heights and widths."""
+        pictures = [self._corpus.foreground(number) for number in range(len(self.attributes["foregrounds"]))]
+        shapes = np.array([picture.shape[:2] for picture in pictures])
+        frames = np.zeros((len(pictures), *shapes.max(axis=0).tolist(), 4), np.uint8)
+        for frame, picture in zip(frames, pictures, strict=True):
+            frame[: picture.shape[0], : picture.shape[1]] = picture
+        return frames, shapes
 
 
 def _leave_out(corpus: Corpus, max_flip_error: float | None) -> dict[str, Any]:
@@ -109,7 +200,7 @@ def _leave_out(corpus: Corpus, max_flip_error: float | None) -> dict[str, Any]:
     return {"max_flip_error": max_flip_error, "left_out": left_out}
 
 
-def _depth_labels(corpus: Corpus) -> dict[str, Any] | None:
+def _depth_labels(corpus: Corpus, quiet: bool = False) -> dict[str, Any] | None:
     """Return how the depth labels were made, or None, with a warning, where there are none."""
     path = corpus.path / layout.DEPTH
     if corpus.relative is not None:
@@ -118,9 +209,10 @@ def _depth_labels(corpus: Corpus) -> dict[str, Any] | None:
             "with --metric-reference, or with a metric model"
         )
     if corpus.depth is None:
-        log.warning(
-            "%s: no depth labels, packed without; run dsgen depth %s first to have them", corpus.path, corpus.path
-        )
+        if not quiet:
+            log.warning(
+                "%s: no depth labels, packed without; run dsgen depth %s first to have them", corpus.path, corpus.path
+            )
         return None
     attributes = corpus.depth_attributes
     expected = (len(corpus), corpus.size, corpus.size)
@@ -138,140 +230,380 @@ def _depth_labels(corpus: Corpus) -> dict[str, Any] | None:
     return {name: value for name, value in attributes.items() if name != "complete"}
 
 
-def _check_out(out: Path, made_from: dict[str, Any]) -> None:
+def _check_out(files: LocalFiles | UrlFiles, made_from: dict[str, Any]) -> None:
     """Refuse a folder that is something else, and a store made from anything else."""
-    if out.exists() and not out.is_dir():
-        raise DsgenError(f"--out: {out} is a file, expected a folder or nothing; choose another name")
-    entries = sorted(p.name for p in out.iterdir()) if out.is_dir() else []
-    known = {layout.INDEX, layout.partial(Path(layout.INDEX)).name, layout.LOCK}
-    others = [name for name in entries if name not in known and not _SHARD.fullmatch(name)]
+    if isinstance(files, LocalFiles) and files.path.exists() and not files.path.is_dir():
+        raise DsgenError(f"--out: {files} is a file, expected a folder or nothing; choose another name")
+    entries = files.top()
+    known = {layout.INDEX, layout.SUMS, layout.PACKING}
+    others = [
+        name
+        for name in entries
+        if name.removesuffix(".partial") not in known
+        and not _SHARD.fullmatch(name)
+        and not name.startswith(layout.LOCK)
+    ]
     if others:
-        raise DsgenError(f"--out: {out} holds other files ({', '.join(others[:5])}); choose another name")
-    found = [name for name in entries if _SHARD.fullmatch(name) and not name.endswith(".partial.partial")]
-    before = [store.shard_attributes(out / name).get("made_from", {}) for name in found]
-    if (out / layout.INDEX).is_file():
-        before.append(layout.read_json(out / layout.INDEX).get("made_from", {}))
-    now = _flat(made_from)
-    for was in map(_flat, before):
-        differences = [
-            f"{name.replace('_', ' ')} {now.get(name, 'none')} (the store has {was.get(name, 'none')})"
-            for name in dict.fromkeys([*now, *was])
-            if now.get(name) != was.get(name)
-        ]
-        if differences:
+        raise DsgenError(f"--out: {files} holds other files ({', '.join(others[:5])}); choose another name")
+    for was in _made_before(files, entries):
+        differing = differences(_flat(made_from), _flat(was), "store")
+        if differing:
             raise DsgenError(
-                f"{out}: packed from other inputs: got {'; '.join(differences)}; use the same, or another --out, "
+                f"{files}: packed from other inputs: got {'; '.join(differing)}; use the same, or another --out, "
                 "or remove this one"
             )
+
+
+def _made_before(files: LocalFiles | UrlFiles, entries: list[str]) -> Iterator[dict[str, Any]]:
+    """Yield what is said of a store's making: by its index, or by what is there of an unfinished one."""
+    for name in (layout.INDEX, f"{layout.PACKING}/{_MADE_FROM}"):
+        with contextlib.suppress(FileNotFoundError):
+            content = layout.parse_json(files.read(name), f"{files}/{name}")
+            yield content["made_from"] if name == layout.INDEX else content
+            return
+    for name in entries:
+        if _SHARD.fullmatch(name) and not name.endswith(".partial"):
+            with contextlib.suppress(DsgenError):  # an unfinished shard says nothing
+                yield _open_shard(files, name).attributes["made_from"]
+
+
+def _open_shard(files: LocalFiles | UrlFiles, name: str) -> store.Shard:
+    return store.Shard(ZipFiles(files, name) if name.endswith(_ZIP) else files.child(name))
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for name, value in values.items():
-        flat |= _flat(value, f"{prefix}{name} ") if isinstance(value, dict) else {prefix + name: value}
+        words = prefix + name.replace("_", " ")
+        flat |= _flat(value, f"{words} ") if isinstance(value, dict) else {words: value}
     return flat
 
 
-def _fill(
-    corpus: Corpus,
-    out: Path,
-    names: list[str],
-    bounds: list[tuple[int, int]],
-    made_from: dict[str, Any],
-    workers: int,
-) -> int:
-    """Write every shard that is not there; return the rows packed now."""
-    block = made_from["block_rows"]
-    tasks: list[tuple[Any, ...]] = []
-    waiting: list[Path] = []
-    done = 0
-    for name, (first, last) in zip(names, bounds, strict=True):
-        if (out / name).is_dir():
-            done += last - first
-            continue
-        unfinished = layout.partial(out / name)
-        if not unfinished.is_dir():
-            _create(corpus, unfinished, first, last, made_from)
-        waiting.append(out / name)
-        sealed = "sums" in store.shard_attributes(unfinished)
-        for start in range(first, last, block):
-            stop = min(start + block, last)
-            if sealed or _record(unfinished, start - first).exists():
-                done += stop - start
-            else:
-                tasks.append((str(corpus.path), made_from["corpus_sha256"], str(unfinished), first, start, stop))
-    packed = run_blocks(pack_block, tasks, jobs=workers, title="pack", total=len(corpus), done=done) if tasks else 0
-    for shard in waiting:
-        _seal(shard)
-    return packed
+@contextlib.contextmanager
+def _alone(files: LocalFiles | UrlFiles, part: Part | None) -> Iterator[None]:
+    """Keep a second run of the same work away, on a disk; elsewhere, and between parts, both write the same bytes."""
+    if isinstance(files, LocalFiles):
+        name = layout.LOCK if part is None else f"{layout.LOCK}-{part.number}-of-{part.count}"
+        with layout.lock(files.path, name):
+            yield
+    else:
+        yield
 
 
-def _create(corpus: Corpus, path: Path, first: int, last: int, made_from: dict[str, Any]) -> None:
-    rows = corpus.plan[first:last]
-    numbers, counts = np.unique(rows["background"], return_counts=True)
-    background_sums: dict[str, Any] = {"count": 0, "sum": [0] * 3, "squares": [0] * 3}
-    for number, times in zip(numbers.tolist(), counts.tolist(), strict=True):
-        background_sums = _total([background_sums, _scaled(_sums(corpus.background(number)[None]), times)])
-    attributes = {
-        "dsgen": __version__,
-        "made_from": made_from,
-        "first_row": first,
-        "splits": list(SPLITS),
-        "backgrounds": corpus.manifest["backgrounds"],
-        "foregrounds": corpus.manifest["foregrounds"],
-        "background_sums": background_sums,
-    }
-    with layout.write_folder(path) as unfinished:
-        store.create_shard(
-            unfinished,
-            first,
-            rows,
-            corpus.background,
-            size=corpus.size,
-            chunk=made_from["chunk_rows"],
-            block=made_from["block_rows"],
-            depth=made_from["depth"] is not None,
-            attributes=attributes,
+@contextlib.contextmanager
+def _sealing(files: LocalFiles | UrlFiles, part: Part | None) -> Iterator[None]:
+    """Let one part at a time seal shards, on a disk, so that none clears away what another is writing."""
+    if part is not None and isinstance(files, LocalFiles):
+        with layout.lock(files.path, f"{layout.LOCK}-sealing", wait=True):
+            yield
+    else:
+        yield
+
+
+class _Packing:
+    """The making of a store: which shards, of which rows, from what."""
+
+    def __init__(
+        self,
+        source: Source,
+        files: LocalFiles | UrlFiles,
+        bounds: list[tuple[int, int]],
+        made_from: dict[str, Any],
+    ):
+        self._source, self._files, self._bounds, self._made_from = source, files, bounds, made_from
+        self._zip: bool = made_from["zip"]
+        self._block: int = made_from["block_rows"]
+        ending = _ZIP if self._zip else ""
+        self._names = [layout.shard_name(k, len(bounds)) + ending for k in range(len(bounds))]
+        recipe = made_from["recipe"]
+        self._stored = tuple(part for part in source.parts if not (recipe and part in ("image", "mask")))
+
+    def lost(self) -> list[str]:
+        """Name the shards that are not there."""
+        return [name for name in self._names if not self._sealed(name)]
+
+    def _sealed(self, name: str) -> bool:
+        return self._files.has(name if self._zip else f"{name}/{store.ROOT}")
+
+    def _staged(self, name: str) -> str:
+        """Where a shard's blocks are written: in place, or beside until they are put into a zip."""
+        return f"{layout.PACKING}/{name.removesuffix(_ZIP)}" if self._zip else name
+
+    def _there(self) -> set[str]:
+        return set(self._files.sizes())
+
+    def _done(self, name: str, first: int, start: int, there: set[str]) -> bool:
+        """Say whether the block at row `start` of a shard that begins at `first` is there: its record and its files."""
+        folder, number = self._staged(name), (start - first) // self._block
+        parts = [part for part in self._stored if part != "background"]
+        files = [f"{folder}/{store.block_name(part, number)}" for part in parts]
+        return there.issuperset([f"{layout.PACKING}/{_record(start)}", *files])
+
+    def _blocks(self, first: int, last: int) -> list[tuple[int, int]]:
+        return [(start, min(start + self._block, last)) for start in range(first, last, self._block)]
+
+    def fill(self, workers: int, part: Part | None, cluster: str | None) -> int:
+        """Pack every block of the part that is not there; return the rows packed now."""
+        place = str(self._files)
+        there = self._there()
+        tasks: list[tuple[int, tuple[Any, ...]]] = []
+        for name, (first, last) in zip(self._names, self._bounds, strict=True):
+            sealed = self._sealed(name)
+            for start, stop in self._blocks(first, last):
+                done = sealed or self._done(name, first, start, there)
+                task = (self._source.key, place, self._staged(name), first, start, stop, self._block, self._stored)
+                tasks.append((0 if done else stop - start, task))
+        if part is not None:
+            tasks = share(tasks, part)
+        missing = [task for rows, task in tasks if rows]
+        total = sum(task[5] - task[4] for _, task in tasks)
+        left = sum(rows for rows, _ in tasks)
+        if not missing:
+            return 0
+        self._check_space(left)
+        self._files.write(f"{layout.PACKING}/{_MADE_FROM}", layout.encode_json(self._made_from))
+        return run_blocks(
+            pack_block, missing, jobs=workers, title="pack", total=total, done=total - left, cluster=cluster
         )
-        (unfinished / _RECORDS).mkdir()
+
+    def _check_space(self, rows: int) -> None:
+        """Refuse to start what the disk cannot hold, judged by a few chunks."""
+        if not isinstance(self._files, LocalFiles):
+            return
+        chunk, count = self._source.chunk, len(self._source.plan)
+        measured = taken = 0
+        for start in np.linspace(0, max(0, count - chunk), 4).astype(int).tolist():
+            pictures = self._source.pictures(start, min(start + chunk, count))
+            measured += len(pictures["image"])
+            taken += sum(
+                len(store.encode_block(part, values, chunk, chunk))
+                for part, values in pictures.items()
+                if part in self._stored
+            )
+        folder = next(
+            path for path in (self._files.path.absolute(), *self._files.path.absolute().parents) if path.exists()
+        )
+        # a zip is written beside the blocks it is made of
+        need = rows * taken // measured + (count // len(self._names) * taken // measured if self._zip else 0)
+        free = shutil.disk_usage(folder).free
+        if need > free:
+            raise DsgenError(
+                f"--out: {self._files}: {rows:,} rows need about {need / 1e9:.1f} GB, {free / 1e9:.1f} GB are free; "
+                "make room, choose another --out, or pack a --recipe"
+            )
+
+    def seal(self) -> bool:
+        """Seal every shard whose blocks are all there; say whether all shards are sealed."""
+        complete = True
+        there = self._there()
+        for name, (first, last) in zip(self._names, self._bounds, strict=True):
+            if self._sealed(name):
+                continue
+            blocks = [start for start, _ in self._blocks(first, last)]
+            if not all(self._done(name, first, start, there) for start in blocks):
+                complete = False
+                continue
+            records = [_record(start) for start in blocks]
+            try:
+                self._seal(name, first, last, records)
+            except FileNotFoundError:
+                if not self._sealed(name):  # else another part was quicker and has cleared up
+                    raise
+        return complete
+
+    def _seal(self, name: str, first: int, last: int, records: list[str]) -> None:
+        files, staged = self._files, self._staged(name)
+        with ThreadPoolExecutor(_WRITERS) as pool:
+            read = [
+                layout.parse_json(content, record)
+                for content, record in zip(
+                    pool.map(lambda record: files.read(f"{layout.PACKING}/{record}"), records), records, strict=True
+                )
+            ]
+        table: dict[str, list[Any]] = {file: entry for record in read for file, entry in record["files"].items()}
+        rows = self._source.plan[first:last]
+        numbers, counts = np.unique(rows["background"], return_counts=True)
+        sums = _totals([record["sums"] for record in read])
+        if "background" in self._stored:
+            sums["background"] = _total(
+                [
+                    _scaled(_sums(self._source.background(number)[None]), times)
+                    for number, times in zip(numbers.tolist(), counts.tolist(), strict=True)
+                ]
+            )
+        cutouts, shapes = self._source.cutouts() if self._made_from["recipe"] else (None, None)
+        geometry = store.Geometry(
+            rows=len(rows),
+            size=self._source.size,
+            chunk=self._source.chunk,
+            block=self._block,
+            parts=self._stored,
+            backgrounds=len(numbers),
+            foregrounds=None if cutouts is None else cutouts.shape[:3],
+        )
+        attributes = {
+            "dsgen": __version__,
+            "made_from": self._made_from,
+            "first_row": first,
+            "splits": list(SPLITS),
+            **self._source.attributes,
+            "sums": sums,
+        }
+        metadata = store.metadata_files(geometry, attributes, sharded=not self._zip)
+
+        def small() -> Iterator[tuple[str, bytes]]:
+            if "background" in self._stored:
+                yield from store.background_files(numbers, self._source.background)
+            if cutouts is not None and shapes is not None:
+                yield from store.foreground_files(cutouts, shapes)
+            yield from store.column_files(rows, first)
+
+        if self._zip:
+            assert isinstance(files, LocalFiles)
+            chunks = self._zip_chunks(staged, table)
+            write_zip(files.path / name, _chain(metadata.items(), small(), chunks))
+            with (files.path / name).open("rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+            table = {name: [(files.path / name).stat().st_size, digest]}
+        else:
+
+            def write(entry: tuple[str, bytes]) -> None:
+                files.write(f"{name}/{entry[0]}", entry[1])
+                table[entry[0]] = _entry(entry[1])
+
+            *arrays, root = metadata.items()
+            with ThreadPoolExecutor(_WRITERS) as pool:
+                for entries in (small(), arrays):
+                    list(pool.map(write, entries))
+            for leftover in sorted(set(files.child(name).sizes()) - set(table)):  # what a kill left of a write
+                files.remove(f"{name}/{leftover}")
+            table[root[0]] = _entry(root[1])
+            self._save_table(name, {f"{name}/{file}": entry for file, entry in table.items()})
+            write(root)
+            return
+        self._save_table(name, table)
+        files.remove(staged)
+
+    def _zip_chunks(self, staged: str, table: dict[str, list[Any]]) -> Iterator[tuple[str, bytes]]:
+        """Yield the chunks of all blocks of a shard, each under the name it has without Zarr shards."""
+        each = self._block // self._source.chunk
+        for file in sorted(table, key=lambda file: (file.split("/")[0], int(file.split("/")[2]))):
+            part, block = file.split("/")[0], int(file.split("/")[2])
+            codes = store.split_block(self._files.read(f"{staged}/{file}"), self._source.chunk, self._block)
+            for k, code in enumerate(codes):
+                yield store.block_name(part, block * each + k), code
+
+    def _save_table(self, name: str, table: dict[str, list[Any]]) -> None:
+        self._files.write(f"{layout.PACKING}/{name}.json", layout.encode_json(table))
+
+    def _table(self, name: str, sizes: dict[str, int]) -> dict[str, list[Any]]:
+        """Every file of a sealed shard with bytes and hash, as its sealing left them, or read anew."""
+        with contextlib.suppress(FileNotFoundError):
+            file = f"{layout.PACKING}/{name}.json"
+            return layout.parse_json(self._files.read(file), f"{self._files}/{file}")
+        names = [file for file in sizes if file == name or file.startswith(f"{name}/")]
+        with ThreadPoolExecutor(_WRITERS) as pool:
+            return dict(zip(names, pool.map(lambda file: _entry(self._files.read(file)), names), strict=True))
+
+    def finish(self) -> None:
+        """Write hashes and index from what the sealed shards say, and clear up."""
+        sizes = self._files.sizes()
+        tables = [self._table(name, sizes) for name in self._names]
+        lines = "".join(store.sums_line(file, table[file][1]) for table in tables for file in sorted(table)).encode()
+        shards = [_open_shard(self._files, name) for name in self._names]
+        sums = _totals([shard.attributes["sums"] for shard in shards])
+        scales = {"image": 255, "background": 255, "mask": 1, "depth": 1000}
+        index = {
+            "format": store.FORMAT,
+            "dsgen": __version__,
+            "rows": len(self._source.plan),
+            "size": self._source.size,
+            "splits": split_counts(self._source.plan),
+            "depth": self._made_from["depth"],
+            "left_out": self._made_from.get("left_out", 0),
+            "statistics": {part: _statistics(sums[part], scale) for part, scale in scales.items() if part in sums},
+            "made_from": self._made_from,
+            "sums_sha256": hashlib.sha256(lines).hexdigest(),
+            "shards": [
+                {
+                    "name": name,
+                    "first_row": first,
+                    "rows": last - first,
+                    "splits": split_counts(self._source.plan[first:last]),
+                    "bytes": sum(size for size, _ in table.values()),
+                    "image_bytes": _image_bytes(shard, table, name),
+                    "sha256": hashlib.sha256(
+                        "".join(store.sums_line(file, table[file][1]) for file in sorted(table)).encode()
+                    ).hexdigest(),
+                }
+                for name, (first, last), shard, table in zip(self._names, self._bounds, shards, tables, strict=True)
+            ],
+        }
+        self._files.write(layout.SUMS, lines)
+        self._files.write(layout.INDEX, layout.encode_json(index))
+        self.tidy()
+
+    def tidy(self) -> None:
+        """Remove what says how far the work was, and what a kill left of a write."""
+        for leftover in self._files.top():
+            if leftover == layout.PACKING or leftover.endswith(".partial"):
+                self._files.remove(leftover)
 
 
-def _record(shard: Path, first: int) -> Path:
-    return shard / _RECORDS / f"{first:09d}.json"
+def _image_bytes(shard: store.Shard, table: dict[str, list[Any]], name: str) -> int:
+    sizes = shard.files.sizes() if name in table else {file[len(name) + 1 :]: size for file, (size, _) in table.items()}
+    return sum(size for file, size in sizes.items() if file.startswith("image/c/"))
+
+
+def _chain(*parts: Iterable[tuple[str, bytes]]) -> Iterator[tuple[str, bytes]]:
+    for part in parts:
+        yield from part
+
+
+def _entry(content: bytes) -> list[Any]:
+    return [len(content), hashlib.sha256(content).hexdigest()]
+
+
+def _record(first: int) -> str:
+    """Name the record of the block that begins at row `first`."""
+    return f"block-{first:012d}.json"
 
 
 @lru_cache(maxsize=1)
-def _open(path: str, _sha256: str) -> Corpus:
-    return Corpus(path)
+def _open(key: tuple[Any, ...]) -> Source:
+    make: Callable[..., Source] = key[0]
+    return make(*key[1:])
 
 
-def pack_block(corpus: str, sha256: str, shard: str, shard_first: int, start: int, stop: int) -> int:
-    """Pack rows `start` to `stop`, exclusive, of a corpus into a shard that begins at row `shard_first`."""
-    opened = _open(corpus, sha256)
-    image, mask = opened.render(opened.plan[start:stop])
-    pictures = {"image": image, "mask": mask}
-    sums = {"image": _sums(image), "mask": {"count": mask.size, "sum": [int(np.count_nonzero(mask))]}}
-    if "depth" in zarr.open_group(shard, mode="r", use_consolidated=False):
-        assert opened.depth is not None
-        pictures["depth"] = opened.depth[start:stop]  # type: ignore[assignment]
+def pack_block(
+    key: tuple[Any, ...],
+    place: str,
+    folder: str,
+    shard_first: int,
+    start: int,
+    stop: int,
+    block: int,
+    parts: tuple[str, ...],
+) -> int:
+    """Pack `parts` of rows `start` to `stop`, exclusive, of a source into a shard that begins at row `shard_first`."""
+    source, files = _open(key), open_files(place)
+    pictures = source.pictures(start, stop)
+    image = pictures["image"]
+    sums: dict[str, Any] = {"image": _sums(image)}
+    if "mask" in pictures:
+        sums["mask"] = {"count": pictures["mask"].size, "sum": [int(np.count_nonzero(pictures["mask"]))]}
+    if "depth" in pictures:
         sums["depth"] = _depth_sums(pictures["depth"])
-    store.write_block(Path(shard), start - shard_first, pictures)
-    layout.write_json(_record(Path(shard), start - shard_first), sums)
+    written = {}
+    for part, values in pictures.items():
+        if part in parts:
+            name = store.block_name(part, (start - shard_first) // block)
+            content = store.encode_block(part, values, source.chunk, block)
+            files.write(f"{folder}/{name}", content)
+            written[name] = _entry(content)
+    record = json.dumps({"sums": sums, "files": written}).encode()
+    files.write(f"{layout.PACKING}/{_record(start)}", record)
     return stop - start
-
-
-def _seal(final: Path) -> None:
-    """Give a shard whose blocks are all there its statistics and its name."""
-    unfinished = layout.partial(final)
-    attributes = store.shard_attributes(unfinished)
-    if "sums" not in attributes:
-        paths = sorted(path for path in (unfinished / _RECORDS).iterdir() if path.suffix == ".json")
-        records = [layout.read_json(path) for path in paths]
-        sums = {part: _total([record[part] for record in records]) for part in records[0]}
-        store.add_attributes(unfinished, {"sums": sums | {"background": attributes["background_sums"]}})
-    shutil.rmtree(unfinished / _RECORDS, ignore_errors=True)
-    store.seal_shard(unfinished)
-    unfinished.rename(final)
 
 
 def _sums(image: np.ndarray) -> dict[str, Any]:
@@ -318,6 +650,11 @@ def _total(parts: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
+def _totals(parts: list[dict[str, Any]]) -> dict[str, Any]:
+    """Add up the sums of every picture array."""
+    return {name: _total([part[name] for part in parts]) for name in parts[0]}
+
+
 def _statistics(sums: dict[str, Any], scale: float) -> dict[str, list[float] | None]:
     """Mean and standard deviation of whole-number sums, divided by `scale`; None where nothing was counted."""
     count = sums["count"]
@@ -329,48 +666,6 @@ def _statistics(sums: dict[str, Any], scale: float) -> dict[str, list[float] | N
         "std": [
             math.sqrt((count * square - total * total) / (count * count)) / scale
             for total, square in zip(sums["sum"], squares, strict=True)
-        ],
-    }
-
-
-def _make_index(
-    corpus: Corpus,
-    out: Path,
-    names: list[str],
-    bounds: list[tuple[int, int]],
-    made_from: dict[str, Any],
-    workers: int,
-) -> dict[str, Any]:
-    """Gather what the shards say; hash each."""
-    with ThreadPoolExecutor(workers) as pool:
-        hashes = list(pool.map(lambda name: store.hash_shard(out / name), names))
-    sums = [store.shard_attributes(out / name)["sums"] for name in names]
-    scales = {"image": 255, "background": 255, "mask": 1, "depth": 1000}
-    return {
-        "format": store.FORMAT,
-        "dsgen": __version__,
-        "rows": len(corpus),
-        "size": corpus.size,
-        "splits": split_counts(corpus.plan),
-        "depth": made_from["depth"],
-        "left_out": made_from.get("left_out", 0),
-        "statistics": {
-            part: _statistics(_total([s[part] for s in sums]), scale)
-            for part, scale in scales.items()
-            if part in sums[0]
-        },
-        "made_from": made_from,
-        "shards": [
-            {
-                "name": name,
-                "first_row": first,
-                "rows": last - first,
-                "splits": split_counts(corpus.plan[first:last]),
-                "bytes": store.shard_bytes(out / name),
-                "image_bytes": store.shard_bytes(out / name, "image"),
-                "sha256": digest,
-            }
-            for name, (first, last), digest in zip(names, bounds, hashes, strict=True)
         ],
     }
 

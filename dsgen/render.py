@@ -34,6 +34,11 @@ class Cutout:
         )
 
     @property
+    def nbytes(self) -> int:
+        """Bytes it takes in memory."""
+        return self.weighted.nbytes + self.through.nbytes + self.mask.nbytes
+
+    @property
     def shape(self) -> tuple[int, int]:
         """Height and width in pixels."""
         return self.mask.shape

@@ -1,6 +1,5 @@
 """Pack: every row exact, any number of workers and any interruption the same bytes."""
 
-import json
 import logging
 import os
 import shutil
@@ -23,6 +22,8 @@ from dsgen import layout, store
 from dsgen.composite import Parameters, composite
 from dsgen.corpus import Corpus
 from dsgen.errors import DsgenError
+from dsgen.files import LocalFiles
+from dsgen.jobs import Part
 from dsgen.pack import pack, shard_bounds
 from dsgen.store import Store
 
@@ -85,7 +86,7 @@ def test_every_row_is_exact(tmp_path: Path, labelled_corpus: Path, shards: int) 
     assert result["rows"] == result["packed"] == 72
     assert result["shards"] == shards
     assert result["depth"] is True
-    assert not [name for name in files(tmp_path / "s") if "partial" in name or "blocks" in name]
+    assert not [name for name in files(tmp_path / "s") if "partial" in name or layout.PACKING in name]
 
 
 def test_workers_do_not_show(tmp_path: Path, labelled_corpus: Path, small_blocks: None) -> None:
@@ -189,39 +190,33 @@ def interrupt(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, after: int
     monkeypatch.setattr(owner, name, counted)
 
 
-@pytest.mark.parametrize(
-    ("owner", "name", "after"),
-    [
-        (store, "create_shard", 1),
-        (store, "write_block", 0),
-        (store, "write_block", 2),
-        (layout, "write_json", 2),
-        (layout, "write_json", 4),
-        (store, "add_attributes", 1),
-        (store, "seal_shard", 1),
-        (store, "hash_shard", 1),
-        (shutil, "rmtree", 2),
-    ],
-)
+@pytest.mark.parametrize("what", ["write", "remove"])
 def test_stopped_anywhere_it_continues(
     tmp_path: Path,
     labelled_corpus: Path,
     whole: dict[str, bytes],
     small_blocks: None,
     monkeypatch: pytest.MonkeyPatch,
-    owner: Any,
-    name: str,
-    after: int,
+    what: str,
 ) -> None:
-    """Stopped between any two steps and run again, the bytes are those of an undisturbed run."""
-    with monkeypatch.context() as patch:
-        interrupt(patch, owner, name, after)
-        with pytest.raises(Stop):
-            pack(labelled_corpus, tmp_path / "s", shards=2, jobs=1)
-    with pytest.raises(DsgenError, match=r"no index\.json"):
-        Store(tmp_path / "s")
-    pack(labelled_corpus, tmp_path / "s", shards=2, jobs=1)
-    assert files(tmp_path / "s") == whole
+    """Stopped before any of its writes and removals and run again, the bytes are those of an undisturbed run."""
+    after, finished = 0, False
+    while not finished:
+        out = tmp_path / f"{what}{after}"
+        with monkeypatch.context() as patch:
+            interrupt(patch, LocalFiles, what, after)
+            try:
+                pack(labelled_corpus, out, shards=2, jobs=1)
+                finished = True
+            except Stop:
+                if what == "write":
+                    with pytest.raises(DsgenError, match=r"no index\.json"):
+                        Store(out)
+        pack(labelled_corpus, out, shards=2, jobs=1)
+        assert files(out) == whole
+        shutil.rmtree(out)
+        after += 1 if what == "remove" or after < 4 else 9
+    assert after > (0 if what == "remove" else 30)
 
 
 def test_finished_blocks_are_not_redone(
@@ -229,7 +224,7 @@ def test_finished_blocks_are_not_redone(
 ) -> None:
     """After three of four blocks, one is left to do."""
     with monkeypatch.context() as patch:
-        interrupt(patch, store, "write_block", 3)
+        interrupt(patch, store, "encode_block", 8 + 6)  # the first eight measure how much room is needed
         with pytest.raises(Stop):
             pack(corpus, tmp_path / "s", shards=2, jobs=1)
     result = pack(corpus, tmp_path / "s", shards=2, jobs=1)
@@ -238,19 +233,19 @@ def test_finished_blocks_are_not_redone(
     assert (again["packed"], again["already_there"]) == (0, 72)
 
 
-def test_half_written_block_is_redone(tmp_path: Path, corpus: Path, small_blocks: None) -> None:
-    """What a kill leaves of a block, also zarr's own unfinished file, does not show in the end."""
+def test_half_written_block_is_redone(
+    tmp_path: Path, corpus: Path, small_blocks: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a kill leaves of a write does not show in the end; a block whose file is gone is packed again."""
     pack(corpus, tmp_path / "whole", shards=2, jobs=1)
-    shutil.copytree(tmp_path / "whole", tmp_path / "s")
-    (tmp_path / "s/index.json").unlink()
-    unfinished = (tmp_path / "s/shard-00001-of-00002.zarr").rename(tmp_path / "s/shard-00001-of-00002.zarr.partial")
-    metadata = json.loads((unfinished / "zarr.json").read_text())
-    del metadata["attributes"]["sums"], metadata["consolidated_metadata"]
-    (unfinished / "zarr.json").write_text(json.dumps(metadata))
-    (unfinished / "blocks").mkdir()
-    (unfinished / "mask/c/1/0/0").write_bytes(b"half")
-    (unfinished / "image/c/1/0/0/0.1234.partial").write_bytes(b"half")
-    pack(corpus, tmp_path / "s", shards=2, jobs=1)
+    with monkeypatch.context() as patch:
+        interrupt(patch, store, "metadata_files", 0)
+        with pytest.raises(Stop):
+            pack(corpus, tmp_path / "s", shards=2, jobs=1)
+    unfinished = tmp_path / "s/shard-00001-of-00002.zarr"
+    (unfinished / "mask/c/0/0/0").unlink()
+    (unfinished / "image/c/1/0/0/0.partial").write_bytes(b"half")
+    assert pack(corpus, tmp_path / "s", shards=2, jobs=1)["packed"] == 20
     assert files(tmp_path / "s") == files(tmp_path / "whole")
 
 
@@ -270,13 +265,15 @@ def test_killed_process_continues(tmp_path: Path, labelled_corpus: Path, whole: 
         "store._BLOCK_SAMPLES = 1\n"
         "pack.pack(Path(sys.argv[1]), Path(sys.argv[2]), shards=2, jobs=1)\n"
     )
-    slow = "import dsgen.store as s, time; w = s.write_block; s.write_block = lambda *a: (w(*a), time.sleep(0.3))\n"
+    slow = (
+        "import dsgen.store as s, time; e = s.encode_block; s.encode_block = lambda *a: (time.sleep(0.1), e(*a))[1]\n"
+    )
 
     arguments = [str(labelled_corpus), str(tmp_path / "s")]
 
     process = subprocess.Popen([sys.executable, "-c", slow + program, *arguments], stderr=subprocess.DEVNULL)
     until = time.monotonic() + 60
-    while len(list((tmp_path / "s").glob("*/blocks/*.json"))) < 2 and time.monotonic() < until:
+    while len(list((tmp_path / "s").glob("packing/block-*.json"))) < 2 and time.monotonic() < until:
         time.sleep(0.01)
     os.kill(process.pid, signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
@@ -354,3 +351,82 @@ def test_corpus_made_anew_is_opened_anew(tmp_path: Path, corpus: Path) -> None:
     composite(path, tmp_path / "b", tmp_path / "f", parameters, jobs=1, pictures=False)
     pack(path, tmp_path / "t", shards=1, jobs=1)
     check_rows(tmp_path / "t", Corpus(path))
+
+
+def test_zip_and_recipe_hold_the_same_samples(tmp_path: Path, labelled_corpus: Path) -> None:
+    """Folder, zip, recipe and zipped recipe read alike, to the bit; the recipe is smaller."""
+    options = [{}, {"zipped": True}, {"recipe": True}, {"recipe": True, "zipped": True}]
+    results = [pack(labelled_corpus, tmp_path / str(k), shards=2, jobs=1, **o) for k, o in enumerate(options)]  # type: ignore[arg-type]
+    stores = [Store(tmp_path / str(k)) for k in range(4)]
+    expected = stores[0].read(0, 72)
+    for other in stores[1:]:
+        assert other.parts == stores[0].parts
+        assert other.index["statistics"] == stores[0].index["statistics"]
+        np.testing.assert_array_equal(other.plan, stores[0].plan)
+        for first, last in ((0, 72), (17, 43), (71, 72)):
+            for name, values in other.read(first, last).items():
+                np.testing.assert_array_equal(values, expected[name][first:last])
+    assert results[2]["bytes"] < results[0]["bytes"]
+    assert [p.name for p in sorted((tmp_path / "1").glob("shard-*"))] == [
+        f"shard-0000{k}-of-00002.zarr.zip" for k in range(2)
+    ]
+    assert not (tmp_path / "1/packing").exists()
+
+
+def test_zip_opens_with_plain_zarr(tmp_path: Path, labelled_corpus: Path) -> None:
+    """A zipped shard is a Zarr group that zarr reads in place."""
+    pack(labelled_corpus, tmp_path / "s", shards=2, zipped=True, jobs=1)
+    expected = Store(tmp_path / "s").read(0, 40)
+    path = tmp_path / "s/shard-00000-of-00002.zarr.zip"
+    with zarr.storage.ZipStore(path, mode="r") as opened:
+        group = zarr.open_group(opened, mode="r")
+        rows = group["row"].shape[0]
+        for name in ("image", "mask", "depth"):
+            np.testing.assert_array_equal(group[name][:], expected[name][:rows])
+
+
+def test_stopped_zip_continues(tmp_path: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stopped while a zip is put together, the next run ends with the bytes of an undisturbed one."""
+    pack(corpus, tmp_path / "whole", shards=2, zipped=True, jobs=1)
+    for after in range(2):
+        out = tmp_path / f"s{after}"
+        with monkeypatch.context() as patch:
+            interrupt(patch, store, "column_files", after)
+            with pytest.raises(Stop):
+                pack(corpus, out, shards=2, zipped=True, jobs=1)
+        assert len(list(out.glob("shard-*"))) == after
+        pack(corpus, out, shards=2, zipped=True, jobs=1)
+        assert files(out) == files(tmp_path / "whole")
+
+
+def test_parts_make_the_whole(
+    tmp_path: Path, labelled_corpus: Path, whole: dict[str, bytes], small_blocks: None
+) -> None:
+    """Three parts in any order, one of them twice, end with the bytes of one run; only the last finishes it."""
+    out = tmp_path / "s"
+    for number in (3, 1, 1):
+        result = pack(labelled_corpus, out, shards=2, part=Part(number, 3), jobs=1)
+        assert result["unfinished"]
+        with pytest.raises(DsgenError, match="an unfinished store"):
+            Store(out)
+    assert "unfinished" not in pack(labelled_corpus, out, shards=2, part=Part(2, 3), jobs=1)
+    assert {name: content for name, content in files(out).items() if layout.LOCK not in name} == whole
+
+
+def test_full_disk_is_refused_before_work(tmp_path: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the disk cannot hold is not begun."""
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(1, 1, 1000))  # type: ignore[attr-defined]
+    with pytest.raises(DsgenError, match=r"72 rows need about .* GB are free"):
+        pack(corpus, tmp_path / "s", shards=2, jobs=1)
+    assert not (tmp_path / "s").exists()
+
+
+def test_other_kind_of_store_is_refused(tmp_path: Path, corpus: Path) -> None:
+    """A recipe does not go on as pixels, nor a zip as a folder."""
+    pack(corpus, tmp_path / "s", shards=2, recipe=True, jobs=1)
+    with pytest.raises(DsgenError, match=r"recipe False \(the store has True\)"):
+        pack(corpus, tmp_path / "s", shards=2, jobs=1)
+    with pytest.raises(DsgenError, match=r"zip True \(the store has False\)"):
+        pack(corpus, tmp_path / "s", shards=2, recipe=True, zipped=True, jobs=1)
+    with pytest.raises(DsgenError, match="--zip: memory://x is a URL"):
+        pack(corpus, "memory://x", shards=2, zipped=True, jobs=1)

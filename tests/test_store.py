@@ -1,8 +1,10 @@
 """Store: the schema, and that nothing missing or damaged is ever read as zeros."""
 
+import hashlib
 import json
 import pickle
 import shutil
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +15,7 @@ import zarr
 from dsgen.corpus import Corpus
 from dsgen.errors import DsgenError
 from dsgen.pack import pack
-from dsgen.store import Shard, Store, block_rows, chunk_rows, hash_shard
+from dsgen.store import Shard, Store, block_rows, chunk_rows, encode_block, read_sums, split_block
 
 
 @pytest.fixture(scope="module")
@@ -106,15 +108,20 @@ def test_store_can_be_pickled(shards: Path) -> None:
     np.testing.assert_array_equal(store.read(2, 3)["image"], Store(shards).read(2, 3)["image"])
 
 
-def test_all_zero_mask_is_written(tmp_path: Path, shards: Path) -> None:
-    """A chunk of zeros is a chunk like any other, not one left out."""
-    from dsgen.store import write_block
+def test_all_zero_mask_is_written() -> None:
+    """A chunk of zeros is a chunk like any other, not one left out; what a block has not is."""
+    content = encode_block("mask", np.zeros((6, 8, 8), np.uint8), 4, 12)
+    chunks = split_block(content, 4, 12)
+    assert len(chunks) == 2
+    assert all(len(chunk) > 10 for chunk in chunks)
 
-    path = Path(shutil.copytree(next(shards.glob("*.zarr")), tmp_path / "shard.zarr"))
-    group = zarr.open_group(path, mode="r")
-    write_block(path, 0, {"mask": np.zeros(group["mask"].shape, np.uint8)})
-    assert (path / "mask/c/0/0/0").stat().st_size > 100
-    assert not zarr.open_group(path, mode="r")["mask"][:].any()
+
+def test_damaged_block_is_not_taken_apart() -> None:
+    """The table of a block has a checksum."""
+    content = bytearray(encode_block("mask", np.zeros((6, 8, 8), np.uint8), 4, 12))
+    content[-20] ^= 1
+    with pytest.raises(ValueError, match="checksum"):
+        split_block(bytes(content), 4, 12)
 
 
 def test_unfinished_store_is_refused(copy: Path, tmp_path: Path) -> None:
@@ -171,15 +178,50 @@ def test_damaged_chunk_is_refused(copy: Path, part: str, damage: str) -> None:
         Store(copy).read(0, 20)
 
 
-def test_hash_sees_names_and_bytes(copy: Path) -> None:
-    """The hash of a shard is the index's, and changes with any byte or name."""
-    path = copy / "shard-00000-of-00002.zarr"
-    was = hash_shard(path)
-    assert was == Store(copy).index["shards"][0]["sha256"]
-    (path / "row").rename(path / "rows")
-    assert hash_shard(path) != was
-    (path / "rows").rename(path / "row")
-    content = bytearray((path / "row/c/0").read_bytes())
-    content[5] ^= 1
-    (path / "row/c/0").write_bytes(content)
-    assert hash_shard(path) != was
+def test_sums_are_those_of_the_files(copy: Path) -> None:
+    """`SHA256SUMS` names every file of every shard with its hash, as `sha256sum -c` reads it."""
+    sums = read_sums(Store(copy).files)
+    files = [p for p in copy.rglob("*") if p.is_file() and ".zarr" in str(p)]
+    assert sums == {p.relative_to(copy).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
+    checked = subprocess.run(["sha256sum", "-c", "--quiet", "SHA256SUMS"], cwd=copy, capture_output=True, text=True)
+    assert (checked.returncode, checked.stdout) == (0, "")
+    content = (copy / "SHA256SUMS").read_bytes()
+    assert hashlib.sha256(content).hexdigest() == Store(copy).index["sums_sha256"]
+
+
+def test_foreign_coding_is_refused(copy: Path) -> None:
+    """An array that dsgen did not code is named, not misread."""
+    path = copy / "shard-00000-of-00002.zarr/zarr.json"
+    text = path.read_text()
+    path.write_text(text.replace('"bitshuffle"', '"bitshuffle"').replace('"name": "zstd"', '"name": "gzip"'))
+    with pytest.raises(DsgenError, match="is coded by bytes, gzip"):
+        Store(copy)
+
+
+def test_store_in_memory_of_fsspec(shards: Path) -> None:
+    """A store behind any URL of fsspec reads as the same store on the disk."""
+    import fsspec
+
+    fs = fsspec.filesystem("memory")
+    fs.put(f"{shards}/", "/remote/shards/", recursive=True)
+    try:
+        remote, local = Store("memory://remote/shards"), Store(shards)
+        assert remote.sha256 == local.sha256
+        for name, values in local.read(0, local.rows).items():
+            np.testing.assert_array_equal(remote.read(0, local.rows)[name], values)
+        np.testing.assert_array_equal(remote.plan, local.plan)
+        fs.rm("/remote/shards/shard-00000-of-00002.zarr/mask/c/0/0/0")
+        with pytest.raises(DsgenError, match="1 files missing, the first mask"):
+            Store("memory://remote/shards")
+        with pytest.raises(DsgenError, match="cannot read mask"):
+            remote.read(0, 2)
+    finally:
+        fs.rm("/remote", recursive=True)
+
+
+def test_unusable_urls() -> None:
+    """A protocol nobody knows and one whose package is missing are errors that say what to do."""
+    with pytest.raises(DsgenError, match="not a URL that can be used"):
+        Store("nonsense://somewhere")
+    with pytest.raises(DsgenError, match="no store"):
+        Store("memory://nowhere")

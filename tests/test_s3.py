@@ -1,0 +1,197 @@
+"""Object storage: packing to and reading from an S3 server on the loopback address, kills included."""
+
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import boto3
+import numpy as np
+import pytest
+
+from dsgen import layout
+from dsgen.errors import DsgenError
+from dsgen.files import UrlFiles
+from dsgen.pack import pack
+from dsgen.store import Store
+
+_PROGRAM = (
+    "import sys; from pathlib import Path; from dsgen import pack, store\n"
+    "store._BLOCK_SAMPLES = 1\n"
+    "pack.pack(Path(sys.argv[1]), sys.argv[2], shards=2, jobs=1)\n"
+)
+
+
+@pytest.fixture(scope="module")
+def bucket() -> Iterator[str]:
+    """The URL of an empty bucket on a server of its own; its address and credentials are in the environment."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    server = subprocess.Popen(
+        [sys.executable, "-W", "ignore", "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    environment = {
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
+        "AWS_ACCESS_KEY_ID": "someone",
+        "AWS_SECRET_ACCESS_KEY": "secret",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        try:
+            until = time.monotonic() + 60
+            while True:
+                try:
+                    socket.create_connection(("127.0.0.1", port), 1).close()
+                    break
+                except OSError:
+                    assert time.monotonic() < until, "the S3 server did not start"
+                    time.sleep(0.1)
+            boto3.client("s3").create_bucket(Bucket="pictures")
+            yield "s3://pictures"
+        finally:
+            server.kill()
+            server.wait()
+
+
+def contents(files: Any) -> dict[str, bytes]:
+    """Every file of a tree but locks, by name."""
+    return {name: files.read(name) for name in files.sizes() if layout.LOCK not in name}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory, labelled_corpus: Path) -> dict[str, bytes]:
+    """The files of an undisturbed local run: two shards, every chunk a block."""
+    from dsgen import store
+    from dsgen.files import LocalFiles
+
+    out = tmp_path_factory.mktemp("whole") / "s"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(store, "_BLOCK_SAMPLES", 1)
+        pack(labelled_corpus, out, shards=2, jobs=1)
+    return contents(LocalFiles(out))
+
+
+def test_packed_to_s3_is_the_local_store(bucket: str, labelled_corpus: Path, tmp_path: Path) -> None:
+    """Two processes, a bucket: the local store's bytes, read by Store, Loader and plain zarr."""
+    import zarr
+
+    from dsgen.loader import Loader
+
+    url = f"{bucket}/a/shards"
+    result = pack(labelled_corpus, url, shards=2, jobs=2)
+    pack(labelled_corpus, tmp_path / "s", shards=2, jobs=1)
+    assert result["packed"] == 72
+    assert pack(labelled_corpus, url, shards=2, jobs=1)["packed"] == 0
+    local, remote = Store(tmp_path / "s"), Store(url)
+    assert contents(remote.files) == contents(local.files)
+    expected = local.read(0, 72)
+    for name, values in remote.read(0, 72).items():
+        np.testing.assert_array_equal(values, expected[name])
+    group = zarr.open_group(f"{url}/shard-00000-of-00002.zarr", mode="r")
+    np.testing.assert_array_equal(group["image"][3:7], expected["image"][3:7])
+    rows = [row for batch in Loader(url, None, 8) for row in batch["row"].tolist()]
+    assert sorted(rows) == list(range(72))
+
+
+def test_recipe_on_s3(bucket: str, labelled_corpus: Path) -> None:
+    """A recipe in a bucket draws what the corpus draws."""
+    from dsgen.corpus import Corpus
+
+    pack(labelled_corpus, f"{bucket}/recipe", shards=2, recipe=True, jobs=1)
+    corpus = Corpus(labelled_corpus)
+    got = Store(f"{bucket}/recipe").read(30, 50)
+    image, mask = corpus.render(corpus.plan[30:50])
+    np.testing.assert_array_equal(got["image"], image)
+    np.testing.assert_array_equal(got["mask"], mask)
+
+
+def test_interrupted_upload_is_no_store(
+    bucket: str, labelled_corpus: Path, whole: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped at any upload there is no store, and no shard that opens before it is whole; the next run goes on."""
+    from dsgen import store
+
+    monkeypatch.setattr(store, "_BLOCK_SAMPLES", 1)
+    original = UrlFiles.write
+    for after in (1, 9, 30, len(whole) - 3):
+        url, calls = f"{bucket}/stopped{after}", 0
+
+        def write(self: UrlFiles, name: str, content: bytes, after: int = after) -> None:
+            nonlocal calls
+            calls += 1
+            if calls > after:
+                raise KeyboardInterrupt
+            original(self, name, content)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(UrlFiles, "write", write)
+            with pytest.raises(KeyboardInterrupt):
+                pack(labelled_corpus, url, shards=2, jobs=1)
+        with pytest.raises(DsgenError, match=r"an unfinished store \(no index\.json\)"):
+            Store(url)
+        pack(labelled_corpus, url, shards=2, jobs=1)
+        assert contents(UrlFiles(url)) == whole
+
+
+def kill_and_go_on(arguments: list[str], seconds: float) -> bool:
+    """Kill a run after a while; say whether it was still running."""
+    process = subprocess.Popen([sys.executable, "-c", _PROGRAM, *arguments], stderr=subprocess.DEVNULL)
+    try:
+        process.wait(seconds)
+        return False
+    except subprocess.TimeoutExpired:
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        return True
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("where", ["local", "s3"])
+def test_killed_at_twenty_moments(
+    bucket: str, labelled_corpus: Path, whole: dict[str, bytes], tmp_path: Path, where: str
+) -> None:
+    """SIGKILL at 20 random moments of a pack, one after the other, then a run to the end: the same hashes."""
+    from dsgen.files import open_files
+
+    place = f"{bucket}/killed" if where == "s3" else str(tmp_path / "s")
+    dice = random.Random(where)
+    started = time.monotonic()
+    subprocess.run([sys.executable, "-c", _PROGRAM, str(labelled_corpus), place + "-timed"], check=True)
+    takes = time.monotonic() - started
+    killed = 0
+    for number in range(20):
+        # half of them from the beginning, half going on with what is there
+        if number % 2 == 0:
+            open_files(place).remove("")
+        killed += kill_and_go_on([str(labelled_corpus), place], dice.uniform(0.3, 1) * takes)
+    subprocess.run([sys.executable, "-c", _PROGRAM, str(labelled_corpus), place], check=True)
+    assert killed >= 10
+    assert contents(open_files(place)) == whole
+
+
+def test_errors_name_the_address(bucket: str, labelled_corpus: Path) -> None:
+    """A bucket that is not there and a server that does not answer are one line each, without a store begun."""
+    with pytest.raises(DsgenError, match=r"s3://nobody/s"):
+        pack(labelled_corpus, "s3://nobody/s", shards=2, jobs=1)
+    with pytest.raises(DsgenError, match=r"no store"):
+        Store(f"{bucket}/nothing/here")
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        address = f"http://127.0.0.1:{closed.getsockname()[1]}"
+        # in a process of its own: connections are kept for as long as a process lives
+        environment = {**os.environ, "AWS_ENDPOINT_URL": address, "AWS_MAX_ATTEMPTS": "1"}
+        program = "from dsgen.store import Store; Store('s3://pictures/a')"
+        ended = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
+    assert "DsgenError: s3://pictures/a: cannot be reached or used" in ended.stderr
