@@ -8,12 +8,15 @@ from dsgen import layout
 from dsgen.composite import picture_folders_done
 from dsgen.corpus import Corpus
 from dsgen.errors import DsgenError
+from dsgen.files import is_url
 
 
-def describe(path: Path) -> str:
-    """Describe the corpus or store at `path`, a line per fact; raise `DsgenError` where there is neither."""
-    if (path / layout.INDEX).exists() or any(path.glob("shard-*")):
-        return describe_store(path)
+def describe(place: Path | str) -> str:
+    """Describe the corpus or store at a folder or URL, a line per fact; raise `DsgenError` where there is neither."""
+    path = Path(place)
+    begun = (layout.INDEX, layout.PACKING)
+    if is_url(place) or any((path / name).exists() for name in begun) or any(path.glob("shard-*")):
+        return describe_store(place)
     if not path.is_dir():
         raise DsgenError(f"{path}: no such folder, expected a corpus or a store; run dsgen composite")
     return describe_corpus(path)
@@ -68,18 +71,20 @@ def _flip_line(errors: np.ndarray) -> str:
     return "5th, 50th, 95th, 99th percentile {:.3f}, {:.3f}, {:.3f}, {:.3f}; ".format(*shares) + worst
 
 
-def describe_store(path: Path) -> str:
+def describe_store(place: Path | str) -> str:
     """Describe a store: shards, bytes, splits and the statistics its index holds."""
     from dsgen.store import Store
 
-    store = Store(path)
+    store = Store(place)
     index = store.index
-    size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+    size = sum(store.files.sizes().values())
+    kind = "pictures" if "parameters" not in index["made_from"] else "recipe" if store.shards[0].recipe else "pixels"
+    ending = ", zipped" if index["shards"][0]["name"].endswith(".zip") else ""
     lines = {
-        "store": f"{path}, complete, {len(index['shards'])} shards",
+        "store": f"{place}, complete, {len(index['shards'])} shards ({kind}{ending})",
         "rows": f"{store.rows:,}",
         "size": f"{store.size} px, {size / 1e6:,.1f} MB in all, {size / store.rows / 1e3:,.1f} kB a row",
-        "labels": "depth, uint16 millimetres" if store.has_depth else "none; run dsgen depth, then dsgen pack again",
+        "parts": ", ".join(store.parts) + ("" if store.has_depth else "; no depth"),
         "splits": _splits(index["splits"]),
     }
     if index.get("left_out"):

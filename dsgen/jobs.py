@@ -54,6 +54,15 @@ def share(blocks: list[T], part: Part) -> list[T]:
     return blocks[first:last]
 
 
+def pick_cluster(backend: str, scheduler: str | None) -> str | None:
+    """Return the address of the dask scheduler that was asked for, or None for local processes."""
+    if backend not in ("local", "dask"):
+        raise DsgenError(f"--backend: got {backend!r}, expected local or dask")
+    if (backend == "dask") != (scheduler is not None):
+        raise DsgenError("--backend dask and --scheduler ADDRESS belong together; give both or neither")
+    return scheduler
+
+
 def run_blocks(
     work: Callable[..., int],
     blocks: list[tuple[Any, ...]],

@@ -35,10 +35,10 @@ class Pictures:
 
     def __init__(
         self,
-        image_folder: Path,
-        mask_folder: Path | None = None,
-        depth_folder: Path | None = None,
-        background_folder: Path | None = None,
+        image_folder: Path | str,
+        mask_folder: Path | str | None = None,
+        depth_folder: Path | str | None = None,
+        background_folder: Path | str | None = None,
         size: int = 224,
         png_unit_m: float = 0.001,
         validation_share: float = 0.1,
@@ -56,7 +56,7 @@ class Pictures:
             )
         self.size, self._unit_m = size, png_unit_m
         folders = {"image": image_folder, "mask": mask_folder, "depth": depth_folder, "background": background_folder}
-        self._paths = _pair({part: folder for part, folder in folders.items() if folder is not None})
+        self._paths = _pair({part: Path(folder) for part, folder in folders.items() if folder is not None})
         self.parts = tuple(self._paths)
         sha256 = checked or self._check()
         names = [path.stem for path in self._paths["image"]]

@@ -11,18 +11,22 @@ import numpy as np
 from dsgen import layout
 from dsgen.corpus import Corpus
 from dsgen.errors import DsgenError
+from dsgen.files import is_url
 
 
-def preview(path: Path, out: Path = Path("preview.png"), *, count: int = 12, seed: int = 0) -> Path:
+def preview(place: Path | str, out: Path = Path("preview.png"), *, count: int = 12, seed: int = 0) -> Path:
     """Write a contact sheet of `count` random rows of a corpus or a store as PNG; return its path."""
     if count < 1:
         raise DsgenError(f"--count: got {count}, expected 1 or more")
     if out.suffix.lower() != ".png":
         raise DsgenError(f"--out: got {out}, expected a name ending in .png")
+    path = Path(place)
+    if is_url(place) or (path / layout.INDEX).exists():
+        draw_sheet(out, *_read_store(place, count, seed), title=str(place))
+        return out
     if not path.is_dir():
         raise DsgenError(f"{path}: no such folder, expected a corpus or a store; run dsgen composite")
-    read = _read_store if (path / layout.INDEX).exists() else _read_corpus
-    draw_sheet(out, *read(path, count, seed), title=str(path))
+    draw_sheet(out, *_read_corpus(path, count, seed), title=str(path))
     return out
 
 
@@ -39,29 +43,31 @@ def _read_corpus(path: Path, count: int, seed: int) -> tuple[np.ndarray, np.ndar
     return image, mask, depth, names
 
 
-def _read_store(path: Path, count: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray | None, list[str]]:
+def _read_store(
+    place: Path | str, count: int, seed: int
+) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None, list[str]]:
     from dsgen.store import Store
 
-    store = Store(path)
+    store = Store(place)
     samples = [store.read(int(row), int(row) + 1) for row in _pick(store.rows, count, seed)]
     depth = np.concatenate([sample["depth"] for sample in samples]) / 1000 if store.has_depth else None
     names = [f"row {int(sample['row'][0])}" for sample in samples]
     return (
         np.concatenate([sample["image"] for sample in samples]),
-        np.concatenate([sample["mask"] for sample in samples]),
+        np.concatenate([sample["mask"] for sample in samples]) if "mask" in store.parts else None,
         depth,
         names,
     )
 
 
 def draw_sheet(
-    out: Path, image: np.ndarray, mask: np.ndarray, depth_m: np.ndarray | None, names: list[str], title: str
+    out: Path, image: np.ndarray, mask: np.ndarray | None, depth_m: np.ndarray | None, names: list[str], title: str
 ) -> None:
-    """Draw pictures (n,S,S,3), masks (n,S,S) and, unless None, depth (n,S,S) in metres, two samples a line."""
+    """Draw pictures (n,S,S,3), and, unless None, masks (n,S,S) and depth (n,S,S) in metres, two samples a line."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    parts = 2 if depth_m is None else 3
+    parts = 1 + (mask is not None) + (depth_m is not None)
     across = 1 if len(image) < 3 else 2
     lines = -(-len(image) // across)
     figure = Figure(figsize=(1.75 * parts * across + 0.8, 1.9 * lines + 0.6), layout="constrained")
@@ -74,10 +80,11 @@ def draw_sheet(
         line, first = number // across, parts * (number % across)
         axes[line, first].imshow(image[number])
         axes[line, first].set_title(name, fontsize=7, loc="left")
-        axes[line, first + 1].imshow(mask[number], cmap="gray", vmin=0, vmax=255)
+        if mask is not None:
+            axes[line, first + 1].imshow(mask[number], cmap="gray", vmin=0, vmax=255)
         if depth_m is not None:
             known = np.ma.masked_equal(depth_m[number], 0)
-            shown = axes[line, first + 2].imshow(known, cmap="turbo_r", vmin=0, vmax=far)
+            shown = axes[line, first + parts - 1].imshow(known, cmap="turbo_r", vmin=0, vmax=far)
     if shown is not None:
         figure.colorbar(shown, ax=axes, label="depth, m", fraction=0.02, aspect=40)
     figure.suptitle(title, fontsize=9)

@@ -35,7 +35,7 @@ def test_info_of_a_store(labelled_corpus: Path, tmp_path: Path):
     told = lines(tmp_path / "s")
     assert "complete, 2 shards" in told["store"]
     assert told["rows"] == "72"
-    assert told["labels"] == "depth, uint16 millimetres"
+    assert told["parts"] == "image, mask, depth, background"
     for part in ("image", "mask", "background"):
         assert "mean" in told[part]
         assert "std" in told[part]

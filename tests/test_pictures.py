@@ -1,0 +1,120 @@
+"""Foreign pictures: paired, checked, packed like a corpus, and read by the same loader."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import draw_background
+from PIL import Image
+
+from dsgen.errors import DsgenError
+from dsgen.loader import Loader
+from dsgen.pack import pack_source
+from dsgen.pictures import Pictures
+from dsgen.store import Store
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> dict[str, Path]:
+    """Twelve RGB-D frames of 60x48 with masks and clean backgrounds; depth as PNG and, for one, as npy."""
+    found = {part: tmp_path / part for part in ("images", "masks", "depths", "backgrounds")}
+    for folder in found.values():
+        folder.mkdir()
+    for n in range(12):
+        Image.fromarray(draw_background(n, 48, 60)).save(found["images"] / f"frame{n:02d}.jpg", quality=95)
+        Image.fromarray(draw_background(n + 50, 48, 60)).save(found["backgrounds"] / f"frame{n:02d}.png")
+        mask = np.zeros((48, 60), np.uint8)
+        mask[10 : 20 + n, 20:30] = 255
+        Image.fromarray(mask).save(found["masks"] / f"frame{n:02d}.png")
+        metres = np.linspace(0.5, 4 + n / 10, 60)[None].repeat(48, 0)
+        metres[:5] = 0
+        if n == 3:
+            np.save(found["depths"] / "frame03.npy", np.where(metres > 0, metres, np.nan).astype(np.float32))
+        else:
+            Image.fromarray(np.rint(metres * 1000).astype(np.uint16)).save(found["depths"] / f"frame{n:02d}.png")
+    return found
+
+
+def test_the_whole_way(folders: dict[str, Path], tmp_path: Path) -> None:
+    """Packed, read back by row, and by the loader: centre squares, metres from both kinds of file, splits by name."""
+    source = Pictures(*folders.values(), size=24, validation_share=0.3, test_share=0)
+    pack_source(source, tmp_path / "s", shards=1, jobs=2)
+    store = Store(tmp_path / "s")
+    assert store.parts == ("image", "mask", "depth", "background")
+    assert store.rows == 12
+    assert sum(store.splits.values()) == 12
+    assert store.splits["validation"] > 0
+    got = store.read(0, 12)
+    for row in (0, 3, 11):
+        expected = np.linspace(0.5, 4 + row / 10, 60)[6:54]
+        np.testing.assert_allclose(got["depth"][row, 12] / 1000, expected[::2], atol=0.09)
+        assert (got["depth"][row, :2] == 0).all()
+        square = draw_background(row, 48, 60)[:, 6:54].reshape(24, 2, 24, 2, 3).mean((1, 3))
+        assert abs(got["image"][row] - square).mean() < 4
+        clean = draw_background(row + 50, 48, 60)[:, 6:54].reshape(24, 2, 24, 2, 3).mean((1, 3))
+        assert abs(got["background"][row] - clean).max() <= 1
+        assert set(np.unique(got["mask"][row])) == {0, 255}
+    assert got["mask"][11, 5:15, 7:12].all()
+    batches = list(Loader(tmp_path / "s", None, 5))
+    assert sum(len(batch["row"]) for batch in batches) == 12
+
+
+def test_images_alone(folders: dict[str, Path], tmp_path: Path) -> None:
+    """What a store was not given it does not have, and its batches neither."""
+    pack_source(Pictures(folders["images"], depth_folder=folders["depths"], size=16), tmp_path / "s", shards=1, jobs=1)
+    store = Store(tmp_path / "s")
+    assert store.parts == ("image", "depth")
+    assert list(store.index["statistics"]) == ["image", "depth"]
+    batch = next(iter(Loader(tmp_path / "s", None, 4)))
+    assert set(batch) == {"image", "depth", "row"}
+
+
+def test_everything_wrong_is_listed_at_once(folders: dict[str, Path]) -> None:
+    """Unpaired, damaged, mis-sized and mis-scaled files are named together."""
+    (folders["masks"] / "frame01.png").unlink()
+    with pytest.raises(DsgenError, match=r"no mask for 1 of 12 images \(frame01\)"):
+        Pictures(*folders.values())
+    Image.fromarray(np.ones((48, 60), np.uint8)).save(folders["masks"] / "frame01.png")
+    Image.fromarray(np.zeros((48, 61), np.uint16) + 7).save(folders["depths"] / "frame02.png")
+    Image.fromarray(np.zeros((48, 60), np.uint8)).save(folders["depths"] / "frame04.png")
+    (folders["images"] / "frame05.jpg").write_bytes(b"no picture")
+    np.save(folders["depths"] / "frame03.npy", np.zeros((48, 60), np.float32))
+    with pytest.raises(DsgenError) as caught:
+        Pictures(*folders.values())
+    text = str(caught.value)
+    assert text.startswith("5 problems")
+    for words in (
+        "frame01.png: values up to 1, expected a mask of 0 and 255",
+        "frame02.png: 61x48 pixels, expected 60x48 like frame02.jpg",
+        "frame03.npy: no valid depth",
+        "frame04.png: got uint8 (48, 60), expected a 16-bit grey PNG",
+        "frame05.jpg",
+    ):
+        assert words in text
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"size": 8}, "--size: got 8"),
+        ({"png_unit_m": 0}, "--png-unit: got 0"),
+        ({"png_unit_m": 0.02}, "expected at most 65.535 m; check --png-unit"),
+        ({"validation_share": 0.8, "test_share": 0.3}, "expected 0 to below 1 in all"),
+    ],
+)
+def test_options_that_cannot_be(folders: dict[str, Path], options: dict[str, Any], message: str) -> None:
+    """Each is named with its rule."""
+    with pytest.raises(DsgenError, match=message):
+        Pictures(*folders.values(), **options)
+
+
+def test_other_pictures_are_refused(folders: dict[str, Path], tmp_path: Path) -> None:
+    """A changed picture is another source; the same one goes on; a recipe is not possible."""
+    pack_source(Pictures(*folders.values(), size=16), tmp_path / "s", shards=1, jobs=1)
+    assert pack_source(Pictures(*folders.values(), size=16), tmp_path / "s", shards=1, jobs=1)["packed"] == 0
+    Image.fromarray(draw_background(99, 48, 60)).save(folders["images"] / "frame00.jpg")
+    with pytest.raises(DsgenError, match="pictures sha256"):
+        pack_source(Pictures(*folders.values(), size=16), tmp_path / "s", shards=1, jobs=1)
+    with pytest.raises(DsgenError, match="--recipe"):
+        pack_source(Pictures(*folders.values(), size=16), tmp_path / "t", shards=1, recipe=True, jobs=1)
