@@ -98,10 +98,10 @@ class LocalFiles:
         return (self.path / name).is_file()
 
     def write(self, name: str, content: bytes) -> None:
-        """Write a file whole or not at all, making its folders."""
+        """Write a file whole or not at all, making its folders; two may write the same one at once."""
         path = self.path / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        layout.write_bytes(path, content)
+        layout.write_bytes(path, content, apart=True)
 
     def remove(self, name: str) -> None:
         """Remove a file or a folder with all that is in it, if it is there."""

@@ -8,10 +8,10 @@ import re
 import struct
 import zlib
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
-from isal import isal_zlib
 from PIL import Image, ImageOps
 
 from dsgen.errors import DsgenError
@@ -110,18 +110,26 @@ def trim(rgba: np.ndarray) -> np.ndarray:
     return rgba[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
 
 
-def encode_png(picture: np.ndarray) -> bytes:
-    """Encode (h,w) grey, (h,w,3) RGB or (h,w,4) RGBA, u1 or u2, as PNG.
+def encode_png(picture: np.ndarray, *, runs: bool = False) -> bytes:
+    """Encode (h,w) grey, (h,w,3) RGB or (h,w,4) RGBA, u1 or u2, as PNG; `runs` of one value, like masks, cost less.
 
-    Rows carry no filter: masks are runs of one value, which deflate packs best and fastest as they are.
+    Other rows say how they differ from the one above (filter type 2), which takes a quarter off the bytes of composites
+    and half off those of depth maps. Deflated by zlib: ISA-L is four times as fast and was seen to code the same mask
+    in two ways in two processes.
     """
     height, width = picture.shape[:2]
     channels = 1 if picture.ndim == 2 else picture.shape[2]
     depth = picture.dtype.itemsize
     big_endian = np.ascontiguousarray(picture.astype(">u2") if depth == 2 else picture)
-    raw = np.zeros((height, 1 + width * channels * depth), np.uint8)
-    raw[:, 1:] = big_endian.view(np.uint8).reshape(height, -1)
-    return _png_head(width, height, channels, depth) + _png_chunk(b"IDAT", isal_zlib.compress(raw, _DEFLATE)) + _PNG_END
+    lines = big_endian.view(np.uint8).reshape(height, -1)
+    filtered = np.zeros((height, 1 + lines.shape[1]), np.uint8)
+    filtered[:, 1:] = lines
+    if not runs:
+        filtered[:, 0] = 2
+        filtered[1:, 1:] -= lines[:-1]
+    deflate = zlib.compressobj(_DEFLATE, strategy=zlib.Z_RLE if runs else zlib.Z_DEFAULT_STRATEGY)
+    code = deflate.compress(filtered.data) + deflate.flush()
+    return _png_head(width, height, channels, depth) + _png_chunk(b"IDAT", code) + _PNG_END
 
 
 def _png_chunk(kind: bytes, body: bytes) -> bytes:
@@ -138,19 +146,53 @@ _PNG_END = _png_chunk(b"IEND", b"")
 
 
 class MaskEncoder:
-    """Encodes masks that are 0 outside a window: the bytes `encode_png` makes of the whole mask, without making it."""
+    """Encodes masks that are 0 outside a window, in a fraction of the time `encode_png` takes for the whole mask.
+
+    The rows above and below the window are deflated once, each piece on its own, and put before and behind it.
+    """
 
     def __init__(self, size: int):
-        self._raw = np.zeros((size, 1 + size), np.uint8)
+        self._size = size
         self._head = _png_head(size, size, 1, 1)
+        self._zeros: dict[tuple[int, bool], bytes] = {}
 
     def encode(self, window: np.ndarray, top: int, left: int) -> bytes:
         """Encode a mask that holds `window`, (h,w) u1, at the given place."""
-        place = self._raw[top : top + window.shape[0], 1 + left : 1 + left + window.shape[1]]
-        place[...] = window
-        code = isal_zlib.compress(self._raw, _DEFLATE)
-        place[...] = 0
+        height, width = window.shape
+        below = self._size - top - height
+        rows = np.zeros((height, 1 + self._size), np.uint8)
+        rows[:, 1 + left : 1 + left + width] = window
+        code = b"".join(
+            (
+                b"\x78\x01",
+                self._empty(top, last=False),
+                _deflated(rows.data, last=below == 0),
+                self._empty(below, last=True),
+                self._adler(rows, top, below).to_bytes(4, "big"),
+            )
+        )
         return self._head + _png_chunk(b"IDAT", code) + _PNG_END
+
+    def _empty(self, rows: int, last: bool) -> bytes:
+        """Return the deflated form of so many empty rows, which end the stream if they are the last."""
+        if not rows:
+            return b""
+        if (rows, last) not in self._zeros:
+            self._zeros[rows, last] = _deflated(bytes(rows * (1 + self._size)), last)
+        return self._zeros[rows, last]
+
+    def _adler(self, rows: np.ndarray, top: int, below: int) -> int:
+        """Return the Adler-32 of the whole mask: zeros move its second sum on by the first (RFC 1950)."""
+        first, line = 65521, 1 + self._size
+        value = zlib.adler32(rows.data, 1 | (top * line % first) << 16)
+        a, b = value & 0xFFFF, value >> 16
+        return (b + below * line * a) % first << 16 | a
+
+
+def _deflated(content: Any, last: bool) -> bytes:
+    """Deflate a piece of a stream so that pieces can be put one behind the other."""
+    deflate = zlib.compressobj(_DEFLATE, zlib.DEFLATED, -15, zlib.DEF_MEM_LEVEL, zlib.Z_RLE)
+    return deflate.compress(content) + deflate.flush(zlib.Z_FINISH if last else zlib.Z_FULL_FLUSH)
 
 
 def encode_jpeg(picture: np.ndarray, quality: int = 95, restart: int = 0) -> bytes:

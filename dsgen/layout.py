@@ -5,14 +5,19 @@ A file or folder is written under its name plus `.partial` and then renamed, so 
 """
 
 import json
+import logging
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from dsgen.errors import DsgenError
+
+log = logging.getLogger("dsgen")
 
 CORPUS_JSON = "corpus.json"
 PLAN = "plan.npy"
@@ -64,9 +69,12 @@ def partial(path: Path) -> Path:
     return path.with_name(path.name + ".partial")
 
 
-def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file atomically: readers see the old file or the new one, never a part."""
-    unfinished = partial(path)
+def write_bytes(path: Path, content: bytes, *, apart: bool = False) -> None:
+    """Write a file atomically: readers see the old file or the new one, never a part.
+
+    With `apart` several may write the same file at once, each under a name of its own: the last stays.
+    """
+    unfinished = partial(path.with_name(f"{path.name}.{uuid4().hex[:12]}") if apart else path)
     try:
         with unfinished.open("wb") as file:
             file.write(content)
@@ -102,38 +110,74 @@ def parse_json(content: bytes, name: Path | str) -> Any:
 
 
 @contextmanager
-def lock(folder: Path, name: str = LOCK, wait: bool = False) -> Iterator[None]:
+def lock(folder: Path, name: str = LOCK, wait: bool = False, doing: str = "writing here") -> Iterator[None]:
     """Keep a second dsgen from writing to the folder, which is made if need be; a killed process holds no lock.
 
-    Another `name`, which begins with `LOCK`, is a lock of its own. With `wait` the second waits for the first.
+    Another `name`, which begins with `LOCK`, is a lock of its own. With `wait` the second waits for the first, and
+    says so. `doing` says in the error what the other is doing.
     """
     from filelock import FileLock, Timeout
 
     folder.mkdir(parents=True, exist_ok=True)
+    held = FileLock(folder / name, timeout=1 if wait else 0)
     try:
-        with FileLock(folder / name, timeout=-1 if wait else 0):
-            yield
+        held.acquire()
+    except Timeout as error:
+        if not wait:
+            raise DsgenError(f"{folder}: another dsgen is {doing}; wait for it or stop it") from error
+        log.warning("%s: another dsgen is %s, waiting for it", folder, doing)
+        held.acquire(timeout=-1)
+    try:
+        yield
     except DsgenError:
         if [path.name for path in folder.iterdir()] == [name]:  # refused before anything was written
             shutil.rmtree(folder)
         raise
-    except Timeout as error:
-        raise DsgenError(f"{folder}: another dsgen is writing here; wait for it or stop it") from error
+    finally:
+        held.release()
+
+
+def held_locks(folder: Path, pattern: str) -> list[str]:
+    """Return the names of locks, matched by a regular expression, that another process holds."""
+    from filelock import FileLock, Timeout
+
+    held = []
+    for name in sorted(path.name for path in folder.iterdir() if re.fullmatch(pattern, path.name)):
+        try:
+            with FileLock(folder / name, timeout=0):
+                pass
+        except Timeout:
+            held.append(name)
+    return held
 
 
 @contextmanager
-def write_folder(path: Path) -> Iterator[Path]:
-    """Yield an empty folder to fill; it takes its final name, replacing what had it, when the block ends well."""
-    unfinished = partial(path)
+def write_folder(path: Path, *, apart: bool = False) -> Iterator[Path]:
+    """Yield an empty folder to fill; it takes its final name, replacing what had it, when the block ends well.
+
+    With `apart` several may make the same folder at once, each under a name of its own: the first stays.
+    """
+    unfinished = partial(path.with_name(f"{path.name}.{uuid4().hex[:12]}") if apart else path)
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
     try:
         yield unfinished
-        shutil.rmtree(path, ignore_errors=True)
-        unfinished.rename(path)
-    except BaseException:
+        if not apart:
+            shutil.rmtree(path, ignore_errors=True)
+        try:
+            unfinished.rename(path)
+        except OSError:
+            if not (apart and path.is_dir()):
+                raise
+    finally:
         shutil.rmtree(unfinished, ignore_errors=True)
-        raise
+
+
+def clear_unfinished(parent: Path, names: set[str]) -> None:
+    """Remove what killed processes left of folders of these names."""
+    for unfinished in parent.glob("*.partial"):
+        if unfinished.name.split(".")[0] in names:
+            shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def asset(name: str) -> Path:

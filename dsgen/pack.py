@@ -50,6 +50,7 @@ class Source(Protocol):
     made_from: dict[str, Any]
     attributes: dict[str, Any]
     key: tuple[Any, ...]
+    folders: list[Path]
 
     def pictures(self, first: int, last: int) -> dict[str, np.ndarray]:
         """Return `image`, and `mask` and `depth` where `parts` has them, of rows `first` to `last`, exclusive."""
@@ -139,8 +140,7 @@ class CorpusSource:
 
     def __init__(self, path: Path, max_flip_error: float | None = None, corpus_sha256: str | None = None):
         self._corpus = corpus = Corpus(path)
-        sha256 = hashlib.sha256((corpus.path / layout.CORPUS_JSON).read_bytes()).hexdigest()
-        if corpus_sha256 not in (None, sha256):
+        if corpus_sha256 not in (None, corpus.sha256):
             raise DsgenError(f"{path}: changed while it was packed; run dsgen pack again")
         self.size = corpus.size
         self.chunk = store.chunk_rows(corpus.positions, corpus.size)
@@ -148,7 +148,7 @@ class CorpusSource:
         self.parts: tuple[str, ...] = ("image", "mask", *(["depth"] if depth is not None else []), "background")
         self.made_from = {
             "format": store.FORMAT,
-            "corpus_sha256": sha256,
+            "corpus_sha256": corpus.sha256,
             "parameters": corpus.manifest["parameters"],
             "rows": len(corpus),
             "chunk_rows": self.chunk,
@@ -157,7 +157,8 @@ class CorpusSource:
         } | _leave_out(corpus, max_flip_error)
         self.plan = corpus.plan
         self.attributes = {name: corpus.manifest[name] for name in ("backgrounds", "foregrounds")}
-        self.key = (CorpusSource, str(path), max_flip_error, sha256)
+        self.folders = [corpus.path]
+        self.key = (CorpusSource, str(Path(path).absolute()), max_flip_error, corpus.sha256)
 
     def pictures(self, first: int, last: int) -> dict[str, np.ndarray]:
         """Draw rows and read their depth."""
@@ -344,7 +345,7 @@ class _Packing:
 
     def fill(self, workers: int, part: Part | None, cluster: str | None) -> int:
         """Pack every block of the part that is not there; return the rows packed now."""
-        place = str(self._files)
+        place = str(self._files.path.absolute() if isinstance(self._files, LocalFiles) else self._files)
         there = self._there()
         tasks: list[tuple[int, tuple[Any, ...]]] = []
         for name, (first, last) in zip(self._names, self._bounds, strict=True):
@@ -363,7 +364,14 @@ class _Packing:
         self._check_space(left)
         self._files.write(f"{layout.PACKING}/{_MADE_FROM}", layout.encode_json(self._made_from))
         return run_blocks(
-            pack_block, missing, jobs=workers, title="pack", total=total, done=total - left, cluster=cluster
+            pack_block,
+            missing,
+            jobs=workers,
+            title="pack",
+            total=total,
+            done=total - left,
+            cluster=cluster,
+            shared=[*self._source.folders, *([self._files.path] if isinstance(self._files, LocalFiles) else [])],
         )
 
     def _check_space(self, rows: int) -> None:

@@ -80,7 +80,9 @@ class Pictures:
         }
         self.attributes = {"pictures": [path.name for path in self._paths["image"]]}
         options = (size, png_unit_m, validation_share, test_share, seed)
-        self.key = (Pictures, *(folder and str(folder) for folder in folders.values()), *options, sha256)
+        self.folders = [Path(folder).absolute() for folder in folders.values() if folder is not None]
+        places = (folder and str(Path(folder).absolute()) for folder in folders.values())
+        self.key = (Pictures, *places, *options, sha256)
 
     @property
     def splits(self) -> dict[str, int]:

@@ -1,6 +1,7 @@
 """The decoder and the encoders."""
 
 import io
+import zlib
 from pathlib import Path
 
 import cv2
@@ -120,16 +121,25 @@ def test_png_is_lossless(shape, kind):
     assert Image.open(io.BytesIO(code)).size == (7, 5)
 
 
-def test_mask_encoder_makes_the_same_bytes():
-    """Encoding by window equals encoding the whole mask, again and again with one encoder."""
-    encoder = images.MaskEncoder(48)
+@pytest.mark.parametrize(("size", "height"), [(48, 20), (48, 48), (300, 299)])
+def test_mask_encoder_makes_the_whole_mask(tmp_path: Path, size: int, height: int):
+    """What is encoded by window decodes, checksums and all, to the whole mask; the same bytes for the same mask."""
+    encoder = images.MaskEncoder(size)
     rng = np.random.default_rng(0)
-    for _ in range(5):
-        top, left = rng.integers(0, 28, 2)
-        window = np.where(rng.random((20, 20)) < 0.5, 255, 0).astype(np.uint8)
-        whole = np.zeros((48, 48), np.uint8)
-        whole[top : top + 20, left : left + 20] = window
-        assert encoder.encode(window, top, left) == images.encode_png(whole)
+    room = size - height
+    for top, left in [(0, 0), (room, room), (0, room), (room, 0), *rng.integers(0, room + 1, (5, 2)).tolist()]:
+        window = np.where(rng.random((height, height)) < 0.5, 255, 0).astype(np.uint8)
+        whole = np.zeros((size, size), np.uint8)
+        whole[top : top + height, left : left + height] = window
+        code = encoder.encode(window, top, left)
+        assert code == images.MaskEncoder(size).encode(window, top, left)
+        (tmp_path / "mask.png").write_bytes(code)
+        with Image.open(tmp_path / "mask.png") as picture:
+            np.testing.assert_array_equal(np.asarray(picture), whole)
+        np.testing.assert_array_equal(cv2.imdecode(np.frombuffer(code, np.uint8), cv2.IMREAD_UNCHANGED), whole)
+        start = code.index(b"IDAT") + 4
+        length = int.from_bytes(code[start - 8 : start - 4], "big")
+        assert len(zlib.decompress(code[start : start + length])) == size * (size + 1)
 
 
 @pytest.mark.parametrize("size", [48, 50, 63, 224])

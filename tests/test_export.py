@@ -1,0 +1,351 @@
+"""Export: other libraries read what the store has; any number of workers and any interruption the same bytes."""
+
+import gc
+import io
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import tarfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pytest
+import webdataset
+import zarr
+from PIL import Image
+from typer.testing import CliRunner
+
+from dsgen import export, images, layout
+from dsgen.cli import app
+from dsgen.errors import DsgenError
+from dsgen.export import export_store
+from dsgen.images import encode_jpeg
+from dsgen.pack import pack
+from dsgen.plan import SPLITS
+from dsgen.store import Store
+
+FORMATS = ("webdataset", "parquet")
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory, labelled_corpus: Path) -> Path:
+    """72 rows in three shards, with depth, of 48 pixels; every third row is unused whatever its pictures."""
+    folder = tmp_path_factory.mktemp("stored")
+    corpus = Path(shutil.copytree(labelled_corpus, folder / "corpus"))
+    doubtful = np.arange(72) % 3 == 1
+    group = zarr.open_group(corpus / "depth.zarr", mode="r+")
+    group.create_array("flip_error", shape=(72,), dtype="float32")[:] = doubtful.astype(np.float32)
+    pack(corpus, folder / "store", shards=3, max_flip_error=0.5, jobs=1)
+    return folder / "store"
+
+
+@pytest.fixture
+def collected() -> Iterator[None]:
+    """Collect what a test leaves behind before its filters of warnings go."""
+    yield
+    gc.collect()
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder but the lock, by relative name."""
+    return {
+        p.relative_to(folder).as_posix(): p.read_bytes()
+        for p in sorted(folder.rglob("*"))
+        if p.is_file() and p.name != layout.LOCK
+    }
+
+
+def decode(code: bytes) -> np.ndarray:
+    """Decode a picture as it is."""
+    return np.asarray(Image.open(io.BytesIO(code)))
+
+
+def check_columns(columns: dict[str, Any], store: Store) -> None:
+    """Compare a sample's columns with the plan."""
+    row = store.plan[columns["row"]]
+    assert columns["background_number"] == row["background"]
+    assert columns["split"] == SPLITS[row["split"]]
+    for name in ("foreground", "flip", "position", "top", "left"):
+        assert columns[name] == row[name]
+
+
+def split_rows(store: Store, split: str) -> list[int]:
+    """The rows of a split, in order."""
+    return np.flatnonzero(store.plan["split"] == SPLITS.index(split)).tolist()
+
+
+# webdataset leaves its last file open for the garbage collector, which `collected` calls while this holds
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
+@pytest.mark.usefixtures("collected")
+def test_webdataset_reads_it(tmp_path: Path, store: Path) -> None:
+    """Every sample of every split, exactly, by the library itself, at the address that the index names."""
+    result = export_store(store, tmp_path / "out", split="all", backgrounds=True, rows_per_file=7, jobs=1)
+    opened = Store(store)
+    assert (result["rows"], result["exported"], result["already_there"]) == (72, 72, 0)
+    index = layout.read_json(tmp_path / "out" / "export.json")
+    assert index["complete"] is True
+    for split, part in index["splits"].items():
+        urls = str(tmp_path / "out" / part["files"])
+        samples = webdataset.WebDataset(urls, shardshuffle=False).decode(
+            webdataset.handle_extension("mask.png depth.png", decode), "rgb8"
+        )
+        seen = []
+        for sample in samples:
+            columns = sample["json"]
+            truth = opened.read(columns["row"], columns["row"] + 1)
+            for name in ("image", "mask", "depth", "background"):
+                np.testing.assert_array_equal(sample[f"{name}.png"], truth[name][0])
+            check_columns(columns, opened)
+            assert sample["__key__"] == f"{columns['row']:09d}"
+            assert columns["units"]["depth"] == "millimetre"
+            seen.append(columns["row"])
+        assert seen == split_rows(opened, split)
+        assert part["rows"] == opened.splits[split] == len(seen)
+
+
+@pytest.mark.parametrize("by_card", [True, False])
+def test_hugging_face_datasets_reads_it(tmp_path: Path, store: Path, by_card: bool) -> None:
+    """Every sample of every split, exactly, from the folder with its card and by the parquet loader."""
+    export_store(store, tmp_path / "out", "parquet", split="all", backgrounds=True, rows_per_file=7, jobs=1)
+    opened = Store(store)
+    where = (str(tmp_path / "out"),) if by_card else ("parquet",)
+    options = {} if by_card else {"data_dir": str(tmp_path / "out")}
+    loaded = datasets.load_dataset(*where, **options, cache_dir=str(tmp_path / "cache"))
+    assert {name: len(part) for name, part in loaded.items()} == {n: c for n, c in opened.splits.items() if c}
+    for split, part in loaded.items():
+        assert part.features["depth"] == datasets.Image()
+        assert part["row"][:] == split_rows(opened, split)
+        for sample in part:
+            truth = opened.read(sample["row"], sample["row"] + 1)
+            for name in ("image", "mask", "depth", "background"):
+                np.testing.assert_array_equal(np.asarray(sample[name]), truth[name][0])
+            check_columns(sample, opened)
+
+
+def test_parquet_keeps_a_background_once(tmp_path: Path, store: Path) -> None:
+    """Backgrounds add one picture each a row group, not one a row."""
+    plain, full = (
+        export_store(store, tmp_path / name, "parquet", split="all", backgrounds=wanted, jobs=1)["bytes"]
+        for name, wanted in (("plain", False), ("full", True))
+    )
+    rows = Store(store).read(0, 1)
+    one = len(images.encode_png(rows["background"][0]))
+    parts = len([count for count in Store(store).splits.values() if count])
+    assert 0 < full - plain < (3 * parts + 1) * one < 72 * one / 4
+
+
+@pytest.mark.parametrize("file_format", FORMATS)
+def test_workers_do_not_show(tmp_path: Path, store: Path, file_format: str) -> None:
+    """One worker and three write the same bytes, card and index included."""
+    for name, jobs in (("one", 1), ("three", 3)):
+        export_store(store, tmp_path / name, file_format, rows_per_file=5, jobs=jobs)
+    one = files(tmp_path / "one")
+    assert one == files(tmp_path / "three")
+    assert sum("train-" in name for name in one) > 2
+    assert not [name for name in one if "unused" in name or name.endswith(".partial")]
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from dsgen import export
+
+def samples_then_kill(*arguments):
+    for sample in samples(*arguments):
+        global left
+        left -= 1
+        if left < 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        yield sample
+
+samples, left = export._samples, int(sys.argv[4])
+export._samples = samples_then_kill
+export.export_store(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], split="all", rows_per_file=5, jobs=1)
+"""
+
+
+@pytest.mark.parametrize(("file_format", "after"), [("webdataset", 0), ("webdataset", 33), ("parquet", 33)])
+def test_killed_process_continues(tmp_path: Path, store: Path, file_format: str, after: int) -> None:
+    """After kill -9 in the middle of a file the next run makes what is missing, and the bytes are the same."""
+    export_store(store, tmp_path / "whole", file_format, split="all", rows_per_file=5, jobs=1)
+    arguments = [str(store), str(tmp_path / "out"), file_format, str(after)]
+    process = subprocess.run([sys.executable, "-c", KILLED, *arguments], capture_output=True, timeout=100)
+    assert process.returncode == -signal.SIGKILL, process.stderr
+    left = files(tmp_path / "out")
+    assert json.loads(left["export.json"])["complete"] is False
+    assert "README.md" not in left
+    assert sum(name.endswith(".partial") for name in left) == 1
+    result = export_store(store, tmp_path / "out", file_format, split="all", rows_per_file=5, jobs=1)
+    assert result["already_there"] == pytest.approx(after, abs=8)
+    assert result["already_there"] + result["exported"] == 72
+    assert files(tmp_path / "out") == files(tmp_path / "whole")
+
+
+def test_only_damaged_and_lost_files_are_made_again(tmp_path: Path, store: Path) -> None:
+    """A second run does nothing; one after losing a file and the end of another makes those two."""
+    out = tmp_path / "out"
+    export_store(store, out, rows_per_file=5, jobs=1)
+    before = files(out)
+    assert export_store(store, out, rows_per_file=5, jobs=1)["exported"] == 0
+    first, second, *others = sorted(out.glob("train-*.tar"))
+    first.unlink()
+    second.write_bytes(second.read_bytes()[:-1])
+    stamps = [path.stat().st_mtime_ns for path in others]
+    assert export_store(store, out, rows_per_file=5, jobs=1)["exported"] == 10
+    assert files(out) == before
+    assert [path.stat().st_mtime_ns for path in others] == stamps
+
+
+def test_an_error_leaves_no_partial_file(tmp_path: Path, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor a file under its final name."""
+
+    def fail(*_: object, **__: object) -> bytes:
+        raise OSError(28, "no space left")
+
+    monkeypatch.setattr(export, "encode_png", fail)
+    with pytest.raises(OSError, match="no space left"):
+        export_store(store, tmp_path / "out", jobs=1)
+    assert set(files(tmp_path / "out")) == {"export.json"}
+
+
+def test_jpeg_is_for_colour_pictures_only(tmp_path: Path, store: Path) -> None:
+    """Images are the JPEG of quality 95; masks and depth stay exact."""
+    export_store(store, tmp_path / "out", split="validation", image_format="jpeg", jobs=1)
+    opened = Store(store)
+    with tarfile.open(tmp_path / "out" / "validation-00000-of-00001.tar") as archive:
+        names = archive.getnames()
+        assert len(names) == 4 * opened.splits["validation"]
+        for row in split_rows(opened, "validation"):
+            truth = opened.read(row, row + 1)
+            member = {name.split(".", 1)[1]: archive.extractfile(name).read() for name in names if f"{row:09d}" in name}
+            assert member["image.jpg"] == encode_jpeg(truth["image"][0], 95)
+            np.testing.assert_array_equal(decode(member["mask.png"]), truth["mask"][0])
+            np.testing.assert_array_equal(decode(member["depth.png"]), truth["depth"][0])
+            assert decode(member["depth.png"]).dtype == np.uint16
+
+
+@pytest.mark.parametrize("file_format", FORMATS)
+def test_a_store_without_depth(tmp_path: Path, corpus: Path, file_format: str) -> None:
+    """Has no depth to export, and says nothing of it."""
+    pack(corpus, tmp_path / "store", shards=1, jobs=1)
+    export_store(tmp_path / "store", tmp_path / "out", file_format, split="validation", jobs=1)
+    index = layout.read_json(tmp_path / "out" / "export.json")
+    assert set(index["pictures"]) == {"image.png", "mask.png"}
+    assert set(index["units"]) == {"top", "left"}
+    if file_format == "parquet":
+        card = (tmp_path / "out" / "README.md").read_text()
+        assert "depth" not in card
+        assert "share neither backgrounds nor foregrounds" in card
+        loaded = datasets.load_dataset(str(tmp_path / "out"), cache_dir=str(tmp_path / "cache"))
+        assert list(loaded["validation"].features)[:3] == ["image", "mask", "row"]
+
+
+def test_card_claims_held_out_pictures_only_where_they_are(store: Path) -> None:
+    """A background in two splits is noticed."""
+    plan = Store(store).plan.copy()
+    assert export._are_held_out(plan)
+    train = split_rows(Store(store), "train")
+    plan["split"][train[0]] = SPLITS.index("validation")
+    assert not export._are_held_out(plan)
+
+
+@pytest.mark.parametrize("runs", [True, False])
+@pytest.mark.parametrize("shape", [(5, 7, 3), (6, 4), (1, 1, 3), (1, 9)])
+def test_png_is_exact(shape: tuple[int, ...], runs: bool) -> None:
+    """Noise and runs of 8 and 16 bits come back from Pillow, which has no colour pictures of 16 bits."""
+    rng = np.random.default_rng(0)
+    for dtype in (np.uint8,) if len(shape) == 3 else (np.uint8, np.uint16):
+        for picture in (np.full(shape, 200, dtype), rng.integers(0, np.iinfo(dtype).max, shape, dtype, endpoint=True)):
+            back = decode(images.encode_png(picture, runs=runs))
+            assert back.dtype == dtype
+            np.testing.assert_array_equal(back, picture)
+
+
+REFUSED: list[tuple[dict[str, Any], str]] = [
+    ({"file_format": "tfrecord"}, "--format: got tfrecord, expected webdataset or parquet"),
+    ({"image_format": "webp"}, "--image-format: got webp, expected png or jpeg"),
+    ({"split": "test"}, "--split: got test, expected one that has rows: train, validation, unused"),
+    ({"rows_per_file": 0}, "--rows-per-file: got 0, expected 1 or more"),
+    ({"jobs": 0}, "--jobs: got 0"),
+]
+
+
+@pytest.mark.parametrize(("options", "message"), REFUSED)
+def test_bad_options_write_nothing(tmp_path: Path, store: Path, options: dict[str, Any], message: str) -> None:
+    """One line, and no folder."""
+    with pytest.raises(DsgenError, match=message):
+        export_store(store, tmp_path / "out", **options)
+    assert not (tmp_path / "out").exists()
+
+
+def add_file(out: Path) -> None:
+    """Put something of the user's into the folder."""
+    (out / "holiday.jpeg").write_bytes(b"mine")
+
+
+def forget(out: Path) -> None:
+    """Take away what says that the folder is an export."""
+    (out / "export.json").unlink()
+
+
+OTHERS: list[tuple[Callable[[Path], None] | None, dict[str, Any], str]] = [
+    (add_file, {}, r"holds other files \(holiday.jpeg\)"),
+    (forget, {}, r"holds other files \(train-00000-of-00001.tar"),
+    (None, {"image_format": "jpeg"}, r"got image format jpeg \(the export has png\)"),
+    (None, {"backgrounds": True}, r"got backgrounds True \(the export has False\)"),
+    (None, {"rows_per_file": 9}, r"got rows per file 9 \(the export has 1000\)"),
+    (None, {"split": "train"}, r"got splits \['train'\] \(the export has \['train', 'validation'\]\)"),
+    (None, {"file_format": "parquet"}, r"got format parquet \(the export has webdataset\)"),
+]
+
+
+@pytest.mark.parametrize(("change", "options", "message"), OTHERS)
+def test_other_folders_are_refused(
+    tmp_path: Path, store: Path, change: Callable[[Path], None] | None, options: dict[str, Any], message: str
+) -> None:
+    """What differs is named, and nothing is touched."""
+    out = tmp_path / "out"
+    export_store(store, out, jobs=1)
+    if change:
+        change(out)
+    before = files(out)
+    with pytest.raises(DsgenError, match=message):
+        export_store(store, out, **({"jobs": 1} | options))
+    assert files(out) == before
+
+
+def test_other_stores_are_refused(tmp_path: Path, store: Path, corpus: Path) -> None:
+    """An unfinished export is no reason to go on with another store; a file is no folder."""
+    export_store(store, tmp_path / "out", jobs=1)
+    pack(corpus, tmp_path / "other", shards=1, jobs=1)
+    with pytest.raises(DsgenError, match="exported from another store or with other settings: got store sha256"):
+        export_store(tmp_path / "other", tmp_path / "out", jobs=1)
+    (tmp_path / "file").touch()
+    with pytest.raises(DsgenError, match="a file, expected a folder"):
+        export_store(store, tmp_path / "file", jobs=1)
+    with pytest.raises(DsgenError, match="no store"):
+        export_store(tmp_path / "nowhere", tmp_path / "new", jobs=1)
+
+
+def test_without_pyarrow(tmp_path: Path, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tar files need nothing; parquet names the extra."""
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    export_store(store, tmp_path / "tar", jobs=1)
+    with pytest.raises(DsgenError, match=r"pyarrow: not installed; pip install 'dsgen\[parquet\]'"):
+        export_store(store, tmp_path / "out", "parquet", jobs=1)
+
+
+def test_command(tmp_path: Path, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One line on stdout, and counts of what was there."""
+    monkeypatch.chdir(tmp_path)
+    command = ["export", str(store), "out", "--format", "parquet", "--split", "validation", "--jobs", "1"]
+    made, again = (CliRunner().invoke(app, command).stdout for _ in range(2))
+    rows = Store(store).splits["validation"]
+    assert made.startswith(f"out: {rows} rows ({rows} validation) in 1 parquet files, ")
+    assert made.endswith(f"{rows} exported now, 0 were there\n")
+    assert again.endswith(f"0 exported now, {rows} were there\n")
