@@ -4,6 +4,7 @@ Results go to stdout, progress and notices to stderr. Exit codes: 0, 1 error, 2 
 """
 
 import logging
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -26,6 +27,15 @@ app = typer.Typer(
 
 Jobs = Annotated[int | None, typer.Option("--jobs", help="Worker processes; one per core unless given.")]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:N or mps.")]
+
+Endpoint = Annotated[
+    str | None, typer.Option(help="Address of the object store; AWS_ENDPOINT_URL or the profile's unless given.")
+]
+PartOf = Annotated[
+    str | None, typer.Option("--part", help="Do a share of the work, like 3/8; the part that ends last ends it.")
+]
+Backend = Annotated[str, typer.Option(help="local processes, or dask.")]
+Scheduler = Annotated[str | None, typer.Option(help="With --backend dask: its address, like tcp://host:8786.")]
 
 
 def _version(wanted: bool) -> None:
@@ -63,10 +73,14 @@ def composite(
     pictures: Annotated[
         bool, typer.Option("--pictures/--no-pictures", help="Write picture files; later stages do not need them.")
     ] = True,
+    part: PartOf = None,
+    backend: Backend = "local",
+    scheduler: Scheduler = None,
 ) -> None:
     """Paste every foreground on every background: plan, composites and masks."""
     from dsgen.composite import Parameters
     from dsgen.composite import composite as run
+    from dsgen.jobs import parse_part, pick_cluster
 
     result = run(
         corpus,
@@ -87,13 +101,20 @@ def composite(
         max_foregrounds=max_foregrounds,
         jobs=jobs,
         pictures=pictures,
+        part=None if part is None else parse_part(part),
+        cluster=pick_cluster(backend, scheduler),
     )
     splits = ", ".join(f"{count:,} {name}" for name, count in result["splits"].items())
     typer.echo(
         f"{result['corpus']}: {result['rows']:,} composites of {result['backgrounds']} backgrounds and "
         f"{result['foregrounds']} foregrounds ({splits}); {result['drawn']:,} drawn now, "
-        f"{result['already_there']:,} were there"
+        f"{result['already_there']:,} were there{_left(result, part)}"
     )
+
+
+def _left(result: dict[str, Any], part: str | None) -> str:
+    """Say after a part how much others have still to do."""
+    return "" if part is None else f" of part {part}, {result['left']:,} are left to other parts"
 
 
 @app.command()
@@ -136,6 +157,9 @@ def depth(
         str | None, typer.Option("--format", help="A folder's labels: png (uint16 mm) or npy (float32 m).")
     ] = None,
     jobs: Jobs = None,
+    part: PartOf = None,
+    backend: Backend = "local",
+    scheduler: Scheduler = None,
 ) -> None:
     """Label every picture of a corpus, or of any folder, with depth."""
     from dsgen import layout
@@ -155,6 +179,8 @@ def depth(
 
         if check_flip or metric_reference:
             raise DsgenError(f"--check-flip, --metric-reference: for a corpus, {path} is a folder; leave them out")
+        if part or scheduler or backend != "local":
+            raise DsgenError(f"--part, --backend, --scheduler: for a corpus, {path} is a folder; leave them out")
         done = label_folder(path, out, file_format=file_format, previews=pictures, **options)
         for reason in done["failed"]:
             typer.echo(f"error: {reason}", err=True)
@@ -168,15 +194,23 @@ def depth(
     if out is not None or file_format is not None:
         raise DsgenError(f"--out, --format: {path} is a corpus and keeps its labels inside; leave them out")
     from dsgen.depth import label_corpus
+    from dsgen.jobs import parse_part, pick_cluster
 
     result = label_corpus(
-        path, metric_reference=metric_reference, check_flip=check_flip, pictures=pictures, jobs=jobs, **options
+        path,
+        metric_reference=metric_reference,
+        check_flip=check_flip,
+        pictures=pictures,
+        jobs=jobs,
+        part=None if part is None else parse_part(part),
+        cluster=pick_cluster(backend, scheduler),
+        **options,
     )
     rate = f" at {result['pictures_per_second']:,} a second" if result["labelled"] else ""
     what = "depth labels" if result["kind"] == "metric" else "relative labels (inverse depth, no metres)"
     typer.echo(
         f"{result['corpus']}: {result['rows']:,} {what}; {result['labelled']:,} made now{rate} by "
-        f"{result['model']} on {result['device']}, {result['already_there']:,} were there"
+        f"{result['model']} on {result['device']}, {result['already_there']:,} were there{_left(result, part)}"
     )
 
 
@@ -214,22 +248,111 @@ def evaluate_depth(
 @app.command()
 def pack(
     corpus: Annotated[Path, typer.Argument(help="The corpus to pack.")] = Path("corpus"),
-    out: Annotated[Path, typer.Option(help="The folder to make.")] = Path("shards"),
+    out: Annotated[str, typer.Option(help="The folder to make, or a URL like s3://bucket/prefix.")] = "shards",
     shards: Annotated[int, typer.Option(help="How many shards.")] = 6,
+    recipe: Annotated[
+        bool, typer.Option("--recipe", help="Store foregrounds in place of composites, which are drawn when read.")
+    ] = False,
+    zipped: Annotated[bool, typer.Option("--zip", help="Make every shard one zip file, read as it is.")] = False,
     max_flip_error: Annotated[
         float | None, typer.Option(help="Leave rows out of every split whose flip error is above; needs --check-flip.")
     ] = None,
+    images: Annotated[
+        Path | None,
+        typer.Option(help="Pack a folder of pictures in place of a corpus; the next ones are by its names."),
+    ] = None,
+    masks: Annotated[Path | None, typer.Option(help="With --images: masks, 128 and more is foreground.")] = None,
+    depths: Annotated[
+        Path | None, typer.Option(help="With --images: depth, 16-bit PNG (see --png-unit) or npy (m).")
+    ] = None,
+    backgrounds: Annotated[
+        Path | None, typer.Option(help="With --images: each picture without its foreground.")
+    ] = None,
+    size: Annotated[int, typer.Option(help="With --images: side of the stored pictures, in pixels.")] = 224,
+    png_unit: Annotated[float, typer.Option(help="With --depths: metres that 1 in a PNG stands for.")] = 0.001,
+    validation_share: Annotated[float, typer.Option(help="With --images: share held out for validation.")] = 0.1,
+    test_share: Annotated[float, typer.Option(help="With --images: share held out for testing.")] = 0.1,
+    seed: Annotated[int, typer.Option(help="With --images: decides splits.")] = 0,
+    endpoint: Endpoint = None,
+    part: PartOf = None,
+    backend: Backend = "local",
+    scheduler: Scheduler = None,
     jobs: Jobs = None,
 ) -> None:
-    """Pack a corpus into self-contained Zarr shards."""
-    from dsgen.pack import pack as run
+    """Pack a corpus, or any pictures, into self-contained Zarr shards."""
+    from dsgen.jobs import parse_part, pick_cluster
+    from dsgen.pack import CorpusSource, pack_source
 
-    result = run(corpus, out, shards=shards, max_flip_error=max_flip_error, jobs=jobs)
+    _use_endpoint(endpoint)
+    options: dict[str, Any] = {
+        "shards": shards,
+        "recipe": recipe,
+        "zipped": zipped,
+        "part": part and parse_part(part),
+        "cluster": pick_cluster(backend, scheduler),
+        "jobs": jobs,
+    }
+    if images is None:
+        if masks or depths or backgrounds:
+            raise DsgenError("--masks, --depths, --backgrounds: belong to --images; give that too, or leave them out")
+        result = pack_source(CorpusSource(corpus, max_flip_error), out, **options)
+    else:
+        from dsgen.pictures import Pictures
+
+        if max_flip_error is not None or recipe:
+            raise DsgenError("--max-flip-error, --recipe: for a corpus, --images gives pictures; leave them out")
+        shares = validation_share, test_share
+        source = Pictures(images, masks, depths, backgrounds, size, png_unit, *shares, seed)
+        result = pack_source(source, out, **options)
+    if "unfinished" in result:
+        typer.echo(f"{result['store']}: {result['packed']:,} rows packed now; other parts have still to end")
+        return
     left_out = "" if max_flip_error is None else f", {result['left_out']:,} left out of the splits"
+    drawn = f"{result['image_bytes_per_row']:,} image bytes a row" if not recipe else "a recipe"
     typer.echo(
         f"{result['store']}: {result['rows']:,} rows in {result['shards']} shards, "
         f"{'with' if result['depth'] else 'without'} depth, {result['bytes'] / 1e6:,.1f} MB "
-        f"({result['image_bytes_per_row']:,} image bytes a row){left_out}; {result['packed']:,} packed now, "
+        f"({drawn}){left_out}; {result['packed']:,} packed now, {result['already_there']:,} were there"
+    )
+
+
+@app.command()
+def export(
+    source: Annotated[str, typer.Argument(help="A store; for a network the folder of a training run.")],
+    out: Annotated[Path, typer.Argument(help="The folder to make; a name that ends in .onnx for a network.")],
+    file_format: Annotated[str, typer.Option("--format", help="webdataset (tar files) or parquet.")] = "webdataset",
+    split: Annotated[
+        str | None, typer.Option(help="train, validation, test, unused, or all four; the first three unless given.")
+    ] = None,
+    image_format: Annotated[str, typer.Option(help="png, lossless, or jpeg of quality 95.")] = "png",
+    backgrounds: Annotated[
+        bool, typer.Option("--backgrounds/--no-backgrounds", help="Give every sample its background too.")
+    ] = False,
+    rows_per_file: Annotated[int, typer.Option(help="Most samples in a file.")] = 1000,
+    jobs: Jobs = None,
+) -> None:
+    """Write a store out as WebDataset or Hugging Face parquet files, or a trained network as ONNX."""
+    if out.suffix == ".onnx":
+        from dsgen.export_onnx import export_onnx
+
+        typer.echo(f"{out}: " + _line(export_onnx(Path(source), out)))
+        return
+    from dsgen.export import export_store
+
+    result = export_store(
+        source,
+        out,
+        file_format,
+        split=split,
+        image_format=image_format,
+        backgrounds=backgrounds,
+        rows_per_file=rows_per_file,
+        jobs=jobs,
+    )
+    splits = ", ".join(f"{count:,} {name}" for name, count in result["splits"].items())
+    typer.echo(
+        f"{result['out']}: {result['rows']:,} rows ({splits}) in {result['files']:,} {result['format']} files, "
+        f"{result['bytes'] / 1e6:,.1f} MB; {result['exported']:,} exported now, "
         f"{result['already_there']:,} were there"
     )
 
@@ -286,23 +409,113 @@ def train(
 
 
 @app.command()
-def info(path: Annotated[Path, typer.Argument(help="A corpus or a store.")] = Path("corpus")) -> None:
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="The folder of a training run.")] = Path("run"),
+    store: Annotated[str, typer.Argument(help="The packed corpus to score on.")] = "shards",
+    split: Annotated[str, typer.Option(help="train, validation, test, unused, or all of them.")] = "validation",
+    size: Annotated[
+        int | None, typer.Option(help="Side at which pictures are fed, in pixels; the largest trained on unless given.")
+    ] = None,
+    checkpoint: Annotated[str, typer.Option(help="Which of the run's: best, last, epoch-003, ...")] = "best",
+    out: Annotated[
+        Path | None, typer.Option(help="The folder to write; RUN/evaluation-SPLIT-SIZE unless given.")
+    ] = None,
+    samples: Annotated[
+        int | None, typer.Option(help="Score on so many rows, the same each time; all unless given.")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(help="Samples at once.")] = 16,
+    device: Device = "auto",
+    workers: Annotated[int, typer.Option(help="Threads that read ahead.")] = 2,
+) -> None:
+    """Score a trained network on a store, beside trivial answers, and show where it is worst."""
+    from dsgen.evaluate import evaluate as work
+    from dsgen.evaluate import table
+
+    result = work(
+        run,
+        store,
+        split=split,
+        size=size,
+        checkpoint=checkpoint,
+        out=out,
+        samples=samples,
+        batch_size=batch_size,
+        device=device,
+        workers=workers,
+    )
+    typer.echo(table(result))
+    typer.echo(f"{result['out']}: scores.json, rows.csv, backgrounds.csv, foregrounds.csv, worst.png")
+    if result["blank"]:
+        raise typer.Exit(1)
+
+
+@app.command()
+def predict(
+    run: Annotated[Path, typer.Argument(help="The folder of a training run.")],
+    pictures: Annotated[Path, typer.Argument(help="A composite, or a folder of them; any sizes.")],
+    backgrounds: Annotated[
+        Path | None,
+        typer.Option(help="One clean background for all, or a folder of them with the names of composites or folders."),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="The folder to write; PICTURES_predictions unless given.")] = None,
+    size: Annotated[
+        int | None, typer.Option(help="Longer side of what is fed, in pixels; the largest trained on unless given.")
+    ] = None,
+    checkpoint: Annotated[str, typer.Option(help="Which of the run's: best, last, epoch-003, ...")] = "best",
+    file_format: Annotated[str, typer.Option("--format", help="Depth as png (uint16 mm) or npy (float32 m).")] = "png",
+    views: Annotated[
+        bool, typer.Option("--pictures", help="Draw views too: what was found in the composite, and the depth.")
+    ] = False,
+    device: Device = "auto",
+) -> None:
+    """Find masks and depth in composites with a trained network."""
+    from dsgen.predict import predict as work
+
+    done = work(
+        run,
+        pictures,
+        backgrounds,
+        out,
+        size=size,
+        checkpoint=checkpoint,
+        device=device,
+        file_format=file_format,
+        views=views,
+    )
+    for reason in done["failed"]:
+        typer.echo(f"error: {reason}", err=True)
+    typer.echo(
+        f"{done['out']}: {' and '.join(done['answers'])} of {done['predicted']:,} pictures predicted at "
+        f"{done['size']} px, {done['already_there']:,} were there, {len(done['failed'])} failed ({done['checkpoint']})"
+    )
+    if done["failed"]:
+        raise typer.Exit(1)
+
+
+@app.command()
+def info(
+    path: Annotated[str, typer.Argument(help="A corpus, or a store in a folder or at a URL.")] = "corpus",
+    endpoint: Endpoint = None,
+) -> None:
     """Say what a corpus or store is: whether complete, sizes, counts, splits, statistics."""
     from dsgen.info import describe
 
+    _use_endpoint(endpoint)
     typer.echo(describe(path))
 
 
 @app.command()
 def preview(
-    path: Annotated[Path, typer.Argument(help="A corpus or a store.")] = Path("corpus"),
+    path: Annotated[str, typer.Argument(help="A corpus, or a store in a folder or at a URL.")] = "corpus",
     out: Annotated[Path, typer.Option(help="The picture to write.")] = Path("preview.png"),
     count: Annotated[int, typer.Option(help="How many rows to show.")] = 12,
     seed: Annotated[int, typer.Option(help="Decides which rows.")] = 0,
+    endpoint: Endpoint = None,
 ) -> None:
     """Write a contact sheet: composite, mask, and depth with a metre scale."""
     from dsgen.preview import preview as work
 
+    _use_endpoint(endpoint)
     typer.echo(f"{work(path, out, count=count, seed=seed)}")
 
 
@@ -355,6 +568,12 @@ def train_depth(
         seed=seed,
     )
     typer.echo(f"{out}: " + _line(scores))
+
+
+def _use_endpoint(endpoint: str | None) -> None:
+    """Say where the object store is to this process and to those it starts."""
+    if endpoint is not None:
+        os.environ["AWS_ENDPOINT_URL"] = endpoint
 
 
 def _numbers(text: str) -> tuple[int, ...]:

@@ -1,11 +1,10 @@
-"""The networks: DenseDepth, which labels, and the original two-headed U-Net, which is trained.
+"""The network that labels: DenseDepth.
 
 Inside torch a picture is BCHW float32 RGB in 0..1 and a mask or depth map is B1HW float32.
 """
 
 import copy
 import math
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -203,78 +202,3 @@ def fold_batch_norms(network: nn.Module) -> nn.Module:
         parent, _, name = str(node.target).rpartition(".")
         setattr(layers[parent], name, getattr(norm, "act", nn.Identity()))
     return traced
-
-
-class DoubleConv(nn.Sequential):
-    """Twice a 3x3 convolution, a batch norm and a ReLU; size kept. `dropout` leaves out whole channels at the end."""
-
-    def __init__(self, channels: int, out: int, middle: int | None = None, dropout: float = 0.0):
-        middle = middle or out
-        super().__init__(
-            nn.Conv2d(channels, middle, 3, padding=1),
-            nn.BatchNorm2d(middle),
-            nn.ReLU(inplace=True),
-            nn.Conv2d(middle, out, 3, padding=1),
-            nn.BatchNorm2d(out),
-            nn.ReLU(inplace=True),
-            *([nn.Dropout2d(dropout)] if dropout else []),
-        )
-
-
-class UNetBranch(nn.Module):
-    """The rest of a U-Net after its first block: four levels down, four up, one map out.
-
-    The fourth level down widens no further, and the first convolution of every level up halves what it gets. Halving
-    rounds up, and enlarging goes to the skip's size, so any size works.
-    """
-
-    def __init__(self, width: int, dropout: float = 0.0):
-        super().__init__()
-        widths = [width, 2 * width, 4 * width, 8 * width, 8 * width]
-        self.down = nn.ModuleList(DoubleConv(channels, out, dropout=dropout) for channels, out in pairwise(widths))
-        self.up = nn.ModuleList(
-            DoubleConv(2 * skip, out, middle=skip, dropout=dropout)
-            for skip, out in ((8 * width, 4 * width), (4 * width, 2 * width), (2 * width, width), (width, width))
-        )
-        self.head = nn.Conv2d(width, 1, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map the first block's features (B,width,H,W) to one map (B,1,H,W)."""
-        skips = [x]
-        for block in self.down:
-            skips.append(block(F.max_pool2d(skips[-1], 2, ceil_mode=True)))
-        x = skips.pop()
-        for block in self.up:
-            skip = skips.pop()
-            x = F.interpolate(x, size=skip.shape[-2:], mode="bilinear", align_corners=False)
-            x = block(torch.cat([skip, x], dim=1))
-        return self.head(x)
-
-
-class UNet(nn.Module):
-    """The original two-headed U-Net: a background and a composite in, a mask and a depth map out.
-
-    Both pictures, concatenated, go through one shared block of `width` channels and from there through a mask branch
-    and a depth branch that share nothing (2,161,666 parameters at width 16). `dropout` is the share of channels left
-    out after every block of the branches.
-    """
-
-    def __init__(self, width: int = 16, dropout: float = 0.0):
-        super().__init__()
-        self.config = {"width": width, "dropout": dropout}
-        self.first = DoubleConv(6, width)
-        self.mask = UNetBranch(width, dropout)
-        self.depth = UNetBranch(width, dropout)
-
-    def forward(self, background: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
-        """Map two pictures (B,3,H,W) in 0..1 to mask logits and raw depth, both (B,1,H,W).
-
-        A logit above 0 says foreground. Raw depth is in units of 10 metres and not clipped; see `unet_metres`.
-        """
-        shared = self.first(torch.cat([background, image], dim=1))
-        return self.mask(shared), self.depth(shared)
-
-
-def unet_metres(raw: Tensor) -> Tensor:
-    """Turn the U-Net's raw depth into metres, clipped to 0.1..10."""
-    return (raw.float() * MAX_DEPTH_M).clamp(MIN_DEPTH_M, MAX_DEPTH_M)

@@ -35,7 +35,8 @@ from dsgen.devices import pick_device
 from dsgen.errors import DsgenError
 from dsgen.jobs import progress
 from dsgen.losses import depth_loss, mask_loss
-from dsgen.networks import MAX_DEPTH_M, UNet, unet_metres
+from dsgen.networks import MAX_DEPTH_M
+from dsgen.unet import UNet, unet_metres
 
 log = logging.getLogger("dsgen")
 

@@ -1,0 +1,209 @@
+"""A trained network as an ONNX file, checked against ONNX Runtime before it is written.
+
+    background, image   float32 (batch, 3, height, width)   RGB in 0..1, any batch and size
+    mask_probability    float32 (batch, 1, height, width)   0..1, foreground above 0.5
+    depth_m             float32 (batch, 1, height, width)   metres, 0.1..10
+
+A network that answers at half the size does so here; what it was not trained to answer is left out. What the numbers
+mean stands in the file's metadata too.
+"""
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dsgen import __version__, layout
+from dsgen.errors import DsgenError
+from dsgen.networks import MAX_DEPTH_M, MIN_DEPTH_M
+from dsgen.trained import DEPTH, MASK, Trained, open_trained
+from dsgen.unet import unet_metres
+
+OPSET = 18
+INPUTS = ("background", "image")
+OUTPUTS = {MASK: "mask_probability", DEPTH: "depth_m"}
+LIMITS = {MASK: 1e-4, DEPTH: 1e-3}  # most by which ONNX Runtime may differ: of probability, and in metres
+_MEANING = {
+    MASK: "probability of foreground, 0..1; foreground above 0.5",
+    DEPTH: f"depth in metres, {MIN_DEPTH_M:g}..{MAX_DEPTH_M:g}",
+}
+
+
+class Answers(nn.Module):
+    """A U-Net with answers that mean something by themselves: probabilities and metres."""
+
+    def __init__(self, network: nn.Module, answers: tuple[str, ...]):
+        super().__init__()
+        self.network, self.answers = network, answers
+
+    def forward(self, background: Tensor, image: Tensor) -> tuple[Tensor, ...]:
+        """Map pictures (B,3,H,W) in 0..1 to the answers named, (B,1,H,W) each."""
+        logits, raw = self.network(background, image)
+        found = {MASK: logits.sigmoid(), DEPTH: unet_metres(raw)}
+        return tuple(found[answer] for answer in self.answers)
+
+
+def export_onnx(run: Path, out: Path, *, checkpoint: str = "best", opset: int = OPSET) -> dict[str, Any]:
+    """Write a run's network as ONNX and say how far ONNX Runtime's answers are from torch's.
+
+    The two are compared on several batches and sizes, odd ones among them; where they differ by more than `LIMITS`
+    nothing is written. Raises `DsgenError` for that, without the packages of the extra `onnx`, and for a network that
+    cannot be exported.
+    """
+    if out.suffix.lower() != ".onnx":
+        raise DsgenError(f"{out}: got no name ending in .onnx, expected one; give such a name")
+    onnx, runtime = _packages()
+    newest = onnx.defs.onnx_opset_version()
+    if not OPSET <= opset <= newest:
+        raise DsgenError(f"opset: got {opset}, expected {OPSET} to {newest}; leave it out for {OPSET}")
+    trained = open_trained(run, checkpoint, "cpu")
+    network = Answers(trained.network, trained.answers).eval()
+    names = [OUTPUTS[answer] for answer in trained.answers]
+    content = _encode(network, trained, names, onnx, opset, out)
+    shapes = parity_shapes(trained.size)
+    worst = _compare(network, names, content, shapes, runtime, out)
+    for answer, difference in zip(trained.answers, worst, strict=True):
+        if not difference <= LIMITS[answer]:
+            raise DsgenError(
+                f"{out}: {OUTPUTS[answer]} of ONNX Runtime differs by {difference:.2g}, expected {LIMITS[answer]:g} at "
+                "most; not written, try another opset or version of onnxruntime"
+            )
+    out.parent.mkdir(parents=True, exist_ok=True)
+    layout.write_bytes(out, content)
+    return {
+        "bytes": len(content),
+        "opset": opset,
+        "checkpoint": str(trained.path),
+        **{f"{name}_max_difference": difference for name, difference in zip(names, worst, strict=True)},
+        "compared_on": len(shapes),
+        "torch": torch.__version__,
+        "onnx": onnx.__version__,
+        "onnxruntime": runtime.__version__,
+    }
+
+
+def _packages() -> tuple[Any, Any]:
+    """Import what the extra brings; a missing package is a `DsgenError`."""
+    try:
+        import onnx
+        import onnxruntime
+        import onnxscript  # noqa: F401  torch's exporter needs it, and fails late without it
+    except ImportError as error:
+        raise DsgenError(f"{error.name}: not installed; pip install 'dsgen[onnx]'") from error
+    return onnx, onnxruntime
+
+
+def _compare(
+    network: nn.Module, names: list[str], content: bytes, shapes: list[tuple[int, int, int]], runtime: Any, out: Path
+) -> list[float]:
+    """Return the largest absolute difference between torch and ONNX Runtime of every answer, over all shapes."""
+    session: Any = None
+    differences = []
+    for k, shape in enumerate(shapes):
+        background, image = made_up_pictures(*shape, seed=k)
+        with torch.no_grad():
+            expected = network(background, image)
+        try:
+            session = session or runtime.InferenceSession(content, providers=["CPUExecutionProvider"])
+            found = session.run(names, {"background": background.numpy(), "image": image.numpy()})
+        except Exception as error:  # the runtime raises what it pleases
+            reason = " ".join(str(error).split())[:200]
+            raise DsgenError(
+                f"{out}: ONNX Runtime fails on {'x'.join(map(str, image.shape))} ({reason}), expected any batch and "
+                "size to work; not written, try another opset or version of onnxruntime"
+            ) from error
+        for name, ours, theirs in zip(names, expected, found, strict=True):
+            if ours.shape != theirs.shape:
+                raise DsgenError(
+                    f"{out}: {name} of ONNX Runtime is {theirs.shape}, expected {tuple(ours.shape)}; not written, try "
+                    "another opset or version of onnxruntime"
+                )
+        differences.append([float(np.abs(a.numpy() - b).max()) for a, b in zip(expected, found, strict=True)])
+    return np.max(differences, axis=0).tolist()  # nan stays nan
+
+
+def parity_shapes(size: int) -> list[tuple[int, int, int]]:
+    """List (batch, height, width) to compare on: the trained size, others, odd ones, one and several at once."""
+    half, odd = max(32, size // 2), size + 13
+    return [(1, size, size), (3, half, size), (2, odd, half + 5), (1, half + 1, odd)]
+
+
+def made_up_pictures(batch: int, height: int, width: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Make up smooth backgrounds (B,3,H,W) in 0..1, and images that differ from them inside a box."""
+    dice = torch.Generator().manual_seed(seed)
+    coarse = torch.rand(batch, 6, 5, 5, generator=dice)
+    background, other = F.interpolate(coarse, size=(height, width), mode="bilinear").split(3, dim=1)
+    image = background.clone()
+    box = (..., slice(height // 4, 3 * height // 4), slice(width // 3, width // 2))
+    image[box] = other[box]
+    return background, image
+
+
+def _encode(network: nn.Module, trained: Trained, names: list[str], onnx: Any, opset: int, out: Path) -> bytes:
+    """Export a network with any batch, height and width, and the metadata of the file."""
+    sides = {0: "batch", 2: "height", 3: "width"}
+    # no two sides alike, and none of 1, which the exporter would take for a constant
+    pictures = made_up_pictures(2, trained.size, trained.size + 32, seed=0)
+    try:
+        with _quiet():
+            program = torch.onnx.export(
+                network,
+                pictures,
+                dynamo=True,
+                opset_version=opset,
+                input_names=list(INPUTS),
+                output_names=names,
+                dynamic_shapes=dict.fromkeys(INPUTS, sides),
+                verbose=False,
+            )
+    except Exception as error:  # the exporter raises what it pleases
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise DsgenError(
+            f"{out}: {trained.path} cannot be exported with opset {opset} ({reason}); try opset {OPSET}, or a network "
+            "without --encoder"
+        ) from error
+    assert program is not None
+    model = program.model_proto
+    made = {entry.domain: entry.version for entry in model.opset_import}[""]
+    if made != opset:  # the exporter keeps another where it cannot convert
+        raise DsgenError(f"{out}: got opset {made} from torch {torch.__version__}, expected {opset}; take opset {made}")
+    for node in (*model.graph.node, *(node for function in model.functions for node in function.node)):
+        del node.metadata_props[:]  # stack traces with the paths of this machine
+    metadata = {
+        "dsgen": __version__,
+        "torch": torch.__version__,
+        "checkpoint_sha256": trained.sha256,
+        "trained_size": str(trained.size),
+        "inputs": "RGB in 0..1, (batch, 3, height, width); background without the foreground, image with it",
+        **{OUTPUTS[answer]: _MEANING[answer] for answer in trained.answers},
+        "output_size": "half of the input's, rounded up"
+        if trained.network.config["output"] == "half"
+        else "the input's",
+    }
+    del model.metadata_props[:]
+    onnx.helper.set_model_props(model, metadata)
+    model.producer_name, model.producer_version = "dsgen", __version__
+    return model.SerializeToString()
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the exporter's remarks about its own workings from users; what fails is raised all the same."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
