@@ -2,23 +2,23 @@
 
 Plan and sources are the corpus; `corpus.json` is written once both are there. The pictures are a view of them: one
 folder a background, which gets its name when every picture in it is written. So a folder that is there is whole, and
-running again draws the missing ones.
+running again draws the missing ones. Several machines may share the work on one folder: whichever comes first makes
+the corpus, then each draws its part of the backgrounds.
 """
 
 import logging
 import os
 import shutil
 from dataclasses import asdict, dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from dsgen import __version__, images, layout
-from dsgen.corpus import FORMAT, Corpus
-from dsgen.errors import DsgenError
-from dsgen.jobs import check_jobs, run_blocks
+from dsgen.corpus import FORMAT, Corpus, open_cached
+from dsgen.errors import DsgenError, differences
+from dsgen.jobs import Part, alone, check_jobs, once, run_blocks, share
 from dsgen.plan import SPLITS, assign_splits, make_plan, save_plan, split_counts
 from dsgen.sources import SourceFile, hash_files, list_pictures, list_problems, name_problems, write_sources
 
@@ -73,11 +73,15 @@ def composite(
     max_foregrounds: int | None = None,
     jobs: int | None = None,
     pictures: bool = True,
+    part: Part | None = None,
+    cluster: str | None = None,
 ) -> dict[str, Any]:
     """Make a corpus, or go on with one, and return its counts.
 
-    Without folders the bundled pictures are used. Raises `DsgenError`, before anything is written, for parameters or
-    pictures that cannot be used, and for a corpus that was made with others.
+    Without folders the bundled pictures are used. With `part` only a share of the backgrounds is drawn; parts may run
+    at the same time in one folder on a shared file system. `cluster` is the address of a dask scheduler whose workers
+    draw. Raises `DsgenError`, before anything is written, for parameters or pictures that cannot be used, and for a
+    corpus that was made with others.
     """
     parameters = parameters or Parameters()
     parameters.check()
@@ -90,45 +94,49 @@ def composite(
     foreground_files = hash_files(foreground_paths, workers)
     problems = name_problems(background_files, background_folder) + name_problems(foreground_files, foreground_folder)
     _check_existing(corpus, parameters, background_files, foreground_files)
-    with layout.lock(corpus):
-        if not (corpus / layout.CORPUS_JSON).exists():
-            paths = background_paths, foreground_paths
-            _make(corpus, parameters, paths, (background_files, foreground_files), problems, workers)
-        return _draw(Corpus(corpus), workers, pictures)
+    with alone(corpus, "composite", part):
+        with once(corpus, part):
+            _check_existing(corpus, parameters, background_files, foreground_files)
+            if not (corpus / layout.CORPUS_JSON).exists():
+                paths = background_paths, foreground_paths
+                _make(corpus, parameters, paths, (background_files, foreground_files), problems, workers)
+            opened = Corpus(corpus)
+            _draw_small_parts(opened)
+        return _draw(opened, workers, pictures, part, cluster)
 
 
 def _check_existing(
     path: Path, parameters: Parameters, backgrounds: list[SourceFile], foregrounds: list[SourceFile]
 ) -> None:
     """Refuse a folder that is something else, and a corpus of other parameters or pictures."""
-    ours = {layout.CORPUS_JSON, layout.SOURCES, layout.PLAN, layout.DEPTH, layout.LOCK, *layout.PARTS}
+    ours = {layout.CORPUS_JSON, layout.SOURCES, layout.PLAN, layout.DEPTH, *layout.PARTS}
     if path.exists() and not path.is_dir():
         raise DsgenError(f"--corpus: {path} is a file, expected a folder or nothing; choose another name")
     if not (path / layout.CORPUS_JSON).exists():
-        others = (
-            [p.name for p in path.iterdir() if p.name.removesuffix(".partial") not in ours] if path.is_dir() else []
-        )
+        names = [p.name for p in path.iterdir() if not p.name.startswith(layout.LOCK)] if path.is_dir() else []
+        others = [name for name in names if name.removesuffix(".partial") not in ours]
         if others:
             raise DsgenError(
                 f"--corpus: {path} holds other files ({', '.join(sorted(others)[:5])}); choose another name"
             )
         return
     manifest = layout.read_json(path / layout.CORPUS_JSON)
-    differences = [
-        f"--{name.replace('_', '-')} {value} (the corpus has {manifest['parameters'].get(name)})"
-        for name, value in asdict(parameters).items()
-        if manifest["parameters"].get(name) != value
-    ]
+    now, was = asdict(parameters), manifest["parameters"]
+    differing = differences(
+        {f"--{name.replace('_', '-')}": value for name, value in now.items()},
+        {f"--{name.replace('_', '-')}": value for name, value in was.items() if name in now},
+        "corpus",
+    )
     for kind, files in (("backgrounds", backgrounds), ("foregrounds", foregrounds)):
-        was = {entry["file"]: entry["sha256"] for entry in manifest[kind]}
-        now = {file.file: file.sha256 for file in files}
-        changed = sorted(name for name in was.keys() | now.keys() if was.get(name) != now.get(name))
+        there = {entry["file"]: entry["sha256"] for entry in manifest[kind]}
+        given = {file.file: file.sha256 for file in files}
+        changed = sorted(name for name in there.keys() | given.keys() if there.get(name) != given.get(name))
         if changed:
             shown = ", ".join(changed[:3]) + (", ..." if len(changed) > 3 else "")
-            differences.append(f"{len(now)} {kind} (the corpus has {len(was)}; different: {shown})")
-    if differences:
+            differing.append(f"{len(given)} {kind} (the corpus has {len(there)}; different: {shown})")
+    if differing:
         raise DsgenError(
-            f"{path}: made with other inputs: got {'; '.join(differences)}; "
+            f"{path}: made with other inputs: got {'; '.join(differing)}; "
             "use the same, or another --corpus, or remove this one"
         )
 
@@ -188,29 +196,39 @@ def _make(
     )
 
 
-def _draw(corpus: Corpus, workers: int, pictures: bool) -> dict[str, Any]:
-    """Draw what is missing of the picture files and count what was there, what was made."""
-    _draw_small_parts(corpus)
-    backgrounds = len(corpus.manifest["backgrounds"])
+def _draw(corpus: Corpus, workers: int, pictures: bool, part: Part | None, cluster: str | None) -> dict[str, Any]:
+    """Draw what is missing of the picture files, or of a part of them; count what was there, was made, and is left."""
+    backgrounds = list(range(len(corpus.manifest["backgrounds"])))
+    ours = (backgrounds if part is None else share(backgrounds, part)) if pictures else []
     rows_each = corpus.rows_per_background
-    missing = [b for b in range(backgrounds) if not picture_folders_done(corpus.path, b)] if pictures else []
+    missing = [b for b in ours if not picture_folders_done(corpus.path, b)]
     if missing:
+        names = {layout.background_name(background) for background in missing}
+        for folder in layout.PICTURE_PARTS:
+            layout.clear_unfinished(corpus.path / folder, names)
         _check_space(corpus, len(missing) * rows_each)
+        path = corpus.path if cluster is None else corpus.path.absolute()
         run_blocks(
             draw_background,
-            [(str(corpus.path), background) for background in missing],
+            [(str(path), background, corpus.sha256) for background in missing],
             jobs=workers,
             title="composite",
-            total=len(corpus),
-            done=len(corpus) - len(missing) * rows_each,
+            total=len(ours) * rows_each,
+            done=(len(ours) - len(missing)) * rows_each,
+            cluster=cluster,
+            shared=(path,),
         )
+        for folder in layout.PICTURE_PARTS:  # a worker of a cluster may have died in the middle of one
+            layout.clear_unfinished(corpus.path / folder, names)
+    left = sum(not picture_folders_done(corpus.path, b) for b in backgrounds) if pictures else 0
     return {
         "corpus": str(corpus.path),
         "rows": len(corpus),
-        "backgrounds": backgrounds,
+        "backgrounds": len(backgrounds),
         "foregrounds": len(corpus.manifest["foregrounds"]),
         "drawn": len(missing) * rows_each,
-        "already_there": (backgrounds - len(missing)) * rows_each if pictures else 0,
+        "already_there": (len(ours) - len(missing)) * rows_each,
+        "left": left * rows_each,
         "splits": corpus.manifest["splits"],
     }
 
@@ -238,7 +256,9 @@ def _draw_small_parts(corpus: Corpus) -> None:
                     rgba = corpus.foreground(number, flip)
                     mask = np.where(rgba[..., 3] >= 128, 255, 0).astype(np.uint8)
                     picture = rgba if part == "fg" else mask
-                    (folder / f"{name_of(number, flip)}.png").write_bytes(images.encode_png(picture))
+                    (folder / f"{name_of(number, flip)}.png").write_bytes(
+                        images.encode_png(picture, runs=part == "fg_mask")
+                    )
 
 
 def _check_space(corpus: Corpus, rows: int) -> None:
@@ -247,7 +267,7 @@ def _check_space(corpus: Corpus, rows: int) -> None:
     image, mask = corpus.render(some)
     quality = corpus.manifest["parameters"]["quality"]
     block = 4096
-    codes = [images.encode_jpeg(i, quality) for i in image] + [images.encode_png(m) for m in mask]
+    codes = [images.encode_jpeg(i, quality) for i in image] + [images.encode_png(m, runs=True) for m in mask]
     need = rows * sum(-(-len(code) // block) * block for code in codes) // len(some)
     free = shutil.disk_usage(corpus.path).free
     if need > free:
@@ -263,22 +283,22 @@ def _check_space(corpus: Corpus, rows: int) -> None:
         )
 
 
-@lru_cache(maxsize=1)
-def _open(path: str) -> Corpus:
-    return Corpus(path)
+def draw_background(path: str, background: int, corpus_sha256: str | None = None) -> int:
+    """Write every composite and mask of one background, then give both folders their names; return the rows.
 
-
-def draw_background(path: str, background: int) -> int:
-    """Write every composite and mask of one background, then give both folders their names; return the rows."""
-    corpus = _open(path)
+    `corpus_sha256` says which corpus is meant, where another may come to lie under the same name.
+    """
+    corpus = open_cached(path, corpus_sha256)
+    if picture_folders_done(corpus.path, background):  # another worker of a cluster was first
+        return corpus.rows_per_background
     folder = layout.background_name(background)
     each = corpus.rows_per_background
     rows = corpus.plan[background * each : (background + 1) * each]
     jpeg = images.JpegPatcher(corpus.background(background), corpus.manifest["parameters"]["quality"])
     png = images.MaskEncoder(corpus.size)
     with (
-        layout.write_folder(corpus.path / "bg_fg_mask" / folder) as mask_folder,
-        layout.write_folder(corpus.path / "bg_fg" / folder) as image_folder,
+        layout.write_folder(corpus.path / "bg_fg_mask" / folder, apart=True) as mask_folder,
+        layout.write_folder(corpus.path / "bg_fg" / folder, apart=True) as image_folder,
     ):
         images_at, masks_at = f"{image_folder}{os.sep}", f"{mask_folder}{os.sep}"
         for _, foreground, flip, position, top, left, _ in rows.tolist():

@@ -1,6 +1,7 @@
 """Open a corpus: plan, sources and depth labels behind one small interface."""
 
-from functools import cached_property
+import hashlib
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,8 @@ _CACHED_BYTES = 192 * 2**20
 class Corpus:
     """A corpus on disk, read-only and cheap to open; pixels are read when first drawn.
 
-    `plan` is the table, `manifest` what `corpus.json` says, `size` the stored and `label_size` the label side in
-    pixels.
+    `plan` is the table, `manifest` what `corpus.json` says and `sha256` its hash, `size` the stored and `label_size`
+    the label side in pixels.
     """
 
     def __init__(self, path: Path | str):
@@ -31,7 +32,9 @@ class Corpus:
             begun = any(self.path.glob(f"{layout.SOURCES}*")) or (self.path / layout.PLAN).exists()
             what = "an unfinished corpus" if begun else "no corpus"
             raise DsgenError(f"{self.path}: {what}; run dsgen composite --corpus {self.path}")
-        self.manifest: dict[str, Any] = layout.read_json(manifest)
+        content = manifest.read_bytes()
+        self.sha256 = hashlib.sha256(content).hexdigest()
+        self.manifest: dict[str, Any] = layout.parse_json(content, manifest)
         if self.manifest.get("format") != FORMAT:
             raise DsgenError(
                 f"{manifest}: format {self.manifest.get('format')}, expected {FORMAT}; use the dsgen that made it"
@@ -146,19 +149,36 @@ class Corpus:
             return None
         return np.asarray(open_array(self._labels, "flip_error")[:])
 
+    def label_blocks(self) -> list[tuple[int, int]]:
+        """First and last row, exclusive, of every block of rows that is labelled at once: a block is one shard file."""
+        labels = self.relative if self.depth is None else self.depth
+        rows = len(self) if labels is None else (labels.shards or labels.chunks)[0]
+        return [(start, min(start + rows, len(self))) for start in range(0, len(self), rows)]
+
     def unlabelled_blocks(self) -> list[tuple[int, int]]:
-        """First and last row, exclusive, of every block of rows that has no label yet: a block is one shard file."""
+        """The blocks that have no label yet."""
         labels = self.relative if self.depth is None else self.depth
         if labels is None:
-            return [(0, len(self))]
-        rows = (labels.shards or labels.chunks)[0]
+            return self.label_blocks()
         files = self.path / layout.DEPTH / labels.basename / "c"
-        starts = range(0, len(self), rows)
-        return [(s, min(s + rows, len(self))) for s in starts if not (files / str(s // rows) / "0" / "0").is_file()]
+        blocks = enumerate(self.label_blocks())
+        return [block for number, block in blocks if not (files / str(number) / "0" / "0").is_file()]
 
     def labelled_rows(self) -> int:
         """Count the rows that have a label."""
         return len(self) - sum(stop - start for start, stop in self.unlabelled_blocks())
+
+
+@lru_cache(maxsize=1)
+def open_cached(path: str, sha256: str | None = None) -> Corpus:
+    """Return a corpus, opened once in every process that draws blocks of it; `sha256` says which one is meant.
+
+    The process may outlive the corpus: a worker of a cluster finds another one under the same name later.
+    """
+    corpus = Corpus(path)
+    if sha256 not in (None, corpus.sha256):
+        raise DsgenError(f"{path}: changed while at work on it; run the same command again")
+    return corpus
 
 
 def open_array(group: zarr.Group, name: str) -> zarr.Array:

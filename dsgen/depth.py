@@ -3,15 +3,17 @@
 A corpus' labels are `depth.zarr`, a group with the array `depth` (rows,S,S) u2: millimetres, 0 = no label, one scale
 for all. A block of rows is one zarr shard, a file written whole or not at all, so the files that are there say how
 far the work is. Drawing, network and writing overlap, each a few batches ahead of the next. A model that answers no
-metres fills the array `relative` (rows,S,S) f4 instead. `flip_error` (rows,) f4 is there with --check-flip.
+metres fills the array `relative` (rows,S,S) f4 instead. `flip_error` (rows,) f4 is there with --check-flip. Several
+machines may share the blocks: whichever comes first begins the group, whichever ends last marks it complete.
 """
 
 import math
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -20,19 +22,20 @@ import numpy as np
 import torch
 import zarr
 from torch import Tensor
-from zarr.codecs import BloscCodec
+from zarr.codecs import BloscCodec, Crc32cCodec
 
 from dsgen import __version__, images, layout
 from dsgen.corpus import Corpus, open_array
 from dsgen.devices import pick_devices
-from dsgen.errors import DsgenError
-from dsgen.jobs import ahead, check_jobs, progress, run_blocks
+from dsgen.errors import DsgenError, differences
+from dsgen.jobs import Part, ahead, alone, check_jobs, cluster_workers, once, progress, run_blocks, share
 from dsgen.labellers import INVERSE, METRIC, DepthFunction, Labeller, make_labellers
 from dsgen.networks import MAX_DEPTH_M, MIN_DEPTH_M
 
 VIEW_MAX_MM = 10_000
 MOST_MM = 65_535
 _BLOCK_ROWS = 480
+_TASKS_PER_WORKER = 8
 # what the labels of an earlier dsgen, which do not say, are
 _BEFORE = {"kind": METRIC, "flip_checked": False, "flip_averaged": False, "metric_reference": None}
 
@@ -40,6 +43,39 @@ _BEFORE = {"kind": METRIC, "flip_checked": False, "flip_averaged": False, "metri
 def default_batch_size(device: torch.device) -> int:
     """How many pictures a device is given at once unless told otherwise."""
     return 16 if device.type == "cpu" else 64
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """Which network is to label, and how."""
+
+    weights: Path | None
+    model: str | DepthFunction | None
+    kind: str | None
+    max_depth_m: float | None
+    compile_network: bool
+    check_flip: bool
+    average_flip: bool
+    metric_reference: str | None
+
+    def load(self, devices: list[torch.device]) -> tuple[list[Labeller], list[Labeller | None]]:
+        """Make one labeller for each device, and one metric network to fit relative answers to, or None."""
+        options = {name: value for name, value in vars(self).items() if name not in ("model", "metric_reference")}
+        labellers = make_labellers(self.model, devices, **options)
+        reference = self.metric_reference
+        if reference is None:
+            return labellers, [None for _ in devices]
+        if labellers[0].kind == METRIC:
+            raise DsgenError(f"--metric-reference: {labellers[0].name} answers metres already; leave it out")
+        weights = None if reference == "bundled" else Path(reference)
+        return labellers, [*make_labellers(None, devices, weights=weights)]
+
+    def absolute(self) -> "_Wanted":
+        """The same for a process that runs in another folder."""
+        reference = self.metric_reference
+        if reference not in (None, "bundled"):
+            reference = str(Path(str(reference)).absolute())
+        return replace(self, weights=self.weights and self.weights.absolute(), metric_reference=reference)
 
 
 def label_corpus(
@@ -57,55 +93,125 @@ def label_corpus(
     average_flip: bool = False,
     pictures: bool = False,
     jobs: int | None = None,
+    part: Part | None = None,
+    cluster: str | None = None,
 ) -> dict[str, Any]:
     """Label every row of a corpus that has no label yet and return the counts.
 
     Rows are drawn at the label size, or at the stored size where the network is fed no more; labels have the stored
     size. `model` may be a Python function, see `labellers.FunctionLabeller`. `metric_reference` ("bundled" or a
-    weights file) names a metric network to which a relative model's answers are fitted. Raises `DsgenError` for a
-    corpus labelled with another network, and for a depth that is not a number, naming the row.
+    weights file) names a metric network to which a relative model's answers are fitted. With `part` only a share of
+    the corpus' blocks is labelled; parts may run at the same time. `cluster` is the address of a dask scheduler, whose
+    workers label, each on the `device` it has; a function must be one that pickle or cloudpickle can send. Raises
+    `DsgenError` for a corpus labelled with another network, and for a depth that is not a number, naming the row.
     """
     corpus = Corpus(path)
     workers = check_jobs(jobs)
-    devices = pick_devices(device)
+    devices = pick_devices(device if cluster is None else "cpu")
     check_batch_size(batch_size)
-    labellers = make_labellers(
-        model,
-        devices,
-        weights=weights,
-        kind=kind,
-        max_depth_m=max_depth_m,
-        compile_network=compile_network,
-        check_flip=check_flip,
-        average_flip=average_flip,
-    )
-    references = _references(labellers[0], metric_reference, devices)
-    with layout.lock(corpus.path):
-        group = _open_labels(corpus, labellers[0], references[0])
+    if pictures and part is not None:
+        raise DsgenError("--pictures: not with --part; run dsgen depth --pictures once all parts have ended")
+    wanted = _Wanted(weights, model, kind, max_depth_m, compile_network, check_flip, average_flip, metric_reference)
+    labellers, references = wanted.load(devices)
+    attributes = _attributes(corpus, labellers[0], references[0])
+    with alone(corpus.path, "depth", part):
+        with once(corpus.path, part):
+            if not (corpus.path / layout.DEPTH).is_dir():
+                _begin_labels(corpus, attributes)
+            group = _open_labels(corpus, attributes)
         if pictures and "depth" not in group:
             raise DsgenError(f"--pictures: {labellers[0].name} answers no metres; give --metric-reference as well")
-        missing = Corpus(path).unlabelled_blocks()
-        done = len(corpus) - sum(stop - start for start, stop in missing)
+        unlabelled = set(Corpus(path).unlabelled_blocks())
+        blocks = Corpus(path).label_blocks()
+        ours = blocks if part is None else share(blocks, part)
+        missing = [block for block in ours if block in unlabelled]
+        done = _rows(ours) - _rows(missing)
         started = time.monotonic()
-        with progress("depth", len(corpus), done) as advance:
-            _label_blocks(path, labellers, references, missing, batch_size, advance)
+        if cluster is None:
+            with progress("depth", _rows(ours), done) as advance:
+                _label_blocks(path, labellers, references, missing, batch_size, advance)
+        elif missing:
+            count = min(len(missing), _TASKS_PER_WORKER * cluster_workers(cluster))
+            shares = [share(missing, Part(number + 1, count)) for number in range(count)]
+            task = str(corpus.path.absolute()), wanted.absolute(), attributes, device, batch_size
+            run_blocks(
+                label_share,
+                [(*task, blocks) for blocks in shares],
+                jobs=workers,
+                title="depth",
+                total=_rows(ours),
+                done=done,
+                cluster=cluster,
+                shared=(corpus.path,),
+            )
         seconds = time.monotonic() - started
-        if not group.attrs.get("complete"):
-            for leftover in (corpus.path / layout.DEPTH).rglob("*.partial"):  # what a kill left of zarr's writing
-                leftover.unlink()
-            group.attrs["complete"] = True
+        with once(corpus.path, part):
+            left = _finish(path)
         if pictures:
-            _draw_views(Corpus(path), workers)
+            _draw_views(Corpus(path), workers, cluster)
     return {
         "corpus": str(path),
         "rows": len(corpus),
-        "labelled": len(corpus) - done,
+        "labelled": _rows(missing),
         "already_there": done,
-        "pictures_per_second": round((len(corpus) - done) / seconds, 1) if missing else None,
+        "left": left,
+        "pictures_per_second": round(_rows(missing) / seconds, 1) if missing else None,
         "model": labellers[0].name,
         "kind": METRIC if "depth" in group else INVERSE,
-        "device": ", ".join(map(str, devices)),
+        "device": ", ".join(map(str, devices)) if cluster is None else cluster,
     }
+
+
+def _rows(blocks: Iterable[tuple[int, int]]) -> int:
+    return sum(stop - start for start, stop in blocks)
+
+
+def _finish(path: Path) -> int:
+    """Mark the labels complete if they are; return how many rows have none yet."""
+    left = _rows(Corpus(path).unlabelled_blocks())
+    group = zarr.open_group(path / layout.DEPTH, mode="r+")
+    if not left and not group.attrs.get("complete"):
+        for leftover in (path / layout.DEPTH).rglob("*.partial"):  # what a kill left of zarr's writing
+            leftover.unlink(missing_ok=True)
+        group.attrs["complete"] = True
+    return left
+
+
+_on_this_worker = threading.Lock()
+
+
+def label_share(
+    path: str,
+    wanted: _Wanted,
+    attributes: dict[str, Any],
+    device: str,
+    batch_size: int | None,
+    blocks: list[tuple[int, int]],
+) -> int:
+    """Label those of the blocks that have no label, on a worker of a cluster, one share at a time; return all rows."""
+    with _on_this_worker:
+        corpus = Corpus(path)
+        labellers, references = _load_once(wanted, device, attributes["weights_sha256"], attributes["metric_reference"])
+        _open_labels(corpus, _attributes(corpus, labellers[0], references[0]))
+        unlabelled = set(corpus.unlabelled_blocks())  # another worker may have died at this share
+        missing = [block for block in blocks if block in unlabelled]
+        _label_blocks(corpus.path, labellers, references, missing, batch_size, lambda _: None)
+    return _rows(blocks)
+
+
+@lru_cache(maxsize=1)
+def _load_once(
+    wanted: _Wanted,
+    device: str,
+    sha256: str,
+    reference: str | None,  # noqa: ARG001
+) -> tuple[list[Labeller], list[Labeller | None]]:
+    """Load the networks once in every worker, anew when a file of weights has changed, as the hashes tell."""
+    labellers, references = wanted.load(pick_devices(device))
+    if callable(wanted.model):  # its code came with the task, the source that was hashed did not
+        for labeller in labellers:
+            labeller.sha256 = sha256
+    return labellers, references
 
 
 def check_batch_size(batch_size: int | None) -> None:
@@ -120,20 +226,9 @@ def drawn_size(corpus: Corpus, labeller: Labeller) -> int:
     return corpus.size if fed <= corpus.size else corpus.label_size
 
 
-def _references(labeller: Labeller, reference: str | None, devices: list[torch.device]) -> list[Labeller | None]:
-    """One metric network for each device to fit relative answers to, or none."""
-    if reference is None:
-        return [None for _ in devices]
-    if labeller.kind == METRIC:
-        raise DsgenError(f"--metric-reference: {labeller.name} answers metres already; leave it out")
-    return [*make_labellers(None, devices, weights=None if reference == "bundled" else Path(reference))]
-
-
-def _open_labels(corpus: Corpus, labeller: Labeller, reference: Labeller | None) -> zarr.Group:
-    """Open the labels to go on with them, refusing those of another network, or begin them."""
-    path = corpus.path / layout.DEPTH
-    metric = labeller.kind == METRIC or reference is not None
-    attributes = {
+def _attributes(corpus: Corpus, labeller: Labeller, reference: Labeller | None) -> dict[str, Any]:
+    """Say what the labels hang on."""
+    return {
         "model": labeller.name,
         "weights_sha256": labeller.sha256,
         "kind": labeller.kind,
@@ -143,22 +238,26 @@ def _open_labels(corpus: Corpus, labeller: Labeller, reference: Labeller | None)
         "network_input": list(labeller.feed_shape(corpus.label_size, corpus.label_size)),
         "flip_checked": labeller.check_flip,
         "flip_averaged": labeller.average_flip,
-        "units": "mm" if metric else "1",
+        "units": "mm" if labeller.kind == METRIC or reference is not None else "1",
     }
-    if path.is_dir():
-        group = zarr.open_group(path, mode="r+")
-        there = _BEFORE | dict(group.attrs)
-        differences = [
-            f"{name} {value} (the labels have {there.get(name)})"
-            for name, value in attributes.items()
-            if there.get(name) != value
-        ]
-        if differences:
-            raise DsgenError(
-                f"{path}: labelled with another network: got {'; '.join(differences)}; "
-                "use the same, or remove the folder to label again"
-            )
-        return group
+
+
+def _open_labels(corpus: Corpus, attributes: dict[str, Any]) -> zarr.Group:
+    """Open the labels to go on with them; those of another network are refused."""
+    path = corpus.path / layout.DEPTH
+    group = zarr.open_group(path, mode="r+")
+    there = _BEFORE | dict(group.attrs)
+    differing = differences(attributes, {name: there[name] for name in attributes if name in there}, "corpus")
+    if differing:
+        raise DsgenError(
+            f"{path}: labelled with another network: got {'; '.join(differing)}; "
+            "use the same, or remove the folder to label again"
+        )
+    return group
+
+
+def _begin_labels(corpus: Corpus, attributes: dict[str, Any]) -> None:
+    """Make the labels' group, without any labels."""
     chunk = corpus.positions * max(1, 20 // corpus.positions)
     chunk = min(chunk, len(corpus))
     block = chunk * max(1, min(_BLOCK_ROWS // chunk, math.ceil(len(corpus) / chunk)))
@@ -169,13 +268,13 @@ def _open_labels(corpus: Corpus, labeller: Labeller, reference: Labeller | None)
         "fill_value": 0,
         "dimension_names": ("sample", "y", "x"),
     }
-    with layout.write_folder(path) as unfinished:
+    with layout.write_folder(corpus.path / layout.DEPTH) as unfinished:
         group = zarr.create_group(unfinished, attributes=attributes | {"dsgen": __version__, "complete": False})
-        if metric:
+        if attributes["units"] == "mm":
             group.create_array(
                 "depth",
                 dtype="uint16",
-                compressors=BloscCodec(cname="zstd", clevel=5, shuffle="bitshuffle", typesize=2),
+                compressors=(BloscCodec(cname="zstd", clevel=5, shuffle="bitshuffle", typesize=2), Crc32cCodec()),
                 attributes={"units": "m", "scale_factor": 0.001, "_FillValue": 0, "long_name": "planar depth"},
                 **common,
             )
@@ -183,11 +282,11 @@ def _open_labels(corpus: Corpus, labeller: Labeller, reference: Labeller | None)
             group.create_array(
                 "relative",
                 dtype="float32",
-                compressors=BloscCodec(cname="zstd", clevel=5, shuffle="bitshuffle", typesize=4),
+                compressors=(BloscCodec(cname="zstd", clevel=5, shuffle="bitshuffle", typesize=4), Crc32cCodec()),
                 attributes={"units": "1", "long_name": "inverse depth up to an unknown scale and shift"},
                 **common,
             )
-        if labeller.check_flip:
+        if attributes["flip_checked"]:
             group.create_array(
                 "flip_error",
                 shape=(len(corpus),),
@@ -197,7 +296,6 @@ def _open_labels(corpus: Corpus, labeller: Labeller, reference: Labeller | None)
                 dimension_names=("sample",),
                 attributes={"units": "1", "long_name": "mean relative disagreement with the mirror image's depth"},
             )
-    return zarr.open_group(path, mode="r+")
 
 
 def _label_blocks(
@@ -340,33 +438,35 @@ def millimetres(depth_m: np.ndarray) -> np.ndarray:
     return np.rint(depth_m * 1000).clip(1, MOST_MM).astype(np.uint16)
 
 
-def _draw_views(corpus: Corpus, workers: int) -> None:
+def _draw_views(corpus: Corpus, workers: int, cluster: str | None) -> None:
     """Draw the 8-bit views of the labels that are missing."""
     count = len(corpus.manifest["backgrounds"])
     each = corpus.rows_per_background
-    missing = [b for b in range(count) if not (corpus.path / "bg_fg_depth" / layout.background_name(b)).is_dir()]
+    views = corpus.path / "bg_fg_depth"
+    missing = [b for b in range(count) if not (views / layout.background_name(b)).is_dir()]
+    names = {layout.background_name(background) for background in missing}
+    layout.clear_unfinished(views, names)
+    path = corpus.path if cluster is None else corpus.path.absolute()
     run_blocks(
         draw_views,
-        [(str(corpus.path), b) for b in missing],
+        [(str(path), b) for b in missing],
         jobs=workers,
         title="depth views",
         total=len(corpus),
         done=(count - len(missing)) * each,
+        cluster=cluster,
+        shared=(path,),
     )
-
-
-@lru_cache(maxsize=1)
-def _open(path: str) -> Corpus:
-    return Corpus(path)
+    layout.clear_unfinished(views, names)
 
 
 def draw_views(path: str, background: int) -> int:
     """Write the 8-bit depth views of one background: 0 is 0 m and 255 is 10 m, in every picture."""
-    corpus = _open(path)
+    corpus = Corpus(path)
     assert corpus.depth is not None
     folder = layout.background_name(background)
     each = corpus.rows_per_background
-    with layout.write_folder(corpus.path / "bg_fg_depth" / folder) as unfinished:
+    with layout.write_folder(corpus.path / "bg_fg_depth" / folder, apart=True) as unfinished:
         for start in range(background * each, (background + 1) * each, 200):
             stop = min(start + 200, (background + 1) * each)
             views = view_8bit(np.asarray(corpus.depth[start:stop]))

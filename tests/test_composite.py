@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -21,14 +22,15 @@ from dsgen.composite import Parameters, composite
 from dsgen.composite import draw_background as draw_folder
 from dsgen.corpus import Corpus
 from dsgen.errors import DsgenError
+from dsgen.jobs import Part
 
 
 def digest(folder: Path) -> dict[str, str]:
-    """The hash of every file under a folder."""
+    """The hash of every file under a folder but for locks."""
     return {
         str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest()
         for p in sorted(folder.rglob("*"))
-        if p.is_file()
+        if p.is_file() and not p.name.startswith(layout.LOCK)
     }
 
 
@@ -316,3 +318,109 @@ def test_an_unfinished_corpus_is_refused_by_what_comes_after(tmp_path: Path):
     os.makedirs(tmp_path / "sources.zarr")
     with pytest.raises(DsgenError, match="an unfinished corpus"):
         Corpus(tmp_path)
+
+
+def draw_part(corpus: Path, pictures: Path, number: int, count: int = 3) -> dict:
+    """Do one part of the small corpus."""
+    return composite(
+        corpus, pictures / "backgrounds", pictures / "foregrounds", SMALL, jobs=1, part=Part(number, count)
+    )
+
+
+@pytest.mark.parametrize("order", [(1, 2, 3), (3, 1, 2)])
+def test_parts_make_the_same_corpus_in_any_order(tmp_path: Path, corpus: Path, pictures: Path, order: tuple[int, ...]):
+    """Every part draws its own backgrounds and says what is left; all files are those of one run."""
+    results = [draw_part(tmp_path / "c", pictures, number) for number in order]
+    assert [result["drawn"] for result in results] == [24, 24, 24]
+    assert [result["left"] for result in results] == [48, 24, 0]
+    assert digest(tmp_path / "c") == digest(corpus)
+    again = draw_part(tmp_path / "c", pictures, 2)
+    assert (again["drawn"], again["already_there"]) == (0, 24)
+
+
+_DRAW_PART = (
+    "import sys, time; from pathlib import Path; sys.path.insert(0, sys.argv[1]); from conftest import SMALL;"
+    "from dsgen import composite as c; from dsgen.jobs import parse_part; write = c._write;"
+    "c._write = lambda *a: (time.sleep(0.005), write(*a));"
+    "print('ready', flush=True);"
+    "folders = [Path(sys.argv[3]) / kind for kind in ('backgrounds', 'foregrounds')];"
+    "sys.stdin.readline();"
+    "c.composite(Path(sys.argv[2]), *folders, SMALL, jobs=1, part=parse_part(sys.argv[4]))"
+)
+
+
+def start_part(corpus: Path, pictures: Path, part: str) -> subprocess.Popen:
+    """Start a part in a process of its own, ready to go on at a line of input; it writes slowly."""
+    return subprocess.Popen(
+        [sys.executable, "-c", _DRAW_PART, str(Path(__file__).parent), str(corpus), str(pictures), part],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_parts_may_start_at_the_same_moment_and_be_killed(tmp_path: Path, corpus: Path, pictures: Path):
+    """Three processes and a fourth that does what one of them does; the one killed goes on when run again."""
+    made = tmp_path / "c"
+    running = {part: start_part(made, pictures, part) for part in ("1/3", "2/3", "3/3")}
+    for process in running.values():
+        assert process.stdout.readline() == "ready\n"
+    for process in running.values():
+        process.stdin.write("\n")
+        process.stdin.flush()
+    until = time.monotonic() + 30
+    while not list(made.glob("bg_fg/bg003.*.partial")) and time.monotonic() < until:
+        time.sleep(0.005)
+    running["3/3"].send_signal(signal.SIGSTOP)
+    with pytest.raises(DsgenError, match="another dsgen is running composite --part 3/3"):
+        draw_part(made, pictures, 3)
+    with pytest.raises(DsgenError, match=r"(composite --part ./3 is at work|another dsgen is writing) here"):
+        make_corpus(made, pictures)
+    with pytest.raises(DsgenError, match="divides the work differently from --part 1/2"):
+        draw_part(made, pictures, 1, 2)
+    running["3/3"].kill()
+    said = {part: process.communicate()[1] for part, process in running.items()}
+    assert [process.returncode for process in running.values()] == [0, 0, -signal.SIGKILL], said
+    assert list(made.glob("bg_fg/bg003.*.partial"))
+    assert draw_part(made, pictures, 3)["left"] == 0
+    assert digest(made) == digest(corpus)
+    assert not list(made.rglob("*.partial"))
+
+
+def test_a_part_waits_for_the_one_that_makes_the_corpus(
+    tmp_path: Path, pictures: Path, caplog: pytest.LogCaptureFixture
+):
+    """It says so, and goes on as soon as the folder's lock is free."""
+    held, enough = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with layout.lock(tmp_path / "c"):
+            held.set()
+            enough.wait(20)
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    held.wait(20)
+    threading.Timer(1.3, enough.set).start()
+    assert draw_part(tmp_path / "c", pictures, 1, 1)["left"] == 0
+    assert enough.is_set()
+    assert "another dsgen is writing here, waiting for it" in caplog.text
+    holder.join()
+
+
+def test_of_two_that_make_one_folder_the_first_stays(tmp_path: Path):
+    """Neither disturbs the other, and nothing is left over."""
+    with layout.write_folder(tmp_path / "f", apart=True) as one, layout.write_folder(tmp_path / "f", apart=True) as two:
+        (one / "a").write_text("later")
+        (two / "a").write_text("first")
+    assert [path.name for path in tmp_path.iterdir()] == ["f"]
+    assert (tmp_path / "f" / "a").read_text() == "first"
+
+
+def test_a_corpus_made_anew_is_told_from_the_one_before(tmp_path: Path, corpus: Path):
+    """A process that lives on, such as a worker of a cluster, does not draw from what it remembers."""
+    shutil.copytree(corpus, tmp_path / "c")
+    shutil.rmtree(tmp_path / "c" / "bg_fg" / "bg001")
+    with pytest.raises(DsgenError, match="changed while at work on it"):
+        draw_folder(str(tmp_path / "c"), 0, "0" * 64)

@@ -22,6 +22,7 @@ from dsgen.depth import label_corpus, view_8bit
 from dsgen.devices import pick_device
 from dsgen.errors import DsgenError
 from dsgen.info import describe
+from dsgen.jobs import Part
 from dsgen.labellers import DenseDepthLabeller
 from dsgen.networks import DenseDepth, fold_batch_norms, to_metres
 from dsgen.pack import pack
@@ -214,7 +215,7 @@ def test_flip_errors_are_stored_and_shown(tmp_path: Path, corpus: Path, weights:
     assert opened.flip_error[30:32] == pytest.approx((2 * abs(a - b) / (a + b)).mean(axis=(1, 2)), rel=1e-4)
     assert np.abs(opened.depth[30:32] / 1000 - a).max() <= 0.0011
     assert "5th, 50th, 95th, 99th percentile" in describe(tmp_path / "c")
-    with pytest.raises(DsgenError, match=r"flip_checked False \(the labels have True\)"):
+    with pytest.raises(DsgenError, match=r"flip_checked False \(the corpus has True\)"):
         label_corpus(tmp_path / "c", weights=weights, device="cpu")
 
 
@@ -243,6 +244,42 @@ def test_several_devices_share_the_blocks(
     monkeypatch.setattr(depth, "_check_finite", lambda *_: (_ for _ in ()).throw(DsgenError("row 7: no")))
     with pytest.raises(DsgenError, match="row 7: no"):
         label_corpus(tmp_path / "c", weights=weights, device="cpu,cpu", batch_size=10)
+
+
+def label_files(corpus: Path) -> dict[str, bytes]:
+    """Every file of the labels."""
+    folder = corpus / "depth.zarr"
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_parts_label_all_in_any_order(tmp_path: Path, corpus: Path, weights: Path, monkeypatch: pytest.MonkeyPatch):
+    """The labels are complete with the last part, whichever it is, and byte for byte those of one run."""
+    monkeypatch.setattr(depth, "_BLOCK_ROWS", 20)
+    for name in ("parts", "whole"):
+        shutil.copytree(corpus, tmp_path / name)
+    options = {"weights": weights, "device": "cpu", "batch_size": 10, "check_flip": True}
+    with pytest.raises(DsgenError, match="--pictures: not with --part"):
+        label_corpus(tmp_path / "parts", part=Part(1, 2), pictures=True, **options)
+    left = []
+    for number in (2, 3, 1):
+        result = label_corpus(tmp_path / "parts", part=Part(number, 3), **options)
+        left.append(result["left"])
+        assert zarr.open_group(tmp_path / "parts" / "depth.zarr", mode="r").attrs["complete"] is (number == 1)
+        assert label_corpus(tmp_path / "parts", part=Part(number, 3), **options)["labelled"] == 0
+    assert left == [52, 20, 0]
+    label_corpus(tmp_path / "whole", **options)
+    assert label_files(tmp_path / "parts") == label_files(tmp_path / "whole")
+
+
+def test_a_flipped_bit_in_the_labels_is_seen(tmp_path: Path, labelled: Path):
+    """Every chunk carries a checksum."""
+    shutil.copytree(labelled, tmp_path / "c")
+    file = tmp_path / "c" / "depth.zarr" / "depth" / "c" / "0" / "0" / "0"
+    content = bytearray(file.read_bytes())
+    content[len(content) // 3] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match="checksum"):
+        Corpus(tmp_path / "c").depth[:]
 
 
 def from_brightness(image: np.ndarray) -> np.ndarray:

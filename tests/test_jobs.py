@@ -5,7 +5,7 @@ import threading
 import pytest
 
 from dsgen.errors import DsgenError
-from dsgen.jobs import ahead, check_jobs, progress, run_blocks
+from dsgen.jobs import Part, ahead, check_jobs, parse_part, pick_cluster, progress, run_blocks, share
 
 
 def count(number: int) -> int:
@@ -92,3 +92,31 @@ def test_jobs_are_checked():
     assert check_jobs(3) == 3
     with pytest.raises(DsgenError, match="--jobs: got -1, expected 1 or more"):
         check_jobs(-1)
+
+
+@pytest.mark.parametrize("count", [1, 3, 8, 20])
+def test_shares_are_disjoint_cover_all_and_differ_by_one_at_most(count: int):
+    """In order, for more parts than blocks too."""
+    blocks = list(range(13))
+    shares = [share(blocks, parse_part(f"{number + 1}/{count}")) for number in range(count)]
+    assert [block for part in shares for block in part] == blocks
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+@pytest.mark.parametrize("text", ["0/8", "9/8", "x", "3", "3/", "-1/8", "3/0", "1.5/2", ""])
+def test_parts_that_cannot_be_are_refused(text: str):
+    """The text is shown with an example."""
+    assert parse_part("3/8") == Part(3, 8)
+    with pytest.raises(DsgenError, match=f"--part: got '{text}', expected K/N with K from 1 to N, like 3/8"):
+        parse_part(text)
+
+
+def test_backend_and_scheduler_belong_together():
+    """An address without dask, dask without an address, and a backend there is not."""
+    assert pick_cluster("local", None) is None
+    assert pick_cluster("dask", "tcp://host:8786") == "tcp://host:8786"
+    for backend, scheduler in (("local", "tcp://host:8786"), ("dask", None)):
+        with pytest.raises(DsgenError, match="belong together"):
+            pick_cluster(backend, scheduler)
+    with pytest.raises(DsgenError, match="--backend: got 'mpi', expected local or dask"):
+        pick_cluster("mpi", None)
