@@ -29,7 +29,7 @@ from dsgen import __version__, layout, store
 from dsgen.corpus import Corpus
 from dsgen.errors import DsgenError, differences
 from dsgen.files import LocalFiles, UrlFiles, ZipFiles, open_files, write_zip
-from dsgen.jobs import Part, check_jobs, run_blocks, share
+from dsgen.jobs import Part, alone, check_jobs, once, run_blocks, share
 from dsgen.plan import SPLITS, split_counts
 
 log = logging.getLogger("dsgen")
@@ -109,14 +109,15 @@ def pack_source(
     made_from = source.made_from | {"shards": shards, "recipe": recipe, "zip": zipped}
     work = _Packing(source, files, bounds, made_from)
     _check_out(files, made_from)
-    with _alone(files, part):
+    # in an object store there are no locks: whoever does the same work twice writes the same bytes
+    with alone(files.path, "pack", part) if isinstance(files, LocalFiles) else contextlib.nullcontext():
         if files.has(layout.INDEX):
             if not work.lost():
                 work.tidy()
                 return _summary(store.Store(out), packed=0)
             files.remove(layout.INDEX)  # no index while anything is missing: it vouches for the whole
         packed = work.fill(workers, part, cluster)
-        with _sealing(files, part):
+        with once(files.path, part) if isinstance(files, LocalFiles) else contextlib.nullcontext():
             if work.seal():
                 work.finish()
         if files.has(layout.INDEX):
@@ -278,27 +279,6 @@ def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         words = prefix + name.replace("_", " ")
         flat |= _flat(value, f"{words} ") if isinstance(value, dict) else {words: value}
     return flat
-
-
-@contextlib.contextmanager
-def _alone(files: LocalFiles | UrlFiles, part: Part | None) -> Iterator[None]:
-    """Keep a second run of the same work away, on a disk; elsewhere, and between parts, both write the same bytes."""
-    if isinstance(files, LocalFiles):
-        name = layout.LOCK if part is None else f"{layout.LOCK}-{part.number}-of-{part.count}"
-        with layout.lock(files.path, name):
-            yield
-    else:
-        yield
-
-
-@contextlib.contextmanager
-def _sealing(files: LocalFiles | UrlFiles, part: Part | None) -> Iterator[None]:
-    """Let one part at a time seal shards, on a disk, so that none clears away what another is writing."""
-    if part is not None and isinstance(files, LocalFiles):
-        with layout.lock(files.path, f"{layout.LOCK}-sealing", wait=True):
-            yield
-    else:
-        yield
 
 
 class _Packing:
