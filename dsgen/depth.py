@@ -274,7 +274,7 @@ def _begin_labels(corpus: Corpus, attributes: dict[str, Any]) -> None:
             group.create_array(
                 "depth",
                 dtype="uint16",
-                compressors=(BloscCodec(cname="zstd", clevel=5, shuffle="bitshuffle", typesize=2), Crc32cCodec()),
+                compressors=(BloscCodec(cname="zstd", clevel=3, shuffle="bitshuffle", typesize=2), Crc32cCodec()),
                 attributes={"units": "m", "scale_factor": 0.001, "_FillValue": 0, "long_name": "planar depth"},
                 **common,
             )

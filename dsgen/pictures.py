@@ -161,6 +161,10 @@ class Pictures:
         """Return the clean background of picture `number`, (S,S,3) u1."""
         return self._scaled("background", number)
 
+    def coded_depth(self, first: int, last: int) -> list[bytes] | None:  # noqa: ARG002
+        """There is none in a store's form."""
+        return None
+
     def cutouts(self) -> tuple[np.ndarray, np.ndarray]:
         """There are none: pictures cannot be drawn."""
         raise DsgenError("--recipe: for a corpus, whose pictures can be drawn again; leave it out")

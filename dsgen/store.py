@@ -112,32 +112,45 @@ def block_name(part: str, block: int) -> str:
 
 def encode_block(part: str, values: np.ndarray, chunk: int, block: int) -> bytes:
     """Code a block of `image`, `mask` or `depth`, (n,...), as a Zarr shard: its chunks, then where each of them is."""
-    codes, table, offset = [], [], 0
-    for start in range(0, block, chunk):
-        if start >= len(values):
-            table += [_NO_CHUNK, _NO_CHUNK]
-            continue
+    codes = []
+    for start in range(0, len(values), chunk):
         piece = values[start : start + chunk]
         if len(piece) < chunk:  # a chunk has its full shape, also the last
             piece = np.concatenate([piece, np.zeros((chunk - len(piece), *piece.shape[1:]), piece.dtype)])
-        code = _encode(part, piece)
-        codes.append(code)
-        table += [offset, len(code)]
-        offset += len(code)
-    return b"".join(codes) + _with_checksum(np.array(table, "<u8").tobytes())
+        codes.append(_encode(part, piece))
+    return join_chunks(codes, chunk, block)
+
+
+def join_chunks(codes: list[bytes], chunk: int, block: int) -> bytes:
+    """Put coded chunks together to a block, the inverse of `split_block`."""
+    ends = np.cumsum([len(code) for code in codes])
+    table = np.full((block // chunk, 2), _NO_CHUNK, "<u8")
+    table[: len(codes), 0] = ends - [len(code) for code in codes]
+    table[: len(codes), 1] = [len(code) for code in codes]
+    return b"".join(codes) + with_checksum(table.tobytes())
 
 
 def split_block(content: bytes, chunk: int, block: int) -> list[bytes]:
-    """Take a coded block apart into its coded chunks, without decoding."""
+    """Take a coded block apart into its coded chunks, without decoding; `ValueError` where its table is damaged."""
     index = np.frombuffer(_checked(content[-16 * (block // chunk) - 4 :]), "<u8").reshape(-1, 2)
     return [content[start : start + length] for start, length in index.tolist() if start != _NO_CHUNK]
+
+
+def decode_depth(code: bytes, shape: tuple[int, ...]) -> np.ndarray:
+    """Decode a coded chunk of depth, (n,S,S) u2; `ValueError` where it is damaged."""
+    chunk = np.empty(shape, "<u2")
+    code = _checked(code)
+    if code[4:8] != chunk.nbytes.to_bytes(4, "little"):  # the decoded length in blosc's header
+        raise ValueError("another length than its shape says")
+    blosc.decompress(code, chunk)
+    return chunk
 
 
 def _encode(part: str, chunk: np.ndarray) -> bytes:
     chunk = np.ascontiguousarray(chunk)
     if part == "depth":
         code = blosc.compress(chunk.astype("<u2", copy=False), b"zstd", _LEVEL, blosc.BITSHUFFLE, typesize=2)
-        return _with_checksum(bytes(code))
+        return with_checksum(bytes(code))
     return bytes(Zstd(level=_LEVEL, checksum=True).encode(chunk))
 
 
@@ -238,8 +251,8 @@ def read_sums(files: Files) -> dict[str, str]:
 
 
 @dataclass(frozen=True)
-class _Array:
-    """An array of a shard: `chunk` and `each` are the samples of a chunk and of a file."""
+class ArrayLayout:
+    """An array as its `zarr.json` has it: `chunk` and `each` are the samples of a chunk and of a file."""
 
     name: str
     shape: tuple[int, ...]
@@ -249,7 +262,7 @@ class _Array:
     codecs: tuple[str, ...]
 
     @classmethod
-    def parse(cls, name: str, metadata: dict[str, Any]) -> "_Array":
+    def parse(cls, name: str, metadata: dict[str, Any]) -> "ArrayLayout":
         """Read an array's `zarr.json`, refusing what `metadata_files` does not write."""
         shape, codecs = tuple(metadata["shape"]), metadata["codecs"]
         grid = metadata["chunk_grid"]["configuration"]["chunk_shape"]
@@ -258,7 +271,10 @@ class _Array:
             configuration = codecs[0]["configuration"]
             chunk, codecs = configuration["chunk_shape"][0], configuration["codecs"]
         names = tuple(codec["name"] for codec in codecs)
-        if names not in (("bytes", "zstd"), ("bytes", "blosc", "crc32c")) or list(shape[1:]) != grid[1:]:
+        if (
+            names not in (("bytes", "zstd"), ("bytes", "blosc", "crc32c"), ("bytes", "blosc"))
+            or list(shape[1:]) != grid[1:]
+        ):
             raise ValueError(f"{name} is coded by {', '.join(names)} in chunks {grid}, not as dsgen does")
         dtype = np.dtype(metadata["data_type"]).newbyteorder("<")
         return cls(name, shape, dtype, chunk, each, names)
@@ -266,6 +282,11 @@ class _Array:
     def file(self, number: int) -> str:
         """Name the file of chunk or block `number`."""
         return f"{self.name}/c/{number}" + "/0" * (len(self.shape) - 1)
+
+    @property
+    def is_depth(self) -> bool:
+        """Whether it is coded as `encode_block` codes depth, but perhaps for the checksum."""
+        return "blosc" in self.codecs and self.dtype == np.dtype("<u2")
 
     @property
     def file_names(self) -> list[str]:
@@ -288,7 +309,9 @@ class Shard:
             described = root["consolidated_metadata"]["metadata"]
             self.attributes: dict[str, Any] = root["attributes"]
             self._arrays = {
-                name: _Array.parse(name, about) for name, about in described.items() if about["node_type"] == "array"
+                name: ArrayLayout.parse(name, about)
+                for name, about in described.items()
+                if about["node_type"] == "array"
             }
             self.rows: int = self._arrays["row"].shape[0]
             self.recipe = "foreground_cutout" in self._arrays
@@ -348,13 +371,12 @@ class Shard:
 
         return self._cutouts.get((number, flip), make)
 
-    def _decode(self, array: _Array, start: int) -> np.ndarray:
+    def _decode(self, array: ArrayLayout, start: int) -> np.ndarray:
         """Decode the chunk that begins at sample `start`.
 
         Does what zarr does with the codecs of `metadata_files`, in less than half the time: zarr reads a file's index
         each time and spends more on its own machinery than on decoding.
         """
-        chunk = np.empty((array.chunk, *array.shape[1:]), array.dtype)
         name = array.file(start // array.each)
         if array.chunk == array.each:
             code = self.files.read(name)
@@ -370,13 +392,11 @@ class Shard:
             if offset == _NO_CHUNK:
                 raise ValueError("left out of its file")
             code = self.files.read_range(name, offset, length)
+        shape = (array.chunk, *array.shape[1:])
         if "crc32c" in array.codecs:
-            code = _checked(code)
-            if code[4:8] != chunk.nbytes.to_bytes(4, "little"):  # the decoded length in blosc's header
-                raise ValueError("another length than its shape says")
-            blosc.decompress(code, chunk)
-        else:
-            Zstd().decode(code, chunk)
+            return decode_depth(code, shape)
+        chunk = np.empty(shape, array.dtype)
+        Zstd().decode(code, chunk)
         return chunk
 
     def background(self, index: int) -> np.ndarray:
@@ -497,7 +517,7 @@ class Store:
         return pictures | {"row": rows}
 
 
-def _with_checksum(content: bytes) -> bytes:
+def with_checksum(content: bytes) -> bytes:
     """Append the CRC-32C, as zarr does."""
     return content + google_crc32c.value(content).to_bytes(4, "little")
 

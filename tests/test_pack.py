@@ -430,3 +430,26 @@ def test_other_kind_of_store_is_refused(tmp_path: Path, corpus: Path) -> None:
         pack(corpus, tmp_path / "s", shards=2, recipe=True, zipped=True, jobs=1)
     with pytest.raises(DsgenError, match="--zip: memory://x is a URL"):
         pack(corpus, "memory://x", shards=2, zipped=True, jobs=1)
+
+
+@pytest.mark.parametrize("positions", [3, 20, 30])
+def test_labels_are_taken_over(tmp_path: Path, pictures: Path, positions: int) -> None:
+    """Depth that dsgen labelled, in chunks that fit the store's and in others, is that of the labels, for zarr too."""
+    from dsgen.depth import label_corpus
+
+    parameters = Parameters(positions=positions, size=32, label_size=32, fg_height=20)
+    folders = (pictures / "backgrounds", pictures / "foregrounds")
+    composite(tmp_path / "c", *folders, parameters, jobs=1, pictures=False)
+
+    def slope(batch: np.ndarray) -> np.ndarray:
+        """Depth from brightness."""
+        return 1 + batch.mean(axis=3) / 100
+
+    label_corpus(tmp_path / "c", model=slope)
+    pack(tmp_path / "c", tmp_path / "s", shards=2, jobs=1)
+    corpus = Corpus(tmp_path / "c")
+    check_rows(tmp_path / "s", corpus)
+    assert corpus.depth is not None
+    np.testing.assert_array_equal(Store(tmp_path / "s").read(0, len(corpus))["depth"], corpus.depth[:])
+    statistics = Store(tmp_path / "s").index["statistics"]["depth"]
+    np.testing.assert_allclose(statistics["mean"], corpus.depth[:].mean() / 1000, rtol=1e-6)
