@@ -1,36 +1,136 @@
 """Store -> shuffled batches for PyTorch.
 
-Whole chunks are read in a random order into a pool of samples, and batches are drawn at random from the pool, which
-is refilled as it empties. So the disk sees long reads and a batch sees many backgrounds and foregrounds. The order is a
-pure function of seed and epoch: neither the number of threads nor their timing changes it.
+The order of an epoch is computed before anything is read (`epoch_order`), and is one sequence for all who take part:
+processes of a distributed run take every so manieth sample of it, workers of a `DataLoader` every so manieth batch.
+Reading follows the order: each chunk is decoded once, shortly before its first sample is wanted, is kept as it came
+out of the decoder until its last sample has been handed out, and batches are copied together from the chunks there
+are. So the disk sees whole chunks, a batch sees many backgrounds and foregrounds, and going on in mid-epoch reads only
+what is still to come.
 """
 
 import contextlib
-import queue
+import logging
+import os
+import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
+from torch import Tensor
+from torch.utils.data import IterableDataset, get_worker_info
 
+from dsgen.devices import pick_device
 from dsgen.errors import DsgenError
 from dsgen.plan import SPLITS
 from dsgen.store import Store
 
-_BATCHES_AHEAD = 2
-_DTYPES = {"image": torch.uint8, "mask": torch.uint8, "depth": torch.uint16}
+log = logging.getLogger("dsgen")
+
+LANES = 8
+POOL = 96
+_ROW_BYTES = 100  # of the order and what follows from it
+_OWN_BYTES = 8 * 10**6  # of threads, and of code that is loaded when it is first used
+_POOL_SHARE = 0.6  # of the memory, at most, for the pool that is chosen by itself
+_DTYPES = {"image": "uint8", "mask": "uint8", "depth": "uint16", "background": "uint8"}
+_BYTES = {"image": 3, "mask": 1, "depth": 2, "background": 3}  # a pixel
+_THREAD = "dsgen-read"
+Batch = dict[str, Tensor]
+T = TypeVar("T")
 
 
-class Loader:
+def epoch_order(lengths: np.ndarray, seed: int, epoch: int, pool: int) -> np.ndarray:
+    """Shuffle samples that lie in chunks so that few chunks are in use at any time; a pure function, (samples,) i8.
+
+    `lengths` (chunks,) says how many samples each has; samples are numbered through. The chunks, in random order, are
+    cut into 8 lanes of equal length, and sample i of the order is the next of lane i % 8: processes whose number
+    divides 8 take whole lanes each, and share but the 7 chunks that are cut. A lane has `pool` / 8 chunks in use at a
+    time, fewer at either end: chunk k spreads its samples, in random order, evenly over the time from k - pool / 16 to
+    k + pool / 16, with a random shift of up to a quarter of the way to the next. So the samples of one chunk keep
+    `pool` / 2 others between them, and a batch has about as many different chunks as a draw from all samples would.
+    """
+    rng = np.random.default_rng([seed, epoch])
+    chunks = rng.permutation(len(lengths))
+    length = lengths[chunks]
+    owner = np.repeat(np.arange(len(chunks)), length)
+    total = len(owner)
+    samples = np.arange(total) + np.repeat((np.cumsum(lengths) - lengths)[chunks] - np.cumsum(length) + length, length)
+    samples = samples[np.argsort(owner + rng.random(total), kind="stable")]
+    shift = rng.uniform(0.25, 0.75, total)
+    order = np.empty(total, np.int64)
+    last = 0
+    for lane in range(min(LANES, total)):
+        first, last = last, last + -((lane - total) // LANES)
+        chunk = owner[first:last] - owner[first]
+        count = np.bincount(chunk)
+        place = np.arange(last - first) - (np.cumsum(count) - count)[chunk]
+        middle = np.arange(len(count)) + 0.5
+        begin = np.maximum(middle - pool / LANES / 2, 0)
+        end = np.minimum(middle + pool / LANES / 2, len(count))
+        time = begin[chunk] + (end - begin)[chunk] * (place + shift[first:last]) / count[chunk]
+        # odd lanes run backwards, so that both parts of a chunk cut between two lanes are wanted at the same time
+        order[lane::LANES] = samples[first:last][np.argsort(-time if lane % 2 else time, kind="stable")]
+    return order
+
+
+def as_floats(batch: Batch) -> Batch:
+    """Turn a loader's batch into float32, on the device it is on.
+
+    `image` and `background` become (B,3,S,S), 0..1, in channels-last memory, `mask` (B,1,S,S), 0 or 1, `depth`
+    (B,1,S,S) metres, 0 invalid; `row` stays.
+    """
+    floats = {}
+    for name, values in batch.items():
+        if name in ("image", "background"):
+            floats[name] = values.permute(0, 3, 1, 2).float().div_(255)
+        elif name == "mask":
+            floats[name] = values[:, None].float().div_(255)
+        elif name == "depth":
+            # by way of int16, as not every operation and device knows uint16
+            whole = values.view(torch.int16).to(torch.int32).bitwise_and_(0xFFFF)
+            floats[name] = whole[:, None].float().div_(1000)
+        else:
+            floats[name] = values
+    return floats
+
+
+class Loader(IterableDataset[Batch]):
     """Iterates over the batches of one split of a store, or of all of it; every sample once an epoch.
 
     A batch is a dict of tensors: `image` (B,S,S,3) and `background` (B,S,S,3) uint8 RGB, `mask` (B,S,S) uint8, 0 or
-    255, `depth` (B,S,S) uint16 millimetres, 0 invalid (no such key in a store without depth), `row` (B,) int64.
-    `workers` threads read ahead, 0 reads in the calling thread; the pool takes up to `memory_mb`. Call `set_epoch`
-    before each epoch, or iterate: every new iterator without it repeats the same order.
+    255, `depth` (B,S,S) uint16 millimetres, 0 invalid, `row` (B,) int64; what the store lacks is no key. With `floats`
+    they are as `as_floats` says. With a CUDA `device` batches are copied there from pinned memory one ahead, and
+    turned into floats there; `row` stays on the CPU.
+
+    **Threads.** `workers` threads read ahead, 0 reads in the calling thread; they end with the iterator. It also works
+    in `DataLoader(loader, batch_size=None, num_workers=k)`, under fork, spawn and forkserver, and the batches are the
+    same for any k. The threads do the work: one DataLoader worker moves it off the main process, more of them decode
+    chunks again, each with memory of its own. In those `device` cannot be CUDA.
+
+    **Order.** It depends on the store, split, `seed`, epoch, `shuffle` and `pool`, and on nothing else. `pool` is how
+    many chunks are mixed at a time, a multiple of 8; unless given, 96 or as many as fit into 0.6 of `memory_mb`. Call
+    `set_epoch` before each epoch, or every iterator repeats the same order.
+
+    **Ranks.** With `ranks` processes `batch_size` is each one's; rank r gets elements r, r + ranks, ... of the global
+    batches. Every rank gets the same number of batches and no row is left out or repeated: the last global batch is
+    shared evenly, and if it has fewer rows than ranks these go into the one before, which then has one more on some
+    ranks. Chunks are read by one rank each where 1, 2, 4 or 8 take part, otherwise, and without `shuffle`, by all.
+    `drop_last` leaves the last global batch out if it is not full.
+
+    **Resuming.** `state_dict` says how many samples of the epoch were handed out, over all ranks;
+    `load_state_dict` makes the next iterator go on from there, with any number of workers, threads or ranks and any
+    batch size, reading only chunks still wanted. Where fewer rows than ranks are left the epoch ends, with a warning.
+    `len` is always that of a whole epoch. In a DataLoader with workers the loader of the main process cannot know what
+    was handed out: set "samples" to what you have received, and call `set_epoch` before the epoch after.
+
+    **Memory.** `memory_mb` bounds what a process that reads takes for it: what is read ahead, kept and handed out,
+    the order, and the caller's current batch, but no others that he keeps. The room is kept for the next iterator. A
+    pool, pictures or batches that do not fit are an error that says what would do.
     """
 
     def __init__(
@@ -42,189 +142,451 @@ class Loader:
         seed: int = 0,
         shuffle: bool = True,
         workers: int = 2,
-        memory_mb: int = 512,
+        memory_mb: int = 1000,
+        pool: int | None = None,
         drop_last: bool = False,
+        rank: int = 0,
+        ranks: int = 1,
+        floats: bool = False,
+        device: str | torch.device | None = None,
     ):
+        if seed < 0:
+            raise DsgenError(f"seed: got {seed}, expected 0 or more")
         if batch_size < 1:
             raise DsgenError(f"batch size: got {batch_size}, expected 1 or more")
         if workers < 0:
             raise DsgenError(f"workers: got {workers}, expected 0 or more")
+        if not 0 <= rank < ranks:
+            raise DsgenError(f"rank: got {rank} of {ranks} ranks, expected 0 to below the number of ranks")
         if split is not None and split not in SPLITS:
             raise DsgenError(f"split: got {split!r}, expected one of {', '.join(SPLITS)}, or None for all rows")
-        self._store = Store(store)
-        self.split, self.batch_size, self.seed, self.shuffle = split, batch_size, seed, shuffle
-        self.workers, self.memory_mb, self.drop_last = workers, memory_mb, drop_last
-        self.size = self._store.size
-        self.has_depth = self._store.has_depth
-        self.sha256 = self._store.sha256
-        self._pieces = _pieces(self._store, split)
-        self.rows = sum(len(rows) for rows in self._pieces)
+        if pool is not None and (pool < LANES or pool % LANES):
+            raise DsgenError(f"pool: got {pool}, expected a multiple of {LANES}")
+        self.path, self.split, self.batch_size, self.seed = store, split, batch_size, seed
+        self.shuffle, self.workers, self.memory_mb, self.drop_last = shuffle, workers, memory_mb, drop_last
+        self.rank, self.ranks, self.floats = rank, ranks, floats
+        target = None if device is None else pick_device(str(device))
+        self.device = None if target is None or target.type == "cpu" else target
+        self._opened: tuple[int, Store] | None = None
+        self._spare: _Arena | None = None
+        self.sha256: str | None = None
+        opened = self._store
+        self.sha256, self.size, self.has_depth, self.parts = opened.sha256, opened.size, opened.has_depth, opened.parts
+        self._numbers, self._first = _pieces(opened, split)
+        self.rows = len(self._numbers)
         if not self.rows:
-            counts = ", ".join(f"{n:,} {name}" for name, n in self._store.splits.items())
+            counts = ", ".join(f"{n:,} {name}" for name, n in opened.splits.items())
             raise DsgenError(
                 f"{store}: no rows in split {split!r} ({counts}); a row belongs to a split when both its pictures do: "
                 f"make the corpus from more pictures, or with a larger share for {split}"
             )
-        self._slots, self._ahead = self._budget()
-        self._epoch = 0
-
-    def _budget(self) -> tuple[int, int]:
-        """Return how many samples the pool has room for, and how many pieces may be on their way into it."""
-        longest = max(map(len, self._pieces))
-        # a background for each sample is more than is ever kept, and the batches made ahead are outside the pool
-        sample = self.size**2 * (3 + 3 + 1 + (2 if self.has_depth else 0))
-        batches = (_BATCHES_AHEAD + 2) * self.batch_size
-        slots = self.memory_mb * 10**6 // sample - batches
-        least = 2 * longest + self.batch_size
-        if slots < least:
-            need = -(-(least + batches) * sample // 10**6)
+        least = ranks * batch_size if drop_last else ranks
+        if self.rows < least:
             raise DsgenError(
-                f"memory_mb: got {self.memory_mb}, expected {need} or more for batches of {self.batch_size} at "
-                f"{self.size}x{self.size}; raise it or take smaller batches"
+                f"{store}: {self.rows} rows in split {split!r}, expected {least} or more for {ranks} ranks"
+                + (f" and full batches of {batch_size}; take smaller ones" if drop_last else "; take fewer")
             )
-        ahead = max(1, min(16, (slots - self.batch_size) // longest // 3))
-        return min(slots, self.rows + longest), ahead
+        self.pool = pool or self._fitting_pool(memory_mb)
+        self._room, self._ahead = self._budget(pool)
+        self._samples = 0
+        # epoch, and the sample to begin at; shared, so that DataLoader workers that stay alive are told too
+        self._place = torch.zeros(2, dtype=torch.int64)
+        with contextlib.suppress(RuntimeError):  # where there is no shared memory
+            self._place.share_memory_()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_opened": None, "_spare": None}
+
+    @property
+    def _store(self) -> Store:
+        """The store, opened anew in every process: neither locks nor connections outlive a fork in good order."""
+        if self._opened is None or self._opened[0] != os.getpid():
+            store = Store(self.path)
+            if self.sha256 not in (None, store.sha256):
+                raise DsgenError(f"{self.path}: not the store it was when the loader was made; make a new loader")
+            self._opened = os.getpid(), store
+        return self._opened[1]
+
+    def _fitting_pool(self, memory_mb: int) -> int:
+        """Say how many chunks are mixed unless told: it hangs on store and memory alone, not on ranks or batches."""
+        fit = int(memory_mb * 10**6 * _POOL_SHARE) // (int(np.diff(self._first).max()) * self._sample_bytes())
+        return max(LANES, min(POOL, fit // LANES * LANES))
+
+    def _sample_bytes(self) -> int:
+        """Bytes of a sample as it is kept; backgrounds are shared."""
+        return self.size**2 * sum(_BYTES[part] for part in self.parts if part != "background")
+
+    def _region_bytes(self, samples: int) -> int:
+        """Bytes of so many samples of a chunk, and of the one background they have as a rule."""
+        return samples * self._sample_bytes() + self.size**2 * _BYTES["background"] * ("background" in self.parts)
+
+    def _other_bytes(self, ahead: int) -> int:
+        """Bytes of the caller's batch, his next, the one being made, those ahead, and of all else but chunks."""
+        host_floats = self.floats and self.device is None
+        batch = self.batch_size * self.size**2 * sum((1 + 4 * host_floats) * _BYTES[part] for part in self.parts)
+        decoding = max(1, self.workers) * max(shard.chunk for shard in self._store.shards) * self._sample_bytes()
+        return (ahead + 3) * batch + decoding + _ROW_BYTES * self.rows + _OWN_BYTES
+
+    def _chunks_bytes(self, pool: int) -> int:
+        """Bytes of the chunks that are in use at a time as a rule."""
+        longest, mean = int(np.diff(self._first).max()), self.rows / (len(self._first) - 1)
+        spread = self.batch_size * self.ranks / mean + 1  # chunks, over which a batch advances
+        regions = min(len(self._first) - 1, int((pool + LANES if self.shuffle else 1) + spread + 1))
+        if self.shuffle and LANES % self.ranks == 0:
+            regions = -(-regions // self.ranks)
+        elif self.ranks > 1:
+            longest = min(longest, -(-2 * longest // self.ranks))
+        return regions * self._region_bytes(longest)
+
+    def _budget(self, pool: int | None) -> tuple[int, int]:
+        """Return the bytes there are for chunks, and how many batches may be under way beside the one being made."""
+        for ahead in range(2 + self.workers // 4 if self.workers else 0, -1, -1):
+            room = self.memory_mb * 10**6 - self._other_bytes(ahead)
+            if room >= self._chunks_bytes(self.pool):
+                return room, ahead
+        # where the pool grows with the memory, what is enough for that pool
+        for larger in [pool] if pool else range(self.pool, POOL + 1, LANES):
+            needed = -(-(self._chunks_bytes(larger) + self._other_bytes(0)) // 10**6)
+            if pool or self._fitting_pool(needed) <= larger:
+                break
+        raise self._too_little_memory(needed)
+
+    def _too_little_memory(self, needed_mb: int) -> DsgenError:
+        smaller = f", or a pool smaller than {self.pool}" if self.shuffle and self.pool > LANES else ""
+        return DsgenError(
+            f"memory_mb: got {self.memory_mb}, expected {needed_mb} or more for batches of {self.batch_size} "
+            f"at {self.size}x{self.size}; raise it or take smaller batches{smaller}"
+        )
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the order of the iterators made from now on."""
-        self._epoch = epoch
+        """Choose the order of the iterators made from now on, which begin at its beginning."""
+        self._place.copy_(torch.tensor([epoch, 0]))
+        self._samples = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Say where the newest iterator is: "samples" of the epoch were handed out, over all ranks.
+
+        The rest is what their order depends on.
+        """
+        return {"seed": self.seed, "epoch": int(self._place[0]), "samples": self._samples, **self._order_depends_on()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Make the next iterator go on where a loader was that gave this state.
+
+        Raises `DsgenError` if the order is not the same in this one: other seed, store, split, `shuffle` or `pool`.
+        """
+        for name, value in {"seed": self.seed, **self._order_depends_on()}.items():
+            if state.get(name, value) != value:
+                remedy = "give the same" if name == "pool" else "make the loader with the same"
+                raise DsgenError(
+                    f"{name}: got {value!r}, the state to go on from has {state[name]!r}, another order; {remedy}"
+                )
+        if not 0 <= state["samples"] <= self.rows:
+            raise DsgenError(f"samples: got {state['samples']}, expected 0 to {self.rows}; take this loader's state")
+        self._place.copy_(torch.tensor([state["epoch"], state["samples"]]))
+        self._samples = state["samples"]
+
+    def _order_depends_on(self) -> dict[str, Any]:
+        order = {"store": self.sha256, "split": self.split, "shuffle": self.shuffle}
+        return order | ({"pool": self.pool} if self.shuffle else {})
 
     def __len__(self) -> int:
-        return self.rows // self.batch_size if self.drop_last else -(-self.rows // self.batch_size)
+        return self._count(0)
 
-    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
-        if not self.workers:
-            return self._batches(self._epoch, _CallingThread())
-        return self._batches_ahead(self._epoch)
+    def _count(self, start: int) -> int:
+        """Say how many batches each rank gets from a sample of the epoch on."""
+        full, rest = divmod(self.rows - start, self.ranks * self.batch_size)
+        return full if self.drop_last or rest < self.ranks else full + 1
 
-    def _batches_ahead(self, epoch: int) -> Iterator[dict[str, torch.Tensor]]:
-        """Run `_batches` in a thread of its own, a few batches ahead; whatever it raises is raised here."""
-        ready: queue.Queue[dict[str, torch.Tensor] | BaseException | None] = queue.Queue(_BATCHES_AHEAD)
-        stop = threading.Event()
+    def __iter__(self) -> Iterator[Batch]:
+        epoch, start = self._place.tolist()
+        worker = get_worker_info()
+        if worker is None:
+            self._place[1] = 0
+            self._samples = start
+            return self._batches(epoch, start, 0, 1)
+        return self._batches(epoch, start, worker.id, worker.num_workers)
 
-        def put(item: dict[str, torch.Tensor] | BaseException | None) -> bool:
-            while not stop.is_set():
-                with contextlib.suppress(queue.Full):
-                    ready.put(item, timeout=0.1)
-                    return True
-            return False
+    def _batches(self, epoch: int, start: int, worker: int, workers: int) -> Iterator[Batch]:
+        """Yield batches `worker`, `worker` + `workers`, ... of this rank from sample `start` of the epoch on."""
+        if get_worker_info() is not None and self.device is not None and self.device.type == "cuda":
+            raise DsgenError(f"device: got {self.device} in a DataLoader worker, expected None; move batches yourself")
+        process = os.getpid()
+        count, together = self._count(start), self.ranks * self.batch_size
+        if not count and not self.drop_last and start < self.rows:
+            log.warning("%d rows left for %d ranks: the epoch ends without them", self.rows - start, self.ranks)
+        end = min(start + count * together, self.rows) if self.drop_last or not count else self.rows
+        order = np.arange(self.rows)
+        if self.shuffle:
+            order = epoch_order(np.diff(self._first), self.seed, epoch, self.pool)
+        order = order[start:end][self.rank :: self.ranks]
+        cuts = [*range(0, count * self.batch_size, self.batch_size), len(order)]
+        mine = range(worker, count, workers)
+        made = self._read([order[cuts[k] : cuts[k + 1]] for k in mine])
+        if self.device is not None:
+            made = _moved(made, self.device, self.floats)
+        with closing(made):
+            for k in mine:
+                if os.getpid() != process:
+                    raise DsgenError("loader: this iterator was made before a fork; make a new one in the new process")
+                batch = next(made)
+                self._samples = end if k == count - 1 else start + (k + 1) * together
+                yield batch
 
-        def produce() -> None:
-            pool = ThreadPoolExecutor(self.workers, thread_name_prefix="dsgen-read")
-            try:
-                for batch in self._batches(epoch, pool):
-                    if not put(batch):
-                        return
-                put(None)
-            except BaseException as error:
-                put(error)
-            finally:
-                pool.shutdown(cancel_futures=True)
+    def _read(self, batches: list[np.ndarray]) -> Generator[Batch, None, None]:
+        """Yield batches of given samples, reading ahead as far as there is room.
 
-        thread = threading.Thread(target=produce, name="dsgen-batches", daemon=True)
-        thread.start()
-        try:
-            while (item := ready.get()) is not None:
-                if isinstance(item, BaseException):
-                    raise item
-                yield item
-        finally:
-            stop.set()
-            thread.join()
-
-    def _batches(self, epoch: int, pool: "ThreadPoolExecutor | _CallingThread") -> Iterator[dict[str, torch.Tensor]]:
-        """Yield the batches of an epoch.
-
-        Everything that decides the order happens here, one step after the other, and hangs on counts alone.
+        What is read when hangs on the order alone, and tasks begin in the order they are submitted in: a batch waits
+        only for chunks whose reading has begun before.
         """
-        rng = np.random.default_rng([self.seed, epoch])
-        order = rng.permutation(len(self._pieces)) if self.shuffle else np.arange(len(self._pieces))
-        coming = deque(self._pieces[k] for k in order)
-        arriving: deque[tuple[np.ndarray, Future[None]]] = deque()
-        slots = _Slots(self._store, self._slots)
-        free = np.arange(self._slots)
-        there = np.empty(0, np.int64)  # the slots that may be drawn from
-        left = self.rows
-        while left:
-            while coming and len(coming[0]) <= len(free):
-                rows = coming.popleft()
-                taken, free = free[: len(rows)], free[len(rows) :]
-                arriving.append((taken, pool.submit(slots.fill, taken, rows)))
-            # the newest pieces are left to arrive while batches are drawn from the others
-            while arriving and (len(arriving) > self._ahead or not coming or len(there) < self.batch_size):
-                taken, done = arriving.popleft()
-                done.result()
-                there = np.concatenate([there, taken])
-            count = min(self.batch_size, left)
-            if count < self.batch_size and self.drop_last:
-                return
-            pick = rng.choice(len(there), count, replace=False) if self.shuffle else np.arange(count)
-            drawn, there = there[pick], np.delete(there, pick)
-            left -= count
-            yield slots.batch(drawn)
-            free = np.concatenate([free, drawn])
+        if not batches:
+            return
+        store, process = self._store, os.getpid()
+        visits = _visits(batches, self._first)
+        arena = self._arena(visits, max(map(len, batches)))
+        free = list(range(arena.regions))
+        pool = ThreadPoolExecutor(self.workers, _THREAD) if self.workers else _CallingThread()
+        begun: list[_Visit] = []
+        under_way: deque[Future[Batch]] = deque()
+        submitted = handed_out = 0
+
+        def begin() -> None:
+            """Read the next chunk."""
+            rows, region = self._numbers[visits.samples[len(begun)]], free.pop()
+            begun.append(_Visit(region, pool.submit(_decode, store, rows, arena, region)))
+
+        def submit() -> None:
+            """Read and make batches ahead, as far as there is room."""
+            nonlocal submitted
+            while submitted < len(batches) and len(under_way) <= self._ahead:
+                wanted = visits.begun_by[submitted] - len(begun)
+                if under_way and wanted > len(free):
+                    return
+                for _ in range(wanted):
+                    begin()
+                empty = arena.batch(self._numbers[batches[submitted]], self.device)
+                drawn = [begun[v] for v in visits.of[submitted].tolist()]
+                under_way.append(pool.submit(self._assemble, empty, arena, drawn, visits.places[submitted]))
+                submitted += 1
+            # the next chunks, so that no thread is idle
+            most = min(visits.begun_by[submitted - 1] + 2 * self.workers, len(visits.samples))
+            while len(begun) < most and free:
+                begin()
+
+        try:
+            while handed_out < len(batches):
+                submit()
+                batch = under_way.popleft().result()
+                free += [begun[v].region for v in visits.ended_by[handed_out]]
+                for v in visits.ended_by[handed_out]:
+                    begun[v] = _ENDED  # lets go of its backgrounds
+                handed_out += 1
+                if self.workers:
+                    submit()
+                yield batch
+        finally:
+            # the garbage collector may end an iterator in one of its own threads, which cannot wait for itself
+            own = threading.current_thread().name.startswith(_THREAD)
+            if process == os.getpid():
+                pool.shutdown(wait=not own, cancel_futures=True)
+                self._spare = None if own else arena
+
+    def _arena(self, visits: "_Visits", batch_size: int) -> "_Arena":
+        """Make room for what is to be read, or take that of the iterator before, whose pages are there already."""
+        samples = max(map(len, visits.samples))
+        fit = self._room // self._region_bytes(samples)
+        least = visits.most_at_a_time(0)
+        if fit < least:
+            raise self._too_little_memory(self.memory_mb - (fit - least) * self._region_bytes(samples) // 10**6)
+        regions = min(fit, visits.most_at_a_time(self._ahead) + 2 * self.workers, len(visits.samples))
+        spare, self._spare = self._spare, None
+        if (
+            spare is not None
+            and (spare.samples, spare.batch_size) == (samples, batch_size)
+            and spare.regions >= regions
+        ):
+            return spare
+        del spare
+        return _Arena(self.parts, self.size, regions, samples, batch_size, self._ahead + 3)
+
+    def _assemble(self, batch: Batch, arena: "_Arena", visits: "list[_Visit]", places: np.ndarray) -> Batch:
+        """Copy the samples at `places` of `visits` into a batch."""
+        backgrounds = [visit.backgrounds.result() for visit in visits]
+        index = np.array([visit.region for visit in visits]) * arena.samples + places
+        for part, kept in arena.chunks.items():
+            np.take(kept, index, axis=0, out=batch[part].numpy(), mode="clip")
+        if "background" in batch:
+            into = batch["background"].numpy()
+            for i, place in enumerate(places.tolist()):
+                into[i] = backgrounds[i][place]
+        return as_floats(batch) if self.floats and self.device is None else batch
 
 
-class _Slots:
-    """Room for a fixed number of samples in memory."""
+class _Arena:
+    """Memory that is used over and over: `regions` for chunks of up to `samples` samples, and batches.
 
-    def __init__(self, store: Store, count: int):
-        self._store = store
-        self._parts = {
-            part: torch.empty((count, *shape), dtype=_DTYPES[part]).numpy() for part, shape in _shapes(store).items()
-        }
-        self._row = np.empty(count, np.int64)
-        self._background: list[np.ndarray | None] = [None] * count
+    `chunks` are part -> (regions * samples, ...), of all parts but backgrounds.
+    """
 
-    def fill(self, slots: np.ndarray, rows: np.ndarray) -> None:
-        """Read rows of one chunk into slots."""
-        first, last = int(rows[0]), int(rows[-1]) + 1
-        k = int(np.searchsorted(self._store.first_rows, first, side="right")) - 1
-        shard, start = self._store.shards[k], int(self._store.first_rows[k])
-        for part, room in self._parts.items():
-            room[slots] = shard.read(part, first - start, last - start)[rows - first]
-        self._row[slots] = rows
-        for slot, picture in zip(slots.tolist(), self._store.backgrounds(rows), strict=True):
-            self._background[slot] = picture
+    def __init__(self, parts: tuple[str, ...], side: int, regions: int, samples: int, batch_size: int, batches: int):
+        self.regions, self.samples, self.batch_size = regions, samples, batch_size
+        self._shapes = {part: (side, side, 3) if part in ("image", "background") else (side, side) for part in parts}
+        self._batches: list[dict[str, np.ndarray]] = []
+        self._most = batches
+        self.chunks = self._empty(regions * samples)
+        self.chunks.pop("background", None)
 
-    def batch(self, slots: np.ndarray) -> dict[str, torch.Tensor]:
-        """Copy samples out of their slots."""
-        batch = {}
-        for part, room in self._parts.items():
-            batch[part] = torch.empty((len(slots), *room.shape[1:]), dtype=_DTYPES[part])
-            np.take(room, slots, axis=0, out=batch[part].numpy(), mode="clip")
-        batch["background"] = torch.empty_like(batch["image"])
-        into = batch["background"].numpy()
-        for i, slot in enumerate(slots.tolist()):
-            into[i] = self._background[slot]
-            self._background[slot] = None
-        batch["row"] = torch.from_numpy(self._row[slots])
-        return batch
+    def _empty(self, count: int) -> dict[str, np.ndarray]:
+        return {part: np.empty((count, *shape), _DTYPES[part]) for part, shape in self._shapes.items()}
+
+    def batch(self, rows: np.ndarray, device: torch.device | None) -> Batch:
+        """Make room for a batch: that of an earlier one of which no tensor is left, or new."""
+        if device is not None and device.type == "cuda":  # torch keeps what was pinned, and knows when it may be reused
+            with torch.cuda.device(device):
+                batch = {
+                    part: torch.empty((len(rows), *shape), dtype=getattr(torch, _DTYPES[part]), pin_memory=True)
+                    for part, shape in self._shapes.items()
+                }
+            return batch | {"row": torch.from_numpy(rows)}
+        for room in self._batches:
+            if all(sys.getrefcount(room[part]) == _UNUSED for part in room):
+                break
+        else:
+            room = self._empty(self.batch_size)
+            if len(self._batches) < self._most:
+                self._batches.append(room)
+        batch = {part: torch.from_numpy(values[: len(rows)]) for part, values in room.items()}
+        return batch | {"row": torch.from_numpy(rows)}
+
+
+_PROBE = {"part": np.empty(0)}
+_UNUSED = sys.getrefcount(_PROBE["part"])  # of an array to which there is but one reference, from a dict
+
+
+class _Visit(NamedTuple):
+    """Where samples of a chunk lie, and their backgrounds once they do."""
+
+    region: int
+    backgrounds: Future[list[np.ndarray]]
+
+
+_ENDED = _Visit(-1, Future())
+
+
+class _Visits(NamedTuple):
+    """Which chunks are read when. A visit reads, at once, all samples of a chunk that are wanted.
+
+    `samples[v]` are those of visit v; `begun_by[b]` visits are wanted by batches up to b; those of `ended_by[b]` are
+    wanted last by batch b; `of[b]` are the visit of each sample of batch b, and `places[b]` its place in that.
+    """
+
+    samples: list[np.ndarray]
+    begun_by: list[int]
+    ended_by: list[list[int]]
+    of: list[np.ndarray]
+    places: list[np.ndarray]
+
+    def most_at_a_time(self, ahead: int) -> int:
+        """Count the visits that are under way together when batches are made `ahead` of the one handed out."""
+        ended = np.cumsum([0, *map(len, self.ended_by)])[:-1]
+        begun = np.array(self.begun_by)
+        return int((begun[np.minimum(np.arange(len(begun)) + ahead, len(begun) - 1)] - ended).max())
+
+
+def _visits(batches: list[np.ndarray], first: np.ndarray) -> _Visits:
+    """Plan the reading of batches of samples, which are numbered through chunks that begin at `first`."""
+    sequence = np.concatenate(batches)
+    cuts = np.cumsum([len(batch) for batch in batches])
+    by_sample = np.argsort(sequence)
+    chunk = np.searchsorted(first, sequence[by_sample], side="right")
+    begins = np.flatnonzero(np.diff(chunk, prepend=0))
+    counts = np.diff(begins, append=len(sequence))
+    wanted_first = np.minimum.reduceat(by_sample, begins)
+    wanted_last = np.maximum.reduceat(by_sample, begins)
+    order = np.argsort(wanted_first)
+    number = np.empty_like(order)
+    number[order] = np.arange(len(order))
+    visit, place = np.empty_like(sequence), np.empty_like(sequence)
+    visit[by_sample] = np.repeat(number, counts)
+    place[by_sample] = np.arange(len(sequence)) - np.repeat(begins, counts)
+    pieces = np.split(sequence[by_sample], begins[1:])
+    ended_by: list[list[int]] = [[] for _ in batches]
+    for v, b in enumerate(np.searchsorted(cuts, wanted_last[order], side="right").tolist()):
+        ended_by[b].append(v)
+    return _Visits(
+        samples=[pieces[k] for k in order.tolist()],
+        begun_by=np.searchsorted(wanted_first[order], cuts).tolist(),
+        ended_by=ended_by,
+        of=np.split(visit, cuts[:-1]),
+        places=np.split(place, cuts[:-1]),
+    )
+
+
+def _decode(store: Store, rows: np.ndarray, arena: _Arena, region: int) -> list[np.ndarray]:
+    """Read rows of one chunk into a region of the arena and return their backgrounds, if the store has any."""
+    first, last = int(rows[0]), int(rows[-1]) + 1
+    k = int(np.searchsorted(store.first_rows, first, side="right")) - 1
+    start = int(store.first_rows[k])
+    read = store.shards[k].samples(first - start, last - start, tuple(arena.chunks))
+    begin = region * arena.samples
+    for part, values in read.items():
+        arena.chunks[part][begin : begin + len(rows)] = values if len(rows) == last - first else values[rows - first]
+    return store.backgrounds(rows) if "background" in store.parts else []
+
+
+def _moved(batches: Generator[Batch, None, None], device: torch.device, floats: bool) -> Generator[Batch, None, None]:
+    """Move batches to a device, with CUDA one ahead and beside what is computed there; `row` stays on the CPU."""
+    if device.type != "cuda":
+        for batch in batches:
+            moved = {name: values if name == "row" else values.to(device) for name, values in batch.items()}
+            yield as_floats(moved) if floats else moved
+        return
+    copying = torch.cuda.Stream(device)
+    ahead: deque[tuple[Batch, torch.cuda.Event]] = deque()
+
+    def hand_over() -> Batch:
+        moved, done = ahead.popleft()
+        using = torch.cuda.current_stream(device)
+        using.wait_event(done)
+        for name, values in moved.items():
+            if name != "row":  # its memory is the copying stream's, and is not to be used again before this one is done
+                values.record_stream(using)
+        return moved
+
+    for batch in batches:
+        with torch.cuda.stream(copying):
+            moved = {
+                name: values if name == "row" else values.to(device, non_blocking=True)
+                for name, values in batch.items()
+            }
+            ahead.append((as_floats(moved) if floats else moved, copying.record_event()))
+        if len(ahead) > 1:
+            yield hand_over()
+    while ahead:
+        yield hand_over()
 
 
 class _CallingThread:
     """Runs what is submitted at once."""
 
-    def submit(self, work: Callable[..., None], *arguments: object) -> "Future[None]":
-        future: Future[None] = Future()
-        work(*arguments)
-        future.set_result(None)
+    def submit(self, work: Callable[..., T], *arguments: Any) -> "Future[T]":
+        """Run, and return what is done already."""
+        future: Future[T] = Future()
+        future.set_result(work(*arguments))
         return future
 
-
-def _shapes(store: Store) -> dict[str, tuple[int, ...]]:
-    side = store.size
-    shapes: dict[str, tuple[int, ...]] = {"image": (side, side, 3), "mask": (side, side)}
-    return shapes | ({"depth": (side, side)} if store.has_depth else {})
+    def shutdown(self, **_: bool) -> None:
+        """There is nothing to wait for."""
 
 
-def _pieces(store: Store, split: str | None) -> list[np.ndarray]:
-    """List the rows of a split, in order, cut where chunks and shards end."""
+def _pieces(store: Store, split: str | None) -> tuple[np.ndarray, np.ndarray]:
+    """Return the rows of a split in order, and where each chunk's begin and the last ones end."""
     wanted = np.ones(store.rows, bool) if split is None else store.plan["split"] == SPLITS.index(split)
-    pieces = []
-    for shard, first in zip(store.shards, store.first_rows.tolist(), strict=False):
-        rows = np.flatnonzero(wanted[first : first + shard.rows])
-        if len(rows):
-            cuts = np.flatnonzero(np.diff(rows // shard.chunk)) + 1
-            pieces += [piece + first for piece in np.split(rows, cuts)]
-    return pieces
+    rows = np.flatnonzero(wanted)
+    first_chunk = 0
+    chunk = np.empty(len(rows), np.int64)
+    for shard, begin in zip(store.shards, store.first_rows.tolist(), strict=False):
+        inside = slice(*np.searchsorted(rows, (begin, begin + shard.rows)))
+        chunk[inside] = first_chunk + (rows[inside] - begin) // shard.chunk
+        first_chunk += -(-shard.rows // shard.chunk)
+    return rows, np.append(np.flatnonzero(np.diff(chunk, prepend=-1)), len(rows))

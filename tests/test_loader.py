@@ -1,30 +1,54 @@
-"""Loader: every sample once, the same order for any number of threads, errors that arrive."""
+"""Loader: every sample once, one order for all who take part, resumed at once, errors that arrive."""
 
 import gc
+import itertools
 import pickle
 import shutil
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from conftest import SMALL, draw_background, draw_cutout
+from PIL import Image
+from torch.utils.data import DataLoader
 
+from dsgen.composite import composite
 from dsgen.corpus import Corpus
 from dsgen.errors import DsgenError
-from dsgen.loader import Loader
-from dsgen.pack import pack
-from dsgen.plan import SPLITS
+from dsgen.loader import LANES, Loader, as_floats, epoch_order
+from dsgen.pack import pack, pack_source
+from dsgen.pictures import Pictures
+from dsgen.plan import SPLITS, make_plan
 from dsgen.store import Shard
 
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory, labelled_corpus: Path) -> Path:
-    """A store of three shards with depth; not to be written to."""
+    """A store of three shards with depth, 72 rows in 6 chunks; not to be written to."""
     out = tmp_path_factory.mktemp("store") / "shards"
     pack(labelled_corpus, out, shards=3, jobs=1)
     return out
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store of 10 backgrounds x 12 foregrounds x 2 flips x 4 positions at 32 pixels, 960 rows in 48 chunks."""
+    folder = tmp_path_factory.mktemp("many")
+    for kind in ("backgrounds", "foregrounds"):
+        (folder / kind).mkdir()
+    for n in range(10):
+        Image.fromarray(draw_background(n)).save(folder / "backgrounds" / f"room{n}.png")
+    for n in range(12):
+        Image.fromarray(draw_cutout(n)).save(folder / "foregrounds" / f"person{n}.png")
+    parameters = replace(SMALL, size=32, label_size=32, fg_height=12)
+    composite(folder / "c", folder / "backgrounds", folder / "foregrounds", parameters, jobs=1, pictures=False)
+    pack(folder / "c", folder / "shards", shards=2, jobs=1)
+    return folder / "shards"
 
 
 def order(loader: Loader) -> list[list[int]]:
@@ -55,14 +79,15 @@ def test_every_row_of_the_split_once(
     assert (rows == expected.tolist()) is not shuffle
 
 
-@pytest.mark.parametrize("memory_mb", [512, 2])
-def test_samples_are_those_of_the_corpus(shards: Path, labelled_corpus: Path, memory_mb: int) -> None:
-    """Every tensor of every row, also when slots of the pool are used many times over."""
+@pytest.mark.parametrize(("ranks", "shuffle"), [(1, True), (1, False), (3, True)])
+def test_samples_are_those_of_the_corpus(shards: Path, labelled_corpus: Path, ranks: int, shuffle: bool) -> None:
+    """Every tensor of every row, of whole chunks and of parts of them."""
     corpus = Corpus(labelled_corpus)
     assert corpus.depth is not None
     labels = corpus.depth[:]
-    loader = Loader(shards, None, 11, memory_mb=memory_mb)
-    for batch in loader:
+    batches = [b for r in range(ranks) for b in Loader(shards, None, 11, rank=r, ranks=ranks, shuffle=shuffle)]
+    assert sum(len(batch["row"]) for batch in batches) == len(labels)
+    for batch in batches:
         rows = batch["row"].numpy()
         image, mask = corpus.render(corpus.plan[rows])
         assert {name: (tuple(t.shape), t.dtype) for name, t in batch.items()} == {
@@ -79,40 +104,302 @@ def test_samples_are_those_of_the_corpus(shards: Path, labelled_corpus: Path, me
             np.testing.assert_array_equal(picture, corpus.background(int(row["background"])))
 
 
-@pytest.mark.parametrize("memory_mb", [512, 2])
-def test_order_hangs_on_seed_and_epoch_alone(shards: Path, memory_mb: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_order_hangs_on_seed_and_epoch_alone(many: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No thread, one and three give the same batches, also when reads take unequal time; another epoch others."""
-    first = order(Loader(shards, None, 11, seed=3, workers=0, memory_mb=memory_mb))
-    original = Shard.read
+    first = order(Loader(many, None, 11, seed=3, workers=0, pool=8))
+    original = Shard.samples
 
-    def uneven(self: Shard, part: str, start: int, stop: int) -> np.ndarray:
-        time.sleep(start % 3 * 0.02)
-        return original(self, part, start, stop)
+    def uneven(self: Shard, start: int, stop: int, *more: Any) -> dict[str, np.ndarray]:
+        time.sleep(start % 3 * 0.005)
+        return original(self, start, stop, *more)
 
-    monkeypatch.setattr(Shard, "read", uneven)
+    monkeypatch.setattr(Shard, "samples", uneven)
     for workers in (1, 3):
-        loader = Loader(shards, None, 11, seed=3, workers=workers, memory_mb=memory_mb)
+        loader = Loader(many, None, 11, seed=3, workers=workers, pool=8)
         assert order(loader) == first
         assert order(loader) == first
     loader.set_epoch(1)
     assert order(loader) != first
-    assert order(Loader(shards, None, 11, seed=4, memory_mb=memory_mb)) != first
+    assert order(Loader(many, None, 11, seed=4, pool=8)) != first
     loader.set_epoch(0)
     assert order(loader) == first
 
 
-def test_batches_mix_pairs(shards: Path) -> None:
-    """A batch draws on several chunks, and nearly all batches on several backgrounds."""
-    batches = order(Loader(shards, None, 12))
-    assert np.mean([len({row // 20 for row in batch}) for batch in batches]) > 2.5
+def test_order_hangs_on_no_batch_size_memory_or_rank(many: Path) -> None:
+    """One sequence of rows, cut in any way and read with any memory."""
+    sequence = list(itertools.chain(*order(Loader(many, None, 11))))
+    assert list(itertools.chain(*order(Loader(many, None, 64, memory_mb=200, workers=0)))) == sequence
+    for ranks in (2, 3):
+        parts = [list(itertools.chain(*order(Loader(many, None, 7, rank=r, ranks=ranks)))) for r in range(ranks)]
+        assert [parts[i % ranks][i // ranks] for i in range(len(sequence))] == sequence
 
 
-def test_small_pool_still_rolls(shards: Path) -> None:
-    """With room for few chunks, rows of one chunk are spread over many batches."""
-    loader = Loader(shards, None, 11, memory_mb=2)
-    assert loader._slots < loader.rows
-    spread = [len({k for k, batch in enumerate(order(loader)) for row in batch if row // 20 == c}) for c in range(3)]
-    assert min(spread) >= 3
+@pytest.mark.parametrize("workers", [0, 2])
+def test_memory_used_again_and_again(many: Path, workers: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a small pool few chunks are kept at a time, each is read once, and every sample is the right one."""
+    loader = Loader(many, None, 16, pool=8, workers=workers)
+    whole = loader._store.read(0, loader.rows)
+    reads = count_reads(monkeypatch)
+    for epoch in range(2):
+        loader.set_epoch(epoch)
+        for batch in loader:
+            rows = batch["row"].numpy()
+            for part in ("image", "mask", "background"):
+                np.testing.assert_array_equal(batch[part].numpy(), whole[part][rows])
+        assert len(reads) == len(set(reads)) == 48
+        reads.clear()
+    assert loader._spare is not None
+    assert loader._spare.regions < 24
+
+
+@pytest.mark.parametrize("lengths", [[1], [3], [1, 2, 3], [5] * 7, [20] * 50, [1, 40] * 30])
+@pytest.mark.parametrize("pool", [8, 96])
+def test_epoch_order_is_a_permutation(lengths: list[int], pool: int) -> None:
+    """Any number of chunks of any lengths: every sample once, in another order for another seed or epoch."""
+    total = sum(lengths)
+    orders = [epoch_order(np.array(lengths), seed, epoch, pool) for seed, epoch in ((0, 0), (0, 1), (1, 0), (0, 0))]
+    for samples in orders:
+        assert sorted(samples.tolist()) == list(range(total))
+    np.testing.assert_array_equal(orders[0], orders[3])
+    if total > 20:
+        assert (orders[0] != orders[1]).any()
+        assert (orders[0] != orders[2]).any()
+
+
+@pytest.fixture(scope="module")
+def full_plan() -> np.ndarray:
+    """The training rows of a corpus of full size: 100 backgrounds x 100 foregrounds x 2 flips x 20 positions."""
+    names = [f"{n:03d}" for n in range(100)]
+    plan = make_plan(names, names, np.tile([110, 60], (100, 1)))
+    return plan[plan["split"] == SPLITS.index("train")]
+
+
+def distinct(values: np.ndarray, samples: np.ndarray, batch_size: int = 64) -> np.ndarray:
+    """Count the different values in each full batch of a sequence of samples."""
+    count = len(samples) // batch_size
+    drawn = np.sort(values[samples[: count * batch_size]].reshape(count, batch_size), axis=1)
+    return (np.diff(drawn, axis=1) != 0).sum(axis=1) + 1
+
+
+def test_default_mixes_like_a_draw_from_all_rows(full_plan: np.ndarray) -> None:
+    """A batch of 64 of full-size data has over 0.95 of the pairs and backgrounds of a uniform draw, 0.8 at the ends."""
+    lengths = np.full(len(full_plan) // 20, 20)
+    loader = object.__new__(Loader)  # the default at 224 pixels with depth, without a store of that size
+    loader.size, loader.parts = 224, ("image", "mask", "depth", "background")
+    loader._first = np.cumsum([0, *lengths])
+    samples = epoch_order(lengths, 0, 0, loader._fitting_pool(1000))
+    uniform = np.random.default_rng(0).permutation(len(full_plan))
+    pair = full_plan["background"].astype(np.int64) * 100 + full_plan["foreground"]
+    for values in (pair, full_plan["background"]):
+        ideal, got = distinct(values, uniform).mean(), distinct(values, samples)
+        assert got.mean() > 0.95 * ideal
+        assert got[:10].mean() > 0.8 * ideal
+        assert got[-10:].mean() > 0.8 * ideal
+        assert got.min() > 0.6 * ideal
+
+
+def test_few_chunks_are_in_use_at_a_time(full_plan: np.ndarray) -> None:
+    """Never more than the pool and one for each lane, and of the samples of one chunk no two are close together."""
+    chunk = np.arange(len(full_plan)) // 20
+    samples = epoch_order(np.bincount(chunk), 0, 0, 96)
+    places = np.argsort(chunk[samples], kind="stable").reshape(-1, 20)
+    live = np.zeros(len(samples) + 1, np.int64)
+    np.add.at(live, places[:, 0], 1)
+    np.add.at(live, places[:, -1] + 1, -1)
+    assert live.cumsum().max() <= 96 + LANES
+    gaps = np.diff(places, axis=1)[len(places) // 4 : -len(places) // 4]
+    assert np.percentile(gaps, 1) > 24
+
+
+def test_ranks_that_divide_the_lanes_share_few_chunks(full_plan: np.ndarray) -> None:
+    """With 2, 4 or 8 ranks a chunk is one rank's, but for those cut between lanes."""
+    samples = epoch_order(np.full(len(full_plan) // 20, 20), 0, 0, 96)
+    for ranks in (2, 4, 8):
+        of = [set((samples[r::ranks] // 20).tolist()) for r in range(ranks)]
+        assert sum(map(len, of)) <= len(full_plan) // 20 + LANES - 1
+
+
+def test_order_of_full_size_is_made_at_once(full_plan: np.ndarray) -> None:
+    """Going forward to any place in 400,000 rows takes less than two seconds of computing."""
+    started = time.process_time()
+    assert len(epoch_order(np.full(20_000, 20), 0, 0, 96)[399_000:]) == 1000
+    assert time.process_time() - started < 2
+
+
+@pytest.mark.parametrize("drop_last", [False, True])
+@pytest.mark.parametrize(("split", "batch_size", "ranks"), [(None, 7, 1), (None, 7, 2), (None, 5, 3), (None, 64, 7)])
+def test_ranks_share_without_overlap_or_loss(
+    many: Path, split: str | None, batch_size: int, ranks: int, drop_last: bool
+) -> None:
+    """Every rank has the same number of batches, all have all rows once, whole global batches with `drop_last`."""
+    loaders = [Loader(many, split, batch_size, rank=r, ranks=ranks, drop_last=drop_last) for r in range(ranks)]
+    of = [order(loader) for loader in loaders]
+    assert {len(batches) for batches in of} == {len(loader) for loader in loaders}
+    rows = [row for batches in of for batch in batches for row in batch]
+    assert len(set(rows)) == len(rows)
+    assert {len(batch) for batches in of for batch in batches[:-1]} <= {batch_size}
+    if drop_last:
+        assert {len(batches[-1]) for batches in of} == {batch_size}
+        assert len(rows) == 960 - 960 % (ranks * batch_size)
+    else:
+        assert len(rows) == 960
+        assert all(batches[-1] for batches in of)
+        assert len({loader.state_dict()["samples"] for loader in loaders} | {960}) == 1
+
+
+def test_last_rows_too_few_for_all_ranks_join_the_batch_before(many: Path) -> None:
+    """960 rows are 53 global batches of 18 and 6 more; of 137 x 7, one more, which would be no batch for 6 ranks."""
+    of = [order(Loader(many, None, 137, rank=r, ranks=7)) for r in range(7)]
+    assert [[len(batch) for batch in batches] for batches in of] == [[138]] + [[137]] * 6
+    assert len({row for batches in of for batch in batches for row in batch}) == 960
+
+
+def test_too_many_ranks_or_too_large_full_batches(many: Path) -> None:
+    """What would leave a rank without a batch is refused."""
+    with pytest.raises(DsgenError, match=r"960 rows in split None, expected 1000 or more for 1000 ranks; take fewer"):
+        Loader(many, None, ranks=1000)
+    with pytest.raises(DsgenError, match=r"expected 1200 or more for 2 ranks and full batches of 600; take smaller"):
+        Loader(many, None, 600, ranks=2, drop_last=True)
+    with pytest.raises(DsgenError, match="rank: got 2 of 2 ranks"):
+        Loader(many, None, rank=2, ranks=2)
+
+
+def count_reads(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
+    """Note every read of a chunk from now on."""
+    reads: list[tuple[str, int]] = []
+    original = Shard.samples
+
+    def counted(self: Shard, start: int, *more: Any) -> dict[str, np.ndarray]:
+        reads.append((str(self.files), start // self.chunk))
+        return original(self, start, *more)
+
+    monkeypatch.setattr(Shard, "samples", counted)
+    return reads
+
+
+@pytest.mark.parametrize(("workers", "ranks", "batch_size"), [(2, 1, 16), (0, 1, 9), (1, 2, 8), (2, 4, 4), (0, 3, 5)])
+def test_resumes_in_mid_epoch(
+    many: Path, workers: int, ranks: int, batch_size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After 40 batches of 16 the rest of the rows comes, in order, for any workers, ranks and batches."""
+    whole = Loader(many, None, 16, seed=2, pool=8)
+    whole.set_epoch(3)
+    iterator = iter(whole)
+    seen = [next(iterator)["row"].tolist() for _ in range(40)]
+    state = whole.state_dict()
+    assert {name: state[name] for name in ("seed", "epoch", "samples")} == {"seed": 2, "epoch": 3, "samples": 640}
+    sequence = [row for batch in [*seen, *(batch["row"].tolist() for batch in iterator)] for row in batch]
+    chunks = {row // 20 for row in sequence[640:]}
+
+    reads = count_reads(monkeypatch)
+    of = []
+    for rank in range(ranks):
+        loader = Loader(many, None, batch_size, seed=2, pool=8, workers=workers, rank=rank, ranks=ranks)
+        loader.load_state_dict(state)
+        assert loader.state_dict() == state
+        of.append([row for batch in order(loader) for row in batch])
+        assert loader.state_dict()["samples"] == 960
+    assert [of[i % ranks][i // ranks] for i in range(320)] == sequence[640:]
+    assert len(set(reads)) == len(chunks) < 48 // 2
+    assert order(loader)[0] != of[-1][:batch_size]  # after that the epoch begins at its beginning
+
+
+def test_state_counts_what_was_handed_out(many: Path) -> None:
+    """Batches read ahead do not count; an epoch that is over has nothing left, and the next begins at its beginning."""
+    loader = Loader(many, None, 100, workers=2)
+    assert loader.state_dict()["samples"] == 0
+    counts = []
+    for _ in loader:
+        time.sleep(0.01)
+        counts.append(loader.state_dict()["samples"])
+    assert counts == [*range(100, 1000, 100), 960]
+    loader.load_state_dict(loader.state_dict())
+    assert order(loader) == []
+    assert len(order(loader)) == 10
+    loader.set_epoch(1)
+    assert (loader.state_dict()["epoch"], loader.state_dict()["samples"]) == (1, 0)
+
+
+def test_rows_left_for_too_few_ranks_are_said(many: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Going on near the end with more ranks than rows ends the epoch, and says so."""
+    loader = Loader(many, None, 4, rank=1, ranks=8)
+    loader.load_state_dict({"seed": 0, "epoch": 0, "samples": 957})
+    assert order(loader) == []
+    assert "3 rows left for 8 ranks" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        ({"pool": 16}, "pool: got 16, the state to go on from has 8, another order; give the same"),
+        ({"seed": 1}, "seed: got 1, the state to go on from has 0"),
+        ({"split": "train"}, "split: got 'train', the state to go on from has None"),
+        ({"shuffle": False}, "shuffle: got False, the state to go on from has True"),
+    ],
+)
+def test_state_of_another_order_is_refused(many: Path, other: dict[str, Any], message: str) -> None:
+    """By name, with both values."""
+    state = Loader(many, None, pool=8).state_dict()
+    options: dict[str, Any] = {"split": None, "pool": 8, "seed": 0} | other
+    with pytest.raises(DsgenError, match=message):
+        Loader(many, **options).load_state_dict(state)
+
+
+def test_state_of_another_store_is_refused(many: Path, shards: Path) -> None:
+    """A store is known by its hash, and has so many rows."""
+    with pytest.raises(DsgenError, match=r"store: got '[0-9a-f]{64}', the state to go on from has"):
+        Loader(shards, None).load_state_dict(Loader(many, None).state_dict())
+    with pytest.raises(DsgenError, match="samples: got 1000, expected 0 to 960"):
+        Loader(many, None).load_state_dict({"seed": 0, "epoch": 0, "samples": 1000})
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_floats(shards: Path, workers: int) -> None:
+    """Pictures 0..1 as BCHW, masks 0 or 1, depth in metres to the millimetre."""
+    exact = list(Loader(shards, None, 9, workers=workers))
+    for batch, whole in zip(Loader(shards, None, 9, workers=workers, floats=True), exact, strict=True):
+        assert all(values.dtype == torch.float32 for name, values in batch.items() if name != "row")
+        torch.testing.assert_close(batch["image"], whole["image"].permute(0, 3, 1, 2) / 255, rtol=0, atol=0)
+        torch.testing.assert_close(batch["background"], whole["background"].permute(0, 3, 1, 2) / 255, rtol=0, atol=0)
+        assert batch["image"].is_contiguous(memory_format=torch.channels_last)
+        assert torch.equal(batch["mask"][:, 0], (whole["mask"] > 0).float())
+        depth_m = torch.from_numpy(whole["depth"].numpy() / 1000).float()
+        torch.testing.assert_close(batch["depth"][:, 0], depth_m, rtol=1e-6, atol=0)
+        assert torch.equal(batch["row"], whole["row"])
+
+
+def test_depth_beyond_what_a_signed_integer_holds() -> None:
+    """The farthest depth, 65.535 m, survives, and none stays 0."""
+    depth = torch.from_numpy(np.array([[[0, 1, 32767, 32768, 65535]]], np.uint16))
+    assert as_floats({"depth": depth})["depth"].flatten().tolist() == pytest.approx([0, 0.001, 32.767, 32.768, 65.535])
+
+
+def test_on_the_cpu_a_device_changes_nothing(shards: Path) -> None:
+    """No pinned memory and no copies."""
+    batch = next(iter(Loader(shards, None, 9, device="cpu")))
+    assert batch["image"].dtype == torch.uint8
+    assert not batch["image"].is_pinned()
+    with pytest.raises(DsgenError, match="got 'tpu', this machine has"):
+        Loader(shards, None, device="tpu")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("floats", [False, True])
+def test_on_a_gpu_batches_are_the_same(shards: Path, floats: bool) -> None:
+    """Copied ahead from pinned memory and turned into floats there: the same values."""
+    expected = list(Loader(shards, None, 9, floats=floats))
+    for batch, whole in zip(Loader(shards, None, 9, floats=floats, device="cuda"), expected, strict=True):
+        assert batch["image"].is_cuda
+        for name, values in whole.items():
+            torch.testing.assert_close(batch[name].cpu(), values, rtol=1e-6, atol=0)
+
+
+def test_through_a_dataloader_without_workers(shards: Path) -> None:
+    """The same batches."""
+    loader = Loader(shards, None, 9)
+    through: DataLoader[Any] = DataLoader(loader, batch_size=None)
+    assert len(through) == len(loader)
+    assert [batch["row"].tolist() for batch in through] == order(loader)
 
 
 def test_drop_last(shards: Path) -> None:
@@ -125,22 +412,28 @@ def test_drop_last(shards: Path) -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_batches_are_copies(shards: Path, workers: int) -> None:
-    """A batch kept while others are made does not change."""
-    loader = Loader(shards, None, 11, workers=workers, memory_mb=2)
-    iterator = iter(loader)
-    first = next(iterator)
-    kept = {name: tensor.clone() for name, tensor in first.items()}
-    for _ in iterator:
-        pass
-    assert all(torch.equal(kept[name], first[name]) for name in kept)
+def test_memory_is_not_used_again_while_it_is_seen(many: Path, workers: int) -> None:
+    """Batches, views of them, and arrays of views keep their values; the memory of others is used again."""
+    loader = Loader(many, None, 16, workers=workers, pool=8)
+    kept, copies, places = [], [], set()
+    for k, batch in enumerate(loader):
+        places.add(batch["mask"].data_ptr())
+        if k in (0, 20):
+            kept += [batch["image"], batch["mask"][3:5].numpy()]
+            copies += [batch["image"].clone(), batch["mask"][3:5].numpy().copy()]
+        elif k == 10:
+            kept.append(batch["background"].permute(0, 3, 1, 2)[2])
+            copies.append(kept[-1].clone())
+    del batch
+    assert all((one == other).all() for one, other in zip(kept, copies, strict=True))
+    assert len(places) < 12
 
 
 @pytest.mark.parametrize("workers", [0, 1, 3])
 def test_error_reaches_the_caller(tmp_path: Path, shards: Path, workers: int) -> None:
     """A file lost after opening stops the epoch with its name, and the threads."""
     path = Path(shutil.copytree(shards, tmp_path / "shards"))
-    loader = Loader(path, None, 11, workers=workers, memory_mb=2)
+    loader = Loader(path, None, 11, workers=workers)
     (path / "shard-00001-of-00003.zarr/image/c/0/0/0/0").unlink()
     with pytest.raises(DsgenError, match=r"shard-00001-of-00003\.zarr: cannot read image"):
         order(loader)
@@ -150,7 +443,7 @@ def test_error_reaches_the_caller(tmp_path: Path, shards: Path, workers: int) ->
 @pytest.mark.parametrize("way", ["close", "drop", "break"])
 def test_abandoned_half_way_threads_stop(shards: Path, way: str) -> None:
     """An iterator left early takes its threads along."""
-    iterator = iter(Loader(shards, None, 11, workers=2, memory_mb=2))
+    iterator = iter(Loader(shards, None, 11, workers=2))
     next(iterator)
     assert reading_threads()
     if way == "close":
@@ -175,6 +468,10 @@ def test_bad_arguments(shards: Path, tmp_path: Path) -> None:
         Loader(shards, "trian")
     with pytest.raises(DsgenError, match="batch size: got 0"):
         Loader(shards, batch_size=0)
+    with pytest.raises(DsgenError, match="seed: got -1"):
+        Loader(shards, seed=-1)
+    with pytest.raises(DsgenError, match="pool: got 20, expected a multiple of 8"):
+        Loader(shards, pool=20)
     with pytest.raises(DsgenError, match="workers: got -1"):
         Loader(shards, workers=-1)
     with pytest.raises(DsgenError, match=r"memory_mb: got 1, expected \d+ or more for batches of 32 at 48x48"):
@@ -183,12 +480,37 @@ def test_bad_arguments(shards: Path, tmp_path: Path) -> None:
         Loader(tmp_path)
 
 
-def test_stated_need_of_memory_is_enough(shards: Path) -> None:
-    """The memory the error asks for is accepted."""
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"ranks": 2},
+        {"ranks": 3},
+        {"shuffle": False, "batch_size": 200},
+        {"pool": 8},
+        {"floats": True},
+        {"workers": 8},
+        {"workers": 0},
+    ],
+)
+def test_stated_need_of_memory_is_enough(many: Path, options: dict[str, Any]) -> None:
+    """The memory the error asks for is accepted, and an epoch comes to its end with it."""
     with pytest.raises(DsgenError) as raised:
-        Loader(shards, memory_mb=1)
+        Loader(many, None, memory_mb=1, **options)
     need = int(str(raised.value).split("expected ")[1].split()[0])
-    assert sum(map(len, order(Loader(shards, memory_mb=need)))) == Loader(shards).rows
+    rows = 960 // options.get("ranks", 1)
+    loader = Loader(many, None, memory_mb=need, **options)
+    assert sum(map(len, order(loader))) == rows
+    assert loader._spare is not None
+    assert sum(room.nbytes for room in loader._spare.chunks.values()) < need * 10**6
+
+
+def test_pool_is_as_large_as_memory_allows(many: Path) -> None:
+    """96 chunks, or as many as fit; ranks and batches have no say."""
+    assert Loader(many, None).pool == 96
+    pools = {Loader(many, None, b, memory_mb=13, ranks=r).pool for r, b in ((1, 8), (1, 16), (2, 8), (4, 4))}
+    assert len(pools) == 1
+    assert 8 <= pools.pop() < 96
 
 
 def test_store_without_depth(tmp_path: Path, corpus: Path) -> None:
@@ -199,27 +521,85 @@ def test_store_without_depth(tmp_path: Path, corpus: Path) -> None:
     assert set(next(iter(loader))) == {"image", "background", "mask", "row"}
 
 
+def test_store_drawn_as_it_is_read(tmp_path: Path, corpus: Path, shards: Path) -> None:
+    """A recipe gives the same pictures as a store of them."""
+    pack(corpus, tmp_path / "s", shards=3, jobs=1, recipe=True)
+    drawn, packed = Loader(tmp_path / "s", None, 9), Loader(shards, None, 9)
+    for batch, other in zip(drawn, packed, strict=True):
+        for part in ("row", "image", "mask", "background"):
+            assert torch.equal(batch[part], other[part])
+
+
+def test_store_without_masks_and_backgrounds(tmp_path: Path) -> None:
+    """What a store lacks is no key, and rows of a split may lie anywhere in a chunk."""
+    (tmp_path / "images").mkdir()
+    for n in range(50):
+        Image.fromarray(draw_background(n, 32, 32)).save(tmp_path / "images" / f"{n:02d}.png")
+    pack_source(Pictures(tmp_path / "images", size=32), tmp_path / "s", shards=1, jobs=1)
+    loader = Loader(tmp_path / "s", "train", 8, pool=8)
+    whole = loader._store.read(0, 50)
+    for batch in loader:
+        assert set(batch) == {"image", "row"}
+        np.testing.assert_array_equal(batch["image"].numpy(), whole["image"][batch["row"].numpy()])
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_truncated_chunk(tmp_path: Path, many: Path, workers: int) -> None:
+    """A file cut short after opening is an error with its name."""
+    path = Path(shutil.copytree(many, tmp_path / "shards"))
+    loader = Loader(path, None, 16, workers=workers)
+    file = path / "shard-00001-of-00002.zarr/image/c/0/0/0/0"
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(DsgenError, match=r"shard-00001-of-00002\.zarr: cannot read image"):
+        order(loader)
+    assert not reading_threads()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_store_deleted_while_it_is_read(tmp_path: Path, many: Path, workers: int) -> None:
+    """An error that names it, and no waiting."""
+    path = Path(shutil.copytree(many, tmp_path / "shards"))
+    iterator = iter(Loader(path, None, 16, workers=workers, pool=8))
+    next(iterator)
+    shutil.rmtree(path)
+    with pytest.raises(DsgenError, match="cannot read"):
+        list(iterator)
+    assert not reading_threads()
+
+
+def test_store_made_anew_is_noticed(tmp_path: Path, many: Path, shards: Path) -> None:
+    """A loader that crosses to another process reads the store it was made for, or says that it is gone."""
+    path = Path(shutil.copytree(many, tmp_path / "shards"))
+    pickled = pickle.dumps(Loader(path, None))
+    shutil.rmtree(path)
+    shutil.copytree(shards, path)
+    with pytest.raises(DsgenError, match="not the store it was when the loader was made"):
+        next(iter(pickle.loads(pickled)))
+
+
+def test_collected_by_a_thread_of_its_own(many: Path) -> None:
+    """An iterator in a reference cycle may be collected in one of its reading threads, which cannot wait for itself."""
+    iterator = iter(Loader(many, None, 16))
+    next(iterator)
+    errors: list[str] = []
+
+    def close() -> None:
+        try:
+            iterator.close()  # type: ignore[attr-defined]
+        except RuntimeError as error:
+            errors.append(str(error))
+
+    thread = threading.Thread(target=close, name="dsgen-read-test")
+    thread.start()
+    thread.join(20)
+    assert not thread.is_alive()
+    assert not errors
+    for reader in [t for t in threading.enumerate() if t.name.startswith("dsgen-")]:
+        reader.join(20)
+    assert not reading_threads()
+
+
 def test_loader_can_be_pickled(shards: Path) -> None:
     """A loader crosses to another process and gives the same batches there."""
     loader = Loader(shards, None, 6, seed=5)
     assert order(pickle.loads(pickle.dumps(loader))) == order(loader)
-
-
-def _rows_to(queue: "torch.multiprocessing.Queue", loader: Loader) -> None:
-    queue.put(order(loader))
-
-
-@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
-def test_forked_child_reads(shards: Path) -> None:
-    """A forked process of a parent that has read before gets the right batches and does not hang."""
-    loader = Loader(shards, None, 6, seed=5)
-    expected = order(loader)
-    context = torch.multiprocessing.get_context("fork")
-    queue = context.Queue()
-    child = context.Process(target=_rows_to, args=(queue, loader))
-    child.start()
-    try:
-        assert queue.get(timeout=60) == expected
-    finally:
-        child.kill()
-        child.join()
