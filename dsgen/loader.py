@@ -527,10 +527,12 @@ def _decode(store: Store, rows: np.ndarray, arena: _Arena, region: int) -> list[
     first, last = int(rows[0]), int(rows[-1]) + 1
     k = int(np.searchsorted(store.first_rows, first, side="right")) - 1
     start = int(store.first_rows[k])
-    read = store.shards[k].samples(first - start, last - start, tuple(arena.chunks))
     begin = region * arena.samples
+    out = {part: room[begin : begin + len(rows)] for part, room in arena.chunks.items()}
+    read = store.shards[k].samples(first - start, last - start, tuple(out), out if len(rows) == last - first else None)
     for part, values in read.items():
-        arena.chunks[part][begin : begin + len(rows)] = values if len(rows) == last - first else values[rows - first]
+        if not np.shares_memory(values, out[part]):
+            out[part][:] = values if len(rows) == last - first else values[rows - first]
     return store.backgrounds(rows) if "background" in store.parts else []
 
 

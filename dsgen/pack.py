@@ -176,7 +176,8 @@ class CorpusSource:
                 found["depth"] = np.asarray(self._corpus.depth[first:last])
             else:
                 shape = (self.chunk, self.size, self.size)
-                found["depth"] = np.concatenate([store.decode_depth(code, shape) for code in codes])[: last - first]
+                chunks = [store.decode_depth(code, np.empty(shape, "<u2")) for code in codes]
+                found["depth"] = np.concatenate(chunks)[: last - first]
         return found
 
     @cached_property
