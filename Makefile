@@ -3,13 +3,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 PYTHON ?= python3
 READY := $(VENV)/.ready
+PEERS := .venv-peers
 DEMO := demo
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench dist clean
+.PHONY: help demo test check bench bench-peers dist clean
 
 help:  ## show this
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 13
 
 $(READY): pyproject.toml tests/constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -35,8 +36,19 @@ check: $(READY)  ## format, lint, types
 bench: $(READY)  ## the measurements of the README
 	$(BIN)/python tests/bench.py
 
+bench-peers: $(PEERS)/.ready  ## dsgen beside other ways to keep and feed pictures; hours, and 6 GB for an environment
+	$(PEERS)/bin/python tests/bench_peers.py
+
+$(PEERS)/.ready: pyproject.toml tests/constraints.txt tests/peers.txt
+	$(PYTHON) -m venv $(PEERS)
+	PIP_CONSTRAINT=tests/constraints.txt $(PEERS)/bin/python -m pip install --quiet --editable .
+	$(PEERS)/bin/python -m pip install --quiet --no-deps --requirement tests/peers.txt
+	$(PEERS)/bin/python -m pip install --quiet --no-deps ffcv==1.0.2 || \
+		echo "FFCV is left out: to build it, apt-get install g++ pkg-config libopencv-dev libturbojpeg0-dev" >&2
+	@touch $@
+
 dist: $(READY)  ## the wheel
 	$(BIN)/python -m build --wheel
 
 clean:  ## remove what the targets above made
-	rm -rf $(VENV) $(DEMO) bench build dist .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV) $(PEERS) $(DEMO) bench build dist .pytest_cache .ruff_cache .mypy_cache

@@ -359,7 +359,7 @@ def export(
 
 @app.command()
 def train(
-    store: Annotated[Path, typer.Argument(help="The packed corpus.")] = Path("shards"),
+    store: Annotated[str, typer.Argument(help="The packed corpus, a folder or a URL.")] = "shards",
     run: Annotated[Path, typer.Option(help="The folder for checkpoints, curves and predictions.")] = Path("run"),
     epochs: Annotated[int, typer.Option(help="How many epochs; a checkpoint is written after each.")] = 10,
     epoch_samples: Annotated[
@@ -368,42 +368,96 @@ def train(
     validation_samples: Annotated[
         int, typer.Option(help="Most samples to score on, the same each time; 0: all.")
     ] = 1000,
-    batch_size: Annotated[int, typer.Option(help="Samples a step.")] = 8,
     sizes: Annotated[str, typer.Option(help="Picture sizes to grow through, in pixels.")] = "96,192",
-    learning_rate: Annotated[float, typer.Option(help="Adam's first; halved on plateaus.")] = 5e-3,
+    batch_size: Annotated[
+        str, typer.Option(help="Samples a step, over all processes; or one for each size: 16,8.")
+    ] = "8",
+    width: Annotated[int, typer.Option(help="Channels of the U-Net's first block.")] = 16,
     dropout: Annotated[float, typer.Option(help="Share of channels dropped in every block.")] = 0.0,
+    colour: Annotated[str, typer.Option(help="What the U-Net sees: rgb or grey.")] = "rgb",
+    output: Annotated[str, typer.Option(help="Its answers' size: full, or half of the pictures'.")] = "full",
+    blocks: Annotated[
+        str, typer.Option(help="Its first blocks: shared, or separate for background and composite.")
+    ] = "shared",
+    encoder: Annotated[str | None, typer.Option(help="A timm feature encoder in place of its levels down.")] = None,
+    mask_loss: Annotated[str, typer.Option(help="bce-dice, bce or iou.")] = "bce-dice",
+    depth_loss: Annotated[str, typer.Option(help="l1-ssim or ssim.")] = "l1-ssim",
+    optimizer: Annotated[str, typer.Option(help="adam, adamw or sgd (momentum 0.9).")] = "adam",
+    learning_rate: Annotated[float, typer.Option(help="The highest.")] = 5e-3,
+    schedule: Annotated[str, typer.Option(help="Of the rate: plateau (halve on one), cosine or constant.")] = "plateau",
+    warm_up: Annotated[float, typer.Option(help="Epochs, or part of one, over which the rate rises.")] = 0.0,
+    weight_decay: Annotated[float, typer.Option(help="Of convolutions; with adam it is an L2 penalty.")] = 0.0,
+    clip: Annotated[float | None, typer.Option(help="Highest norm of the gradient; any unless given.")] = None,
+    early_stop: Annotated[
+        int | None, typer.Option(help="Stop after so many epochs without gain at the last size; never unless given.")
+    ] = None,
+    augment: Annotated[float, typer.Option(help="Strength of augmentation; 0 mirrors only.")] = 1.0,
+    average: Annotated[
+        bool, typer.Option("--average/--no-average", help="Keep a moving average of the weights, the result.")
+    ] = True,
+    precision: Annotated[str, typer.Option(help="auto (bf16 on CUDA), float32, bf16 or fp16.")] = "auto",
+    compile_network: Annotated[bool, typer.Option("--compile", help="Run the network through torch.compile.")] = False,
     device: Device = "auto",
     workers: Annotated[int, typer.Option(help="Threads that read ahead.")] = 2,
-    seed: Annotated[int, typer.Option(help="Decides first weights, order and jitter.")] = 0,
+    save_every: Annotated[float, typer.Option(help="Minutes between checkpoints in mid-epoch.")] = 5.0,
+    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write TensorBoard events too.")] = False,
+    seed: Annotated[int, typer.Option(help="Decides first weights, order and augmentation.")] = 0,
+    endpoint: Endpoint = None,
 ) -> None:
-    """Train the two-headed U-Net on a store."""
+    """Train the two-headed U-Net on a store; several processes: torchrun --nproc-per-node 2 -m dsgen -- train."""
+    from dsgen.ranks import is_first
+    from dsgen.settings import Settings
     from dsgen.train import is_blank
     from dsgen.train import train as work
 
+    _use_endpoint(endpoint)
+    settings = Settings(
+        seed=seed,
+        sizes=_numbers(sizes),
+        batch_size=_numbers(batch_size),
+        epoch_samples=epoch_samples or None,
+        validation_samples=validation_samples or None,
+        width=width,
+        dropout=dropout,
+        colour=colour,
+        output=output,
+        blocks=blocks,
+        encoder=encoder,
+        mask_loss=mask_loss,
+        depth_loss=depth_loss,
+        optimizer=optimizer,
+        learning_rate=learning_rate,
+        schedule=schedule,
+        warm_up=warm_up,
+        weight_decay=weight_decay,
+        clip=clip,
+        early_stop=early_stop,
+        augment=augment,
+        average=average,
+        precision=precision,
+        compile=compile_network,
+    )
     best = work(
         store,
         run,
+        settings,
         epochs=epochs,
-        batch_size=batch_size,
-        sizes=_numbers(sizes),
         device=device,
-        seed=seed,
-        learning_rate=learning_rate,
         workers=workers,
-        dropout=dropout,
-        epoch_samples=epoch_samples or None,
-        validation_samples=validation_samples or None,
+        save_every=save_every,
+        show_in_tensorboard=tensorboard,
     )
-    depth = (
-        f"; depth AbsRel {best['abs_rel']:.3f}, RMSE {best['rmse_m']:.2f} m, delta1 {best['delta1']:.3f}, "
-        f"SSIM {best['ssim']:.3f}"
-        if "abs_rel" in best
-        else ""
-    )
-    typer.echo(
-        f"{run}: best epoch {best['epoch']:.0f}, unseen backgrounds and foregrounds at {best['size']:.0f} px: mask IoU "
-        f"{best['iou']:.3f} (all-zero {best['zero_iou']:.3f}), Dice {best['dice']:.3f}, BCE {best['bce']:.4f}{depth}"
-    )
+    if is_first():
+        scores = []
+        if "iou" in best:
+            zero = f"(all-zero {best['zero_iou']:.3f})"
+            scores.append(f"mask IoU {best['iou']:.3f} {zero}, Dice {best['dice']:.3f}, BCE {best['bce']:.4f}")
+        if "abs_rel" in best:
+            mean = f" (mean depth {best['mean_depth_delta1']:.3f})" if "mean_depth_delta1" in best else ""
+            errors = f"AbsRel {best['abs_rel']:.3f}, RMSE {best['rmse_m']:.2f} m"
+            scores.append(f"depth {errors}, delta1 {best['delta1']:.3f}{mean}, SSIM {best['ssim']:.3f}")
+        where = f"unseen backgrounds and foregrounds at {best['size']:.0f} px"
+        typer.echo(f"{run}: best epoch {best['epoch']:.0f}, {where}: {'; '.join(scores)}")
     if is_blank(best):
         raise typer.Exit(1)
 

@@ -1,245 +1,290 @@
 """Stage four: a store in, a trained two-headed U-Net out.
 
-A run is a folder. After every epoch it holds, each written atomically,
+A run is a folder. It holds, each file written atomically,
 
-    checkpoints/epoch-003.pt   network and its average, optimizer, scheduler, settings, store hash, history
+    config.json                what the run was started with, for people to read
+    checkpoints/last.pt        where the run goes on: at the end of an epoch, every few minutes, and when interrupted
+    checkpoints/epoch-003.pt   the same after every epoch
     checkpoints/best.pt        the epoch with the best validation mask IoU at the largest picture size so far
-    checkpoints/last.pt        where the run goes on; written after all else
     metrics.csv                one line an epoch
     curves.png                 the same, drawn
-    predictions.png            fixed validation samples: background, composite, masks and depths, true and predicted
+    predictions/epoch-003.png  the same validation samples after every epoch: pictures, true and predicted maps
+    tensorboard/               events, if asked for
+    bad-batch.npz, .png        the batch whose loss was not a number, if one was
 
-An epoch is a pure function of the checkpoint before it: the order of the samples and every random number follow from
-the seed and the epoch's number. So a run killed and resumed equals one left alone, on the CPU bit for bit.
+A step is a pure function of the weights before it: the order of the samples and every random number follow from the
+seed, the epoch and the number of the step. So a checkpoint holds weights and counters, and a run killed and resumed
+equals one left alone, on the CPU bit for bit.
 """
 
-import csv
+import copy
 import io
 import logging
 import math
+import signal
+import threading
 import time
-from collections.abc import Iterator, Sequence
-from itertools import pairwise
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.optim.lr_scheduler import ReduceLROnPlateau
-from torch.optim.swa_utils import AveragedModel
 
-from dsgen import layout, metrics
+from dsgen import __version__, layout, metrics
+from dsgen.augment import augment
 from dsgen.devices import pick_device
-from dsgen.errors import DsgenError
+from dsgen.errors import DsgenError, differences
 from dsgen.jobs import progress
-from dsgen.losses import depth_loss, mask_loss
+from dsgen.loader import Loader, as_floats
+from dsgen.losses import DEPTH_LOSSES, MASK_LOSSES
 from dsgen.networks import MAX_DEPTH_M
+from dsgen.ranks import Ranks, join_ranks
+from dsgen.settings import Settings, in_words, is_over, learning_rate, sizes_by_epoch
+from dsgen.store import Store
+from dsgen.training_report import SCORES, draw_curves, draw_sheet, save_batch, tensorboard, write_metrics
 from dsgen.unet import UNet, unet_metres
 
 log = logging.getLogger("dsgen")
 
 FORMAT = "dsgen-unet-1"
-SMALLEST = 32
 PREDICTIONS = 6
-_MASK_SCORES = ("iou", "zero_iou", "dice", "zero_dice", "bce", "blind_bce")
-_DEPTH_SCORES = ("abs_rel", "rmse_m", "delta1", "ssim")
-_SCORES = (*_MASK_SCORES, *_DEPTH_SCORES)
-_COLUMNS = ("epoch", "size", "samples", "seconds", "learning_rate", "train_loss", "validation_loss", *_SCORES)
-_BLANK_MARGIN = 0.01
-_SLOWER = 0.5
+BLANK_MARGIN = 0.01
+_DEFAULTS = Settings()
+_MOMENTUM = 0.9
+_RECENT = 20  # steps
+Batch = dict[str, Tensor]
+Prepared = tuple[Tensor, Tensor, Tensor, Tensor | None]
+Fed = tuple[Tensor, Tensor, Tensor | None, Tensor | None]
 
 
 class Batches(Protocol):
-    """What training needs of a loader; batches are as `loader.Loader` says."""
+    """What training needs of a loader; batches and states are as `loader.Loader` says."""
 
     rows: int
     size: int
-    has_depth: bool
-    sha256: str
+    parts: tuple[str, ...]
+    sha256: str | None
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the order of the next pass."""
+        """Choose the order of the next pass, which begins at its beginning."""
 
-    def __iter__(self) -> Iterator[dict[str, Tensor]]: ...
+    def state_dict(self) -> dict[str, Any]:
+        """Say where the newest pass is."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Make the next pass go on from there."""
+
+    def __iter__(self) -> Iterator[Batch]: ...
 
 
 def train(
-    store: Path = Path("shards"),
+    store: Path | str = Path("shards"),
     run: Path = Path("run"),
+    settings: Settings = _DEFAULTS,
     *,
     epochs: int = 10,
-    batch_size: int = 8,
-    sizes: tuple[int, ...] = (96, 192),
     device: str = "auto",
-    seed: int = 0,
-    learning_rate: float = 5e-3,
     workers: int = 2,
-    width: int = 16,
-    dropout: float = 0.0,
-    epoch_samples: int | None = None,
-    validation_samples: int | None = 1000,
+    save_every: float = 5.0,
+    show_in_tensorboard: bool = False,
 ) -> dict[str, float]:
     """Train the U-Net on a store's training split, or go on with a run, and return the best epoch's scores.
 
-    Pictures grow through `sizes` (pixels): every size gets about the same work, so epochs in inverse proportion to
-    its pixels, at least one; see `sizes_by_epoch`. `epoch_samples` ends an epoch after so many samples, drawn anew
-    each time, and `validation_samples` scores on so many, always the same ones; None means all. Without depth in the
-    store the mask alone is trained.
+    Pictures grow through the sizes of the settings: every size gets about the same work, so epochs in inverse
+    proportion to its pixels, at least one; see `settings.sizes_by_epoch`. What the store lacks of background is fed as
+    zeros, and of mask and depth just the one it has is trained. Under torchrun the batches are shared by the processes.
 
-    A run that is there goes on if its settings are the same; only `epochs`, `device` and `workers` may differ, and
-    more epochs go on at the size reached. Raises `DsgenError` for other settings, a damaged checkpoint, sizes the
-    store does not reach, and a loss that is not a number.
+    A run that is there goes on if store and settings are the same, in mid-epoch too. With more `epochs` it goes on at
+    the size reached. Every `save_every` minutes a checkpoint is written, and at Ctrl-C and SIGTERM, upon which
+    `KeyboardInterrupt` is raised. Raises `DsgenError` for settings that cannot be or are not the run's, a damaged
+    checkpoint, a loss that is not a number, and a batch too large for the memory.
     """
-    from dsgen.loader import Loader
+    if not 0 <= save_every < math.inf:
+        raise DsgenError(f"--save-every: got {save_every}, expected 0 or more minutes")
+    with join_ranks(device) as (ranks, target):
+        with ranks.together():
+            opened = Store(store)
+            settings.check(epochs, opened.size, ranks.count)
 
-    target = pick_device(device)
-    train_batches = Loader(store, "train", batch_size, seed=seed, workers=workers)
-    validation_batches = Loader(store, "validation", batch_size, seed=seed, workers=workers)
-    settings = {
-        "batch_size": batch_size,
-        "sizes": list(sizes),
-        "seed": seed,
-        "learning_rate": learning_rate,
-        "width": width,
-        "dropout": dropout,
-        "epoch_samples": epoch_samples,
-        "validation_samples": validation_samples,
-    }
-    return fit(train_batches, validation_batches, run, epochs=epochs, settings=settings, device=target)
+        def open_batches(split: str, batch_size: int) -> Loader:
+            return Loader(
+                store,
+                split,
+                batch_size // ranks.count,
+                seed=settings.seed,
+                workers=workers,
+                rank=ranks.rank,
+                ranks=ranks.count,
+                device=target,
+            )
+
+        statistics = opened.index["statistics"].get("depth", {"mean": None})
+        mean_depth_m = statistics["mean"] and statistics["mean"][0]
+        return fit(
+            open_batches,
+            run,
+            settings,
+            epochs=epochs,
+            device=target,
+            ranks=ranks,
+            mean_depth_m=mean_depth_m,
+            save_every=save_every,
+            show_in_tensorboard=show_in_tensorboard,
+        )
 
 
 def fit(
-    train_batches: Batches,
-    validation_batches: Batches,
+    open_batches: Callable[[str, int], Batches],
     run: Path,
+    settings: Settings,
     *,
     epochs: int,
-    settings: dict[str, Any],
     device: torch.device,
+    ranks: Ranks = Ranks(),  # noqa: B008 - it is frozen
+    mean_depth_m: float | None = None,
+    save_every: float = 5.0,
+    show_in_tensorboard: bool = False,
 ) -> dict[str, float]:
-    """Do the work of `train` with loaders, settings and a device at hand."""
-    check_settings(settings, epochs, train_batches.size)
-    with layout.lock(run):
-        return _fit(train_batches, validation_batches, run, epochs, settings, device)
+    """Do the work of `train` with checked settings and a device at hand.
+
+    `open_batches` gives the batches of a split, of so many samples over all processes. `mean_depth_m` is the answer
+    that those of the network are compared with.
+    """
+    with ExitStack() as stack:
+        with ranks.together():
+            if ranks.first:
+                stack.enter_context(layout.lock(run))
+            validation = open_batches("validation", max(settings.batch_size))
+            trainer = Trainer(settings, validation.parts, validation.sha256, device, ranks, mean_depth_m)
+            if (run / "checkpoints/last.pt").exists():
+                trainer.restore(run / "checkpoints/last.pt")
+                log.info("%s: %d of %d epochs done before", run, trainer.epoch, epochs)
+            write_events = stack.enter_context(
+                tensorboard(run / "tensorboard", show_in_tensorboard and ranks.first, trainer.epoch)
+            )
+        if ranks.first:
+            (run / "checkpoints").mkdir(exist_ok=True)
+            layout.write_json(run / "config.json", trainer.describe(epochs))
+        interrupted = stack.enter_context(_interrupts(patient=ranks.count > 1))
+        pauses = _Pauses(interrupted, save_every * 60, lambda: _save(trainer, run), run)
+        while trainer.epoch < epochs and not is_over(settings, trainer.history):
+            _train_at_one_size(trainer, open_batches, validation, run, epochs, pauses, write_events)
+        best = trainer.best()
+        if is_blank(best):
+            log.error("%s: NO MASKS WERE LEARNT. %s", run, _blank_words(best))
+        return {name: value for name, value in best.items() if not math.isnan(value)}
 
 
-def _fit(
-    train_batches: Batches,
-    validation_batches: Batches,
+def _train_at_one_size(
+    trainer: "Trainer",
+    open_batches: Callable[[str, int], Batches],
+    validation: Batches,
     run: Path,
     epochs: int,
-    settings: dict[str, Any],
-    device: torch.device,
-) -> dict[str, float]:
-    if not train_batches.has_depth:
-        log.warning("the store has no depth: training the mask only")
-    trainer = Trainer(settings, train_batches.sha256, device)
-    checkpoints = run / "checkpoints"
-    checkpoints.mkdir(parents=True, exist_ok=True)
-    last = checkpoints / "last.pt"
-    if last.exists():
-        trainer.restore(last)
-        log.info("%s: %d of %d epochs done before", run, trainer.epoch, epochs)
-
-    schedule = sizes_by_epoch(epochs, tuple(settings["sizes"]))
-    samples = min(train_batches.rows, settings["epoch_samples"] or train_batches.rows)
-    done = min(trainer.epoch, epochs)
-    with progress("train", epochs * samples, done * samples) as advance:
-        while trainer.epoch < epochs:
-            size = max(schedule[trainer.epoch], trainer.size)
-            trainer.run_epoch(train_batches, validation_batches, size, samples, advance)
-            checkpoint = trainer.checkpoint()
-            layout.write_bytes(checkpoints / f"epoch-{trainer.epoch:03d}.pt", checkpoint)
-            if trainer.best() is trainer.history[-1]:
-                layout.write_bytes(checkpoints / "best.pt", checkpoint)
-            write_metrics(run / "metrics.csv", trainer.history)
-            draw_curves(run / "curves.png", trainer.history)
-            draw_predictions(run / "predictions.png", trainer.averaged, validation_batches, size, device)
-            layout.write_bytes(last, checkpoint)
-            _alarm(trainer.history[-1])
-    best = trainer.best()
-    if is_blank(best):
-        log.error("%s: NO MASKS WERE LEARNT. %s", run, _blank_words(best))
-    return {name: value for name, value in best.items() if not math.isnan(value)}
+    pauses: "_Pauses",
+    write_events: Callable[[dict[str, float], Path], None],
+) -> None:
+    """Train until the pictures grow or the run is over; after each epoch write what it leaves."""
+    settings, ranks = trainer.settings, trainer.ranks
+    sizes = trainer.sizes(epochs)
+    size = sizes[trainer.epoch]
+    batch_size = settings.batch_size_at(size)
+    with ranks.together():
+        batches = open_batches("train", batch_size)
+        samples = min(batches.rows, settings.epoch_samples or batches.rows)
+        if samples < batches.rows and 0 < samples % batch_size < ranks.count:
+            raise DsgenError(
+                f"--epoch-samples: got {samples}, which leaves {samples % batch_size} of a batch of {batch_size} for "
+                f"{ranks.count} processes; take a multiple of {batch_size}"
+            )
+    done = sizes[: trainer.epoch].count(size) * samples + (trainer.place["samples"] if trainer.place else 0)
+    shown = progress(f"train at {size} px", sizes.count(size) * samples, done) if ranks.first else nullcontext(_unseen)
+    with shown as advance:
+        while trainer.epoch < epochs and sizes[trainer.epoch] == size and not is_over(settings, trainer.history):
+            trainer.run_epoch(batches, validation, size, samples, epochs, run, pauses, advance)
+            if ranks.first:
+                _write_epoch(trainer, validation, run, write_events)
+            pauses.restart()
 
 
-def check_settings(settings: dict[str, Any], epochs: int, store_size: int) -> None:
-    """Raise a `DsgenError` for the first setting that cannot be."""
-    sizes = settings["sizes"]
-    rules = (
-        (epochs >= 1, "epochs", epochs, "1 or more"),
-        (settings["batch_size"] >= 1, "batch_size", settings["batch_size"], "1 or more"),
-        (
-            bool(sizes) and all(a >= SMALLEST for a in sizes) and sizes == sorted(set(sizes)),
-            "sizes",
-            _words(sizes),
-            f"pixels from {SMALLEST} up, each larger than the one before",
-        ),
-        (
-            not sizes or max(sizes) <= store_size,
-            "sizes",
-            _words(sizes),
-            f"at most {store_size}, the side of the store's pictures",
-        ),
-        (0 < settings["learning_rate"] < 1, "learning_rate", settings["learning_rate"], "above 0 and below 1"),
-        (settings["width"] >= 1, "width", settings["width"], "1 or more"),
-        (0 <= settings["dropout"] < 1, "dropout", settings["dropout"], "0 to below 1"),
-        *(
-            (settings[name] is None or settings[name] >= 1, name, settings[name], "1 or more")
-            for name in ("epoch_samples", "validation_samples")
-        ),
-    )
-    for holds, name, value, rule in rules:
-        if not holds:
-            raise DsgenError(f"--{name.replace('_', '-')}: got {value}, expected {rule}")
+def _unseen(count: int, note: str = "") -> None:
+    """Show no progress."""
 
 
-def _words(value: Any) -> str:
-    return ",".join(map(str, value)) if isinstance(value, list) else str(value)
+def _save(trainer: "Trainer", run: Path) -> None:
+    if trainer.ranks.first:
+        layout.write_bytes(run / "checkpoints/last.pt", trainer.checkpoint())
 
 
-def sizes_by_epoch(epochs: int, sizes: tuple[int, ...]) -> list[int]:
-    """Say every epoch's picture size: equal work for each size, one epoch at least while there are enough.
+def _write_epoch(
+    trainer: "Trainer", validation: Batches, run: Path, write_events: Callable[[dict[str, float], Path], None]
+) -> None:
+    """Write what an epoch leaves; `last.pt` comes last, so that a kill before it repeats all of this."""
+    past = trainer.history[-1]
+    checkpoint = trainer.checkpoint()
+    layout.write_bytes(run / f"checkpoints/epoch-{trainer.epoch:03d}.pt", checkpoint)
+    if trainer.best() is past:
+        layout.write_bytes(run / "checkpoints/best.pt", checkpoint)
+    write_metrics(run / "metrics.csv", trainer.history)
+    draw_curves(run / "curves.png", trainer.history)
+    sheet = run / f"predictions/epoch-{trainer.epoch:03d}.png"
+    draw_sheet(sheet, trainer.predictions(validation, int(past["size"])))
+    write_events(past, sheet)
+    layout.write_bytes(run / "checkpoints/last.pt", checkpoint)
+    if is_blank(past):
+        log.error("epoch %d: THE MASKS ARE BLANK. %s", past["epoch"], _blank_words(past))
 
-    >>> sizes_by_epoch(10, (96, 192))
-    [96, 96, 96, 96, 96, 96, 96, 96, 192, 192]
-    """
-    sizes = sizes[:epochs]
-    share = [size**-2 / sum(other**-2 for other in sizes) for size in sizes]
-    later = [max(1, round(epochs * part)) for part in share[1:]]
-    while sum(later) >= epochs:
-        later[later.index(max(later))] -= 1
-    return [size for size, count in zip(sizes, [epochs - sum(later), *later], strict=True) for _ in range(count)]
+
+class _Launched(NamedTuple):
+    """A step under way: its numbers are on the device, and may not be known yet."""
+
+    report: Tensor
+    batch: Batch
+    fed: Fed
+    end: int
+    state: dict[str, Any]
 
 
 class Trainer:
-    """Network, optimizer and scheduler, what they have been through (`history`), and the step from epoch to epoch.
+    """Network, optimizer, what they have been through (`history`), and the way from epoch to epoch.
 
-    The learning rate halves when the validation loss has not improved by a thousandth for more than two epochs, and
-    when the pictures grow, at which the count starts afresh, since losses of two sizes do not compare.
+    Amid an epoch `place` says where in it: its size, the loader's state, the steps, samples and seconds done, the sum
+    of the losses, and the last learning rate. Several processes hold the same, and get their parts of each batch.
     """
 
-    def __init__(self, settings: dict[str, Any], store_sha256: str, device: torch.device):
-        self.settings, self.store_sha256, self.device = settings, store_sha256, device
-        torch.manual_seed(settings["seed"])
-        self.network = UNet(settings["width"], settings["dropout"]).to(device).to(memory_format=torch.channels_last)
-        self.average = AveragedModel(self.network, multi_avg_fn=_average, use_buffers=True)
-        self.optimizer = torch.optim.Adam(self.network.parameters(), lr=settings["learning_rate"])
-        self.scheduler = self._new_scheduler()
-        half = torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float16
-        self.half = half if device.type == "cuda" else None
+    def __init__(
+        self,
+        settings: Settings,
+        parts: tuple[str, ...],
+        store_sha256: str | None,
+        device: torch.device,
+        ranks: Ranks = Ranks(),  # noqa: B008 - it is frozen
+        mean_depth_m: float | None = None,
+    ):
+        if not {"mask", "depth"} & set(parts):
+            raise DsgenError("store: got neither masks nor depth, expected one of them to train; take another store")
+        if missing := {"background", "mask", "depth"} - set(parts):
+            log.warning("the store has no %s: %s", " and no ".join(sorted(missing)), _without(missing))
+        self.settings, self.parts, self.store_sha256, self.device = settings, parts, store_sha256, device
+        self.ranks, self.mean_depth_m = ranks, mean_depth_m
+        torch.manual_seed(settings.seed)
+        network = ranks.synchronise(UNet(**settings.network()), device)
+        self.network: UNet = network.to(device).to(memory_format=torch.channels_last)  # type: ignore[assignment]
+        self.averaged = copy.deepcopy(self.network) if settings.average else self.network
+        model = ranks.parallel(self.network, unused=not {"mask", "depth"} <= set(parts))
+        self.model = torch.compile(model, dynamic=False) if settings.compile else model
+        self.optimizer = _make_optimizer(self.network, settings)
+        self.half = _half(settings.precision, device)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.half is torch.float16)
+        self.steps = 0
         self.history: list[dict[str, float]] = []
-
-    def _new_scheduler(self) -> ReduceLROnPlateau:
-        return ReduceLROnPlateau(self.optimizer, factor=_SLOWER, patience=2, threshold=1e-3)
-
-    @property
-    def averaged(self) -> UNet:
-        """The moving average of weights and batch statistics: what is scored, shown and kept as result."""
-        return cast(UNet, self.average.module)
+        self.place: dict[str, Any] | None = None
+        self._shown: Batch | None = None
 
     @property
     def epoch(self) -> int:
@@ -251,120 +296,428 @@ class Trainer:
         """The picture size of the last epoch done, 0 before the first."""
         return int(self.history[-1]["size"]) if self.history else 0
 
-    def best(self) -> dict[str, float]:
-        """Return the epoch with the highest mask IoU, the first of equals, among those at the largest size so far."""
-        return max((past for past in self.history if past["size"] == self.size), key=lambda past: past["iou"])
+    def sizes(self, epochs: int) -> list[int]:
+        """Return the picture size of every epoch, done or to come; pictures never shrink."""
+        sizes = [int(past["size"]) for past in self.history]
+        for size in sizes_by_epoch(epochs, self.settings.sizes)[self.epoch :]:
+            sizes.append(max(size, *sizes[-1:], self.place["size"] if self.place else 0))
+        return sizes
 
-    def run_epoch(self, batches: Batches, validation: Batches, size: int, samples: int, advance: Any) -> None:
-        """Train for one epoch, score, and note both in the history."""
-        started = time.monotonic()
-        if self.size not in (0, size):
-            for group in self.optimizer.param_groups:
-                group["lr"] *= _SLOWER
-            self.scheduler = self._new_scheduler()
-        torch.manual_seed(self.settings["seed"] * 1_000_003 + self.epoch + 1)
-        dice = torch.Generator().manual_seed(self.settings["seed"] * 1_000_003 + self.epoch + 1)
+    def best(self) -> dict[str, float]:
+        """Return the best epoch, the first of equals, among those at the largest size so far.
+
+        It has the highest mask IoU, or where there are no masks the lowest loss.
+        """
+        score = "iou" if "mask" in self.parts else "validation_loss"
+        sign = 1 if "mask" in self.parts else -1
+        return max((past for past in self.history if past["size"] == self.size), key=lambda past: sign * past[score])
+
+    def describe(self, epochs: int) -> dict[str, Any]:
+        """Return what the run was started with, for people to read."""
+        return {
+            "dsgen": __version__,
+            "torch": torch.__version__,
+            "settings": self.settings.as_dict(),
+            "epochs": epochs,
+            "sizes_by_epoch": self.sizes(epochs),
+            "device": str(self.device),
+            "processes": self.ranks.count,
+            "arithmetic": str(self.half or torch.float32).removeprefix("torch."),
+            "parameters": sum(parameter.numel() for parameter in self.network.parameters()),
+            "store_sha256": self.store_sha256,
+            "store_parts": list(self.parts),
+        }
+
+    def run_epoch(
+        self,
+        batches: Batches,
+        validation: Batches,
+        size: int,
+        samples: int,
+        epochs: int,
+        run: Path,
+        pauses: "_Pauses",
+        advance: Callable[..., None],
+    ) -> None:
+        """Train for one epoch, or what is left of it, score, and note both in the history."""
         batches.set_epoch(self.epoch)
-        rate = self.optimizer.param_groups[0]["lr"]
+        if self.place is None:
+            self.place = {"size": size, "loader": batches.state_dict(), "step": 0, "samples": 0}
+            self.place |= {"loss": 0.0, "rate": math.nan, "seconds": 0.0}
+        else:
+            batches.load_state_dict(self.place["loader"])
         self.network.train()
-        losses = []
-        for batch in take(batches, samples):
-            losses.append((self._step(batch, size, dice), len(batch["row"])))
-            recent = sum(loss for loss, _ in losses[-20:]) / len(losses[-20:])
-            known = f" IoU {self.history[-1]['iou']:.3f}" if self.history else ""
-            advance(len(batch["row"]), note=f"epoch {self.epoch + 1} at {size} loss {recent:.3f}{known}")
-        scores = evaluate(self.averaged, validation, size, self.device, self.settings["validation_samples"], self.half)
-        self.scheduler.step(scores["validation_loss"])
-        seen = sum(count for _, count in losses)
+        self._train(batches, size, samples, epochs, run, pauses, advance)
+        started = time.monotonic()
+        scores = evaluate(
+            self.averaged,
+            validation,
+            size,
+            self.device,
+            self.settings,
+            samples=self.settings.validation_samples,
+            half=self.half,
+            mean_depth_m=self.mean_depth_m,
+            ranks=self.ranks,
+            between=pauses.stop_if_asked if self.ranks.count == 1 else None,
+        )
+        place, self.place = self.place, None
         self.history.append(
             {
                 "epoch": self.epoch + 1,
                 "size": size,
-                "samples": seen,
-                "seconds": round(time.monotonic() - started, 2),
-                "learning_rate": rate,
-                "train_loss": sum(loss * count for loss, count in losses) / seen,
+                "samples": place["samples"],
+                "seconds": round(place["seconds"] + time.monotonic() - started, 2),
+                "images_per_second": round(place["samples"] / max(place["seconds"], 1e-9), 1),
+                "learning_rate": place["rate"],
+                "train_loss": place["loss"] / place["samples"],
                 **scores,
             }
         )
 
-    def _step(self, batch: dict[str, Tensor], size: int, dice: torch.Generator) -> float:
-        background, image, mask, depth_m = jitter(*prepare(batch, size, self.device), dice)
-        with torch.autocast(self.device.type, dtype=self.half, enabled=self.half is not None):
-            logits, raw = self.network(background, image)
-        loss = total_loss(logits, raw, mask, depth_m)
-        value = loss.item()
-        if not math.isfinite(value):
-            rows = ", ".join(map(str, batch["row"].tolist()))
-            raise DsgenError(
-                f"training: the loss is {value} in epoch {self.epoch + 1}, rows {rows}; check these samples, "
-                "or lower --learning-rate"
-            )
+    def _train(
+        self,
+        batches: Batches,
+        size: int,
+        samples: int,
+        epochs: int,
+        run: Path,
+        pauses: "_Pauses",
+        advance: Callable[..., None],
+    ) -> None:
+        """Do the steps of an epoch, or those that are left.
+
+        Numbers of a step are looked at when the next one has been launched, so a device with a queue is never idle.
+        """
+        assert self.place is not None
+        place = self.place
+        recent: deque[tuple[float, float, float]] = deque(maxlen=_RECENT)
+        clock = time.monotonic()
+
+        def settle(launched: _Launched) -> bool:
+            """Take note of a step's numbers; say whether any process was asked to stop before it."""
+            nonlocal clock
+            loss, iou, delta1, stops = launched.report.tolist()
+            if not math.isfinite(loss):
+                raise self._not_a_number(loss, launched, run)
+            count, now = launched.end - place["samples"], time.monotonic()
+            place["step"] += 1
+            place["samples"] += count
+            place["loss"] += loss * count
+            place["seconds"] += now - clock
+            place["loader"] = launched.state
+            clock = now
+            recent.append((loss, iou, delta1))
+            advance(count, note=_note(self.epoch + 1, epochs, recent))
+            return stops > 0
+
+        begin, asked = place["samples"], False
+        pending: _Launched | None = None
+        for step, (batch, end) in enumerate(take(batches, samples, self.ranks), place["step"]):
+            share = (begin + end) / 2 / samples
+            place["rate"] = learning_rate(self.settings, self.history, size, epochs, share)
+            report, fed = self._launch(batch, size, step, place["rate"], pauses.asked())
+            launched = _Launched(report, batch, fed, end, batches.state_dict())
+            asked = asked or (pending is not None and settle(pending)) or (self.ranks.count == 1 and pauses.asked())
+            pending, begin = launched, end
+            if asked or pauses.due():
+                # of several processes, who asks in this very step is heard in the next one, by all alike
+                asked_now, pending = settle(launched), None
+                pauses.save(stop=asked)
+                asked = asked_now
+        asked = asked or (pending is not None and settle(pending))
+        if asked:
+            pauses.save(stop=True)
+
+    def _launch(self, batch: Batch, size: int, step: int, rate: float, asked: bool) -> tuple[Tensor, Fed]:
+        """Begin a step; return its report (loss, IoU, delta1, processes asked to stop) and what was fed."""
+        reason = None
+        try:
+            return self._step(batch, size, step, rate, asked)
+        except RuntimeError as error:
+            if not _is_out_of_memory(error):
+                raise
+            # as long as the error lives its traceback keeps the tensors
+            reason = str(error).splitlines()[0]
+        raise self._too_large(batch, size, reason)
+
+    def _step(self, batch: Batch, size: int, step: int, rate: float, asked: bool) -> tuple[Tensor, Fed]:
+        seed = int(np.random.SeedSequence([self.settings.seed, self.epoch, step]).generate_state(1)[0])
+        torch.manual_seed(seed + self.ranks.rank)  # for dropout, which differs by process
+        fed = self._feed(batch, size, torch.Generator().manual_seed(seed))
+        loss, report = self._forward(fed, asked)
         self.optimizer.zero_grad(set_to_none=True)
-        self.scaler.scale(loss).backward()
+        # gradients are averaged over processes, losses are parts of a sum
+        self.scaler.scale(loss * self.ranks.count).backward()
+        if self.settings.clip is not None:
+            self.scaler.unscale_(self.optimizer)
+            torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.settings.clip)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        self.average.update_parameters(self.network)
-        return value
+        self.steps += 1
+        if self.averaged is not self.network:
+            _follow(self.averaged, self.network, self.steps)
+        return report, fed
+
+    def _feed(self, batch: Batch, size: int, dice: torch.Generator) -> Fed:
+        """Prepare and augment a batch."""
+        background, image, mask, depth_m = prepare(batch, size, self.device)
+        # of pictures without a mask nothing is known to be background
+        inside = mask if "mask" in batch else torch.ones_like(mask)
+        strength, ranks = self.settings.augment, self.ranks
+        background, image, inside, depth_m = augment(
+            background, image, inside, depth_m, dice, strength, rank=ranks.rank, ranks=ranks.count
+        )
+        if "background" not in batch:
+            background = torch.zeros_like(image)
+        return background, image, inside if "mask" in batch else None, depth_m
+
+    def _forward(self, fed: Fed, asked: bool = False) -> tuple[Tensor, Tensor]:
+        """Return the loss, of several processes this one's part of it, and the report, which is on all."""
+        background, image, mask, depth_m = fed
+        with torch.autocast(self.device.type, dtype=self.half, enabled=self.half is not None):
+            logits, raw = self.model(background, image)
+        mask = None if mask is None else _shrink_mask(mask, logits.shape[-1])
+        depth_m = None if depth_m is None else _shrink_depth(depth_m, logits.shape[-1])
+        values = sample_losses(self.settings, logits, raw, mask, depth_m)
+        with torch.no_grad():
+            if mask is not None:
+                values["iou"] = metrics.iou(logits, mask), values["mask_loss"][1]
+            if depth_m is not None:
+                values["delta1"] = metrics.delta1(unet_metres(raw), depth_m), values["depth_loss"][1]
+            counts = self.ranks.sum(torch.stack([known.sum() for _, known in values.values()])).clamp(min=1)
+        means = {
+            name: torch.where(known, value, 0.0).sum() / count
+            for (name, (value, known)), count in zip(values.items(), counts, strict=True)
+        }
+        loss = sum((means[name] for name in ("mask_loss", "depth_loss") if name in means), torch.zeros(()))
+        none = torch.full((), math.nan)
+        numbers = [loss.detach(), *(means.get(name, none) for name in ("iou", "delta1")), torch.tensor(float(asked))]
+        return loss, self.ranks.sum(torch.stack([number.to(self.device) for number in numbers]))
+
+    def _not_a_number(self, loss: float, launched: _Launched, run: Path) -> DsgenError:
+        """Save a step's batch, of all processes, and make the error that names it."""
+        parts = self.ranks.gather({name: values.cpu() for name, values in launched.batch.items()})
+        batch = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        if self.ranks.first:
+            save_batch(run / "bad-batch.npz", batch)
+            background, image, mask, depth_m = launched.fed
+            maps = {"background": background, "composite": image, "mask": mask, "depth": depth_m}
+            draw_sheet(run / "bad-batch.png", {name: value for name, value in maps.items() if value is not None})
+        rows = ", ".join(map(str, batch["row"].tolist()))
+        assert self.place is not None
+        return DsgenError(
+            f"training: the loss is {loss} in epoch {self.epoch + 1}, step {self.place['step'] + 1}, rows {rows}; "
+            f"check {run / 'bad-batch.npz'} and .png, which hold them, or lower --learning-rate"
+        )
+
+    def _too_large(self, batch: Batch, size: int, reason: str) -> DsgenError:
+        """Find out how large a batch fits, and make the error that says it. The trainer is of no use after that."""
+        given = len(batch["row"]) * self.ranks.count
+        text = f"--batch-size: got {in_words(self.settings.batch_size)}, too large at {size} px for the memory of "
+        text += f"{self.device} ({reason})"
+        if self.ranks.count > 1:  # a trial needs all of them
+            return DsgenError(f"{text}; try {max(self.ranks.count, given // 2)}")
+        fit = given
+        while fit > 1:
+            fit //= 2
+            if self._fits({name: values[:fit] for name, values in batch.items()}, size):
+                return DsgenError(f"{text}; a step of {fit} fits")
+        return DsgenError(f"{text}; not even one sample fits, take smaller --sizes or --width, or another device")
+
+    def _fits(self, batch: Batch, size: int) -> bool:
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        try:
+            loss, _ = self._forward(self._feed(batch, size, torch.Generator().manual_seed(0)))
+            loss.backward()
+        except RuntimeError as error:
+            if not _is_out_of_memory(error):
+                raise
+            return False
+        return True
+
+    @torch.no_grad()
+    def predictions(self, validation: Batches, size: int) -> dict[str, Tensor]:
+        """Answer the first few validation samples, always the same; return titled maps for `draw_sheet`."""
+        if self._shown is None:
+            validation.set_epoch(0)
+            batches = [batch for batch, _ in take(validation, PREDICTIONS * self.ranks.count, self.ranks)]
+            self._shown = {name: torch.cat([batch[name] for batch in batches]) for name in batches[0]}
+        background, image, mask, depth_m = prepare(self._shown, size, self.device)
+        logits, raw = self.averaged.eval()(background, image)
+        maps = {
+            "background": background if "background" in self.parts else None,
+            "composite": image,
+            "mask": mask if "mask" in self.parts else None,
+            "predicted mask": logits.sigmoid() if "mask" in self.parts else None,
+            "depth": depth_m,
+            "predicted depth": unet_metres(raw) if depth_m is not None else None,
+        }
+        return {title: values for title, values in maps.items() if values is not None}
 
     def checkpoint(self) -> bytes:
-        """Encode all that the next epoch depends on."""
+        """Encode all that the next step depends on."""
         buffer = io.BytesIO()
         torch.save(
             {
                 "format": FORMAT,
-                "settings": self.settings,
+                "settings": self.settings.as_dict(),
                 "store_sha256": self.store_sha256,
                 "config": self.network.config,
                 "network": self.averaged.state_dict(),
-                "average": self.average.n_averaged,
                 "training": self.network.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
-                "scheduler": self.scheduler.state_dict(),
                 "scaler": self.scaler.state_dict(),
+                "steps": self.steps,
                 "history": self.history,
+                "place": self.place,
             },
             buffer,
         )
         return buffer.getvalue()
 
     def restore(self, path: Path) -> None:
-        """Go back to a checkpoint; other settings or another store are a `DsgenError`."""
+        """Go back to a checkpoint; other settings or another store are a `DsgenError` that names all differences."""
         saved = read_checkpoint(path)
-        ours = {**self.settings, "store": self.store_sha256}
-        theirs = {**saved["settings"], "store": saved["store_sha256"]}
-        for name, value in ours.items():
-            if theirs.get(name) != value:
-                raise DsgenError(
-                    f"{path}: this run's {name.replace('_', '-')} was {_words(theirs.get(name))}, now "
-                    f"{_words(value)}; use the same, or another --run"
-                )
         try:
+            now = {**self.settings.as_dict(), "store": self.store_sha256}
+            was = {**saved["settings"], "store": saved["store_sha256"]}
+            differing = differences(_as_options(now), _as_options(was), "run")
+            if differing:
+                raise DsgenError(
+                    f"{path.parent.parent}: begun with other settings: got {'; '.join(differing)}; give the same, or "
+                    "another --run"
+                )
             self.network.load_state_dict(saved["training"])
             self.averaged.load_state_dict(saved["network"])
-            self.average.n_averaged.copy_(saved["average"])
             self.optimizer.load_state_dict(saved["optimizer"])
-            self.scheduler.load_state_dict(saved["scheduler"])
-            if saved["scaler"]:  # empty unless the run was in float16
+            if saved["scaler"] and self.scaler.is_enabled():  # empty unless the run was in float16
                 self.scaler.load_state_dict(saved["scaler"])
+            self.steps, self.history, self.place = saved["steps"], saved["history"], saved["place"]
         except (RuntimeError, ValueError, KeyError, TypeError) as error:
             raise _damaged(path, error) from error
-        self.history = saved["history"]
+
+
+def _as_options(settings: dict[str, Any]) -> dict[str, str]:
+    """Write settings as options."""
+    return {
+        "store" if name == "store" else f"--{name.replace('_', '-')}": in_words(settings[name]) for name in settings
+    }
+
+
+def _without(missing: set[str]) -> str:
+    """Say what is done without parts of a store."""
+    if missing == {"background"}:
+        return "the network is shown none"
+    trained = "depth" if "mask" in missing else "mask"
+    return f"training the {trained} only" + (", the network is shown no background" if "background" in missing else "")
+
+
+def _note(epoch: int, epochs: int, recent: deque[tuple[float, float, float]]) -> str:
+    """Say for the progress display how the last steps went."""
+    means = [sum(values) / len(recent) for values in zip(*recent, strict=True)]
+    scores = zip(("loss", "IoU", "delta1"), means, strict=True)
+    return f"epoch {epoch} of {epochs} " + " ".join(f"{name} {mean:.3f}" for name, mean in scores if mean == mean)
+
+
+def _make_optimizer(network: UNet, settings: Settings) -> torch.optim.Optimizer:
+    """Make the optimizer; biases and batch norms do not decay."""
+    parameters = list(network.parameters())
+    groups = [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": settings.weight_decay},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    if settings.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=settings.learning_rate, momentum=_MOMENTUM)
+    kind = torch.optim.AdamW if settings.optimizer == "adamw" else torch.optim.Adam
+    return kind(groups, lr=settings.learning_rate)
+
+
+def _half(precision: str, device: torch.device) -> torch.dtype | None:
+    """Return the dtype of autocast, None for none: by itself bfloat16 on CUDA, float16 where that is lacking."""
+    if precision == "auto" and device.type == "cuda":
+        precision = "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+    return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
+
+
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    """Tell an allocation that failed from other errors; the CPU's allocator has no error of its own."""
+    words = "not enough memory", "can't allocate memory", "Cannot allocate memory"
+    return isinstance(error, torch.OutOfMemoryError) or any(text in str(error) for text in words)
 
 
 @torch.no_grad()
-def _average(averages: Sequence[Tensor], values: Sequence[Tensor], updates: Tensor | int) -> None:
-    """Move averages towards values: all the way at first, in the end a hundredth a step.
+def _follow(averaged: torch.nn.Module, network: torch.nn.Module, steps: int) -> None:
+    """Move averages of weights and batch statistics: all the way at first, in the end a hundredth a step.
 
     Single steps of Adam on small batches can leave batch statistics and weights far apart for a moment, and an epoch
     that ended then would score as if nothing were learnt; their average over about a hundred steps does not.
     """
-    share = max(0.01, 9 / (float(updates) + 9))
-    for average, value in zip(averages, values, strict=True):
-        if average.is_floating_point():
-            average.lerp_(value, share)
-        else:
+    share = max(0.01, 9 / (steps + 8))
+    pairs = list(zip(averaged.state_dict().values(), network.state_dict().values(), strict=True))
+    floats = [pair for pair in pairs if pair[0].is_floating_point()]
+    torch._foreach_lerp_([average for average, _ in floats], [value for _, value in floats], share)
+    for average, value in pairs:
+        if not average.is_floating_point():
             average.copy_(value)
+
+
+class _Pauses:
+    """When to save in mid-epoch: when the clock says so, and before stopping, when a signal asks for it."""
+
+    def __init__(self, asked: Callable[[], bool], every_s: float, save: Callable[[], None], run: Path):
+        self.asked, self._every_s, self._save, self._run = asked, every_s, save, run
+        self._saved = time.monotonic()
+
+    def restart(self) -> None:
+        """Count from now."""
+        self._saved = time.monotonic()
+
+    def due(self) -> bool:
+        """Say whether it has been long since the last time."""
+        return time.monotonic() - self._saved >= self._every_s
+
+    def save(self, stop: bool) -> None:
+        """Save; raise `KeyboardInterrupt` to stop."""
+        self._save()
+        self.restart()
+        if stop:
+            log.warning("%s: stopping as asked, the checkpoint is written", self._run)
+            raise KeyboardInterrupt
+
+    def stop_if_asked(self) -> None:
+        """Save and stop if a signal came."""
+        if self.asked():
+            self.save(stop=True)
+
+
+@contextmanager
+def _interrupts(patient: bool) -> Iterator[Callable[[], bool]]:
+    """Turn Ctrl-C and SIGTERM into a question that is asked between steps; the second one stops at once.
+
+    Not so for the `patient`: from torchrun one Ctrl-C comes twice. Outside the main thread there are no signals.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+    asked = False
+
+    def note(*_: Any) -> None:
+        nonlocal asked
+        if asked and not patient:
+            raise KeyboardInterrupt
+        asked = True
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -396,70 +749,67 @@ def load_network(path: Path, device: str = "cpu") -> UNet:
     return network.to(pick_device(device)).to(memory_format=torch.channels_last).eval()
 
 
-def take(batches: Batches, samples: int | None) -> Iterator[dict[str, Tensor]]:
-    """Yield batches until there have been `samples`, cutting the last one; None means all."""
-    if samples is None:
-        yield from batches
+def take(batches: Batches, samples: int | None, ranks: Ranks = Ranks()) -> Iterator[tuple[Batch, int]]:  # noqa: B008
+    """Yield batches, and how many samples of the epoch there were then over all ranks, until there have been `samples`.
+
+    The last batch is cut; None means all.
+    """
+    begin = batches.state_dict()["samples"]
+    most = batches.rows if samples is None else samples
+    if begin >= most:
         return
-    left = samples
     for batch in batches:
-        yield {name: values[:left] for name, values in batch.items()}
-        left -= len(batch["row"])
-        if left <= 0:
+        end = min(batches.state_dict()["samples"], most)
+        kept = len(range(begin + ranks.rank, end, ranks.count))
+        if kept:
+            yield {name: values[:kept] for name, values in batch.items()}, end
+        begin = end
+        if begin >= most:
             return
 
 
-def prepare(batch: dict[str, Tensor], size: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+def prepare(batch: Batch, size: int, device: torch.device) -> Prepared:
     """Turn a loader's batch into background and image (B,3,S,S) in 0..1, mask (B,1,S,S) 0 or 1, depth (B,1,S,S) metres.
 
     Pictures and masks shrink by antialiased averaging, after which a mask pixel counts from one half on. Depth takes
-    the nearest pixel: an average of two surfaces would be the depth of neither, and 0 stays the mark of none.
+    the nearest pixel: an average of two surfaces would be the depth of neither, and 0 stays the mark of none. A batch
+    without backgrounds or masks gets zeros, one without depth None.
     """
+    maps = as_floats({name: values.to(device) for name, values in batch.items() if name != "row"})
 
     def shrink(pictures: Tensor) -> Tensor:
-        pictures = pictures.float().div_(255)
         if pictures.shape[-1] == size:
             return pictures
-        return F.interpolate(pictures, size=(size, size), mode="bilinear", antialias=True)
+        shrunk = F.interpolate(pictures, size=(size, size), mode="bilinear", antialias=True)
+        return shrunk.contiguous(memory_format=torch.channels_last)
 
-    background, image = (
-        shrink(batch[name].to(device).permute(0, 3, 1, 2)).contiguous(memory_format=torch.channels_last)
-        for name in ("background", "image")
-    )
-    mask = (shrink(batch["mask"].to(device)[:, None]) >= 0.5).float()
-    if "depth" not in batch:
-        return background, image, mask, None
-    depth_m = batch["depth"].to(torch.int32).to(device)[:, None].float() / 1000
-    return background, image, mask, F.interpolate(depth_m, size=(size, size), mode="nearest-exact")
+    image = shrink(maps["image"])
+    background = shrink(maps["background"]) if "background" in maps else torch.zeros_like(image)
+    mask = _shrink_mask(maps["mask"], size) if "mask" in maps else torch.zeros_like(image[:, :1])
+    return background, image, mask, _shrink_depth(maps["depth"], size) if "depth" in maps else None
 
 
-def jitter(
-    background: Tensor, image: Tensor, mask: Tensor, depth_m: Tensor | None, dice: torch.Generator
-) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """Vary light and colour of background and image alike, and mirror half the samples, all from `dice`.
-
-    Per sample and channel a gain of 0.7..1.3, per sample an offset of -0.1..0.1. What differs between background and
-    image is the foreground alone, before and after.
-    """
-    count = len(image)
-    gain = torch.empty(count, 3, 1, 1).uniform_(0.7, 1.3, generator=dice).to(image.device)
-    offset = torch.empty(count, 1, 1, 1).uniform_(-0.1, 0.1, generator=dice).to(image.device)
-    mirrored = (torch.rand(count, 1, 1, 1, generator=dice) < 0.5).to(image.device)
-
-    def mirror(maps: Tensor) -> Tensor:
-        return torch.where(mirrored, maps.flip(3), maps)
-
-    background, image = (
-        mirror((picture * gain + offset).clamp(0, 1)).contiguous(memory_format=torch.channels_last)
-        for picture in (background, image)
-    )
-    return background, image, mirror(mask), None if depth_m is None else mirror(depth_m)
+def _shrink_mask(mask: Tensor, size: int) -> Tensor:
+    if mask.shape[-1] == size:
+        return mask
+    return (F.interpolate(mask, size=(size, size), mode="bilinear", antialias=True) >= 0.5).float()
 
 
-def total_loss(logits: Tensor, raw: Tensor, mask: Tensor, depth_m: Tensor | None) -> Tensor:
-    """Add up the losses of the two heads; without a true depth the mask's stands alone."""
-    loss = mask_loss(logits, mask)
-    return loss if depth_m is None else loss + depth_loss(raw, depth_m)
+def _shrink_depth(depth_m: Tensor, size: int) -> Tensor:
+    return depth_m if depth_m.shape[-1] == size else F.interpolate(depth_m, size=(size, size), mode="nearest-exact")
+
+
+def sample_losses(
+    settings: Settings, logits: Tensor, raw: Tensor, mask: Tensor | None, depth_m: Tensor | None
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """Return the losses of mask and depth where there is a truth: each sample's, and which samples have it, (B,)."""
+    values = {}
+    if mask is not None:
+        values["mask_loss"] = MASK_LOSSES[settings.mask_loss](logits, mask), torch.ones_like(mask[:, 0, 0, 0]).bool()
+    if depth_m is not None:
+        known = metrics.valid_depth(depth_m).flatten(1).any(1)
+        values["depth_loss"] = DEPTH_LOSSES[settings.depth_loss](raw, depth_m), known
+    return values
 
 
 @torch.no_grad()
@@ -468,141 +818,74 @@ def evaluate(
     batches: Batches,
     size: int,
     device: torch.device,
+    settings: Settings = _DEFAULTS,
+    *,
     samples: int | None = None,
     half: torch.dtype | None = None,
+    mean_depth_m: float | None = None,
+    ranks: Ranks = Ranks(),  # noqa: B008 - it is frozen
+    between: Callable[[], None] | None = None,
 ) -> dict[str, float]:
-    """Score a network: means over samples of the loss and of every score; nan for depth where there is none.
+    """Score a network: means over samples of the loss and of every score; nan where there is no truth.
 
-    `zero_iou` and `zero_dice` are what an all-zero mask gets, `blind_bce` the least one answer for all pixels gets.
+    `zero_iou` and `zero_dice` are what an all-zero mask gets, `blind_bce` the least one answer for all pixels gets,
+    and `mean_depth_abs_rel` and `mean_depth_delta1` what `mean_depth_m` everywhere gets. `between` is called before
+    each batch.
     """
     network.eval()
     batches.set_epoch(0)
-    found: dict[str, list[Tensor]] = {name: [] for name in ("validation_loss", *_SCORES)}
-    for batch in take(batches, samples):
-        background, image, mask, depth_m = prepare(batch, size, device)
+    sums: dict[str, Tensor] = {}
+    for batch, _ in take(batches, samples, ranks):
+        if between is not None:
+            between()
+        background, image, true_mask, depth_m = prepare(batch, size, device)
         with torch.autocast(device.type, dtype=half, enabled=half is not None):
             logits, raw = network(background, image)
-        logits = logits.float()
-        nothing = torch.full_like(logits, -1.0)
-        per_sample = {
-            "validation_loss": total_loss(logits, raw, mask, depth_m).expand(len(mask)),
-            "iou": metrics.iou(logits, mask),
-            "zero_iou": metrics.iou(nothing, mask),
-            "dice": metrics.dice(logits, mask),
-            "zero_dice": metrics.dice(nothing, mask),
-            "bce": metrics.bce(logits, mask),
-            "blind_bce": metrics.blind_bce(mask),
-        }
-        if depth_m is not None:
-            metres = unet_metres(raw)
-            per_sample |= {
-                "abs_rel": metrics.abs_rel(metres, depth_m),
-                "rmse_m": metrics.rmse(metres, depth_m),
-                "delta1": metrics.delta1(metres, depth_m),
-                "ssim": metrics.ssim(metres, depth_m, MAX_DEPTH_M, metrics.valid_depth(depth_m)),
+        if logits.shape[-1] != size:
+            _, _, true_mask, depth_m = prepare(batch, logits.shape[-1], device)
+        mask = true_mask if "mask" in batch else None
+        values = sample_losses(settings, logits, raw, mask, depth_m)
+        if mask is not None:
+            nothing, all_known = torch.full_like(mask, -1.0), values["mask_loss"][1]
+            values |= {
+                "iou": (metrics.iou(logits, mask), all_known),
+                "zero_iou": (metrics.iou(nothing, mask), all_known),
+                "dice": (metrics.dice(logits, mask), all_known),
+                "zero_dice": (metrics.dice(nothing, mask), all_known),
+                "bce": (metrics.bce(logits, mask), all_known),
+                "blind_bce": (metrics.blind_bce(mask), all_known),
             }
-        for name, values in per_sample.items():
-            found[name].append(values.cpu())
-    return {name: torch.cat(values).nanmean().item() if values else math.nan for name, values in found.items()}
+        if depth_m is not None:
+            metres, known = unet_metres(raw), values["depth_loss"][1]
+            likeness = metrics.ssim(metres, depth_m, MAX_DEPTH_M, metrics.valid_depth(depth_m))
+            values |= {
+                "abs_rel": (metrics.abs_rel(metres, depth_m), known),
+                "rmse_m": (metrics.rmse(metres, depth_m), known),
+                "delta1": (metrics.delta1(metres, depth_m), known),
+                "ssim": (likeness, ~likeness.isnan()),
+            }
+            if mean_depth_m is not None:
+                mean_m = torch.full_like(depth_m, mean_depth_m)
+                values["mean_depth_abs_rel"] = metrics.abs_rel(mean_m, depth_m), known
+                values["mean_depth_delta1"] = metrics.delta1(mean_m, depth_m), known
+        for name, (value, counts) in values.items():
+            total = torch.stack([torch.where(counts, value, 0.0).sum(), counts.sum()]).double().cpu()
+            sums[name] = sums.get(name, 0) + total
+    names = sorted(sums)
+    totals = ranks.sum(torch.stack([sums[name] for name in names]).to(device)).tolist()
+    means = {name: total / count if count else math.nan for name, (total, count) in zip(names, totals, strict=True)}
+    losses = [means[name] for name in ("mask_loss", "depth_loss") if name in means]
+    return {**dict.fromkeys(SCORES, math.nan), **means, "validation_loss": math.fsum(losses)}
 
 
 def is_blank(scores: dict[str, float]) -> bool:
-    """Say whether the masks are no better than all-zero ones."""
-    return not scores["iou"] > scores["zero_iou"] + _BLANK_MARGIN
+    """Say whether the masks are no better than all-zero ones; where there are none to compare with they are not."""
+    zero = scores.get("zero_iou", math.nan)
+    return not math.isnan(zero) and not scores.get("iou", math.nan) > zero + BLANK_MARGIN
 
 
 def _blank_words(scores: dict[str, float]) -> str:
     return (
         f"Validation mask IoU {scores['iou']:.3f}, an all-zero mask scores {scores['zero_iou']:.3f}: "
-        "train longer, lower --learning-rate, and look at predictions.png"
+        "train longer, lower --learning-rate, and look at predictions/"
     )
-
-
-def _alarm(scores: dict[str, float]) -> None:
-    if is_blank(scores):
-        log.error("epoch %d: THE MASKS ARE BLANK. %s", scores["epoch"], _blank_words(scores))
-
-
-def write_metrics(path: Path, history: list[dict[str, float]]) -> None:
-    """Write one line an epoch; a score there is none of is empty."""
-    text = io.StringIO(newline="")
-    table = csv.writer(text, lineterminator="\n")
-    table.writerow(_COLUMNS)
-    for past in history:
-        table.writerow("" if math.isnan(past[name]) else f"{past[name]:.6g}" for name in _COLUMNS)
-    layout.write_bytes(path, text.getvalue().encode())
-
-
-def draw_curves(path: Path, history: list[dict[str, float]]) -> None:
-    """Draw losses and scores by epoch as a PNG; a dotted line marks where the pictures grow."""
-    from matplotlib.figure import Figure
-
-    panels = (
-        ("loss", ("train_loss", "validation_loss")),
-        ("mask", ("iou", "dice", "zero_iou")),
-        ("cross-entropy", ("bce", "blind_bce")),
-        ("depth error", ("abs_rel", "rmse_m")),
-        ("depth agreement", ("delta1", "ssim")),
-    )
-    figure = Figure(figsize=(4 * len(panels), 3.4))
-    figure.subplots_adjust(left=0.03, right=0.99, bottom=0.15, top=0.9, wspace=0.2)
-    epochs = [past["epoch"] for past in history]
-    for axes, (title, names) in zip(figure.subplots(1, len(panels)), panels, strict=True):
-        for name in names:
-            axes.plot(epochs, [past[name] for past in history], marker="o", markersize=3, label=name)
-        for before, after in pairwise(history):
-            if before["size"] != after["size"]:
-                axes.axvline(after["epoch"] - 0.5, color="grey", linestyle=":")
-        axes.set_title(title)
-        axes.set_xlabel("epoch")
-        axes.xaxis.get_major_locator().set_params(integer=True)
-        axes.legend(fontsize="small")
-    _write_figure(path, figure)
-
-
-def _write_figure(path: Path, figure: Any) -> None:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=100)
-    layout.write_bytes(path, buffer.getvalue())
-
-
-@torch.no_grad()
-def draw_predictions(path: Path, network: UNet, batches: Batches, size: int, device: torch.device) -> None:
-    """Draw the first few validation samples, always the same, as a PNG with one row a sample."""
-    from matplotlib.figure import Figure
-
-    network.eval()
-    batches.set_epoch(0)
-    parts = [prepare(batch, size, device) for batch in take(batches, PREDICTIONS)]
-    background, image, mask = (torch.cat([part[k] for part in parts]) for k in range(3))  # type: ignore[misc]
-    logits, raw = network(background, image)
-    columns: dict[str, Tensor] = {
-        "background": background,
-        "composite": image,
-        "mask": mask,
-        "predicted mask": logits.sigmoid(),
-    }
-    if parts[0][3] is not None:
-        columns["depth, 0 to 10 m"] = torch.cat([part[3] for part in parts])  # type: ignore[misc]
-        columns["predicted depth"] = unet_metres(raw)
-    pixels = np.concatenate([_shown(title, maps) for title, maps in columns.items()], axis=2)
-    height = 2 * len(mask)
-    figure = Figure(figsize=(2 * len(columns), height + 0.4))
-    axes = figure.add_axes((0, 0, 1, height / (height + 0.4)))
-    axes.imshow(pixels.reshape(-1, *pixels.shape[2:]), aspect="auto")
-    axes.axis("off")
-    for k, title in enumerate(columns):
-        axes.text((k + 0.5) / len(columns), 1.02, title, transform=axes.transAxes, ha="center")
-    _write_figure(path, figure)
-
-
-def _shown(title: str, maps: Tensor) -> np.ndarray:
-    """Colour maps (B,C,H,W) for people to look at: (B,H,W,3) in 0..1 with a white edge on two sides."""
-    from matplotlib import colormaps
-
-    shown = maps.float().permute(0, 2, 3, 1).cpu().numpy()
-    if "depth" in title:
-        shown = colormaps["turbo"](shown[..., 0] / MAX_DEPTH_M)[..., :3]
-    # averaging may leave a picture's white a rounding error above 1
-    shown = np.repeat(shown, 3 // shown.shape[3], axis=3).clip(0, 1)
-    return np.pad(shown, ((0, 0), (0, 2), (0, 2), (0, 0)), constant_values=1)

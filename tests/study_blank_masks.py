@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from dsgen import layout, metrics
 from dsgen.loader import Loader
-from dsgen.losses import depth_loss, mask_loss
+from dsgen.losses import bce_dice, dissimilarity, l1_ssim
 from dsgen.unet import UNet, unet_metres
 
 COLUMNS = ("settings", "mask IoU", "white predicted", "IoU, batch statistics", "depth delta1", "SSIM", "minutes")
@@ -41,17 +41,12 @@ def soft_iou(logits: Tensor, mask: Tensor) -> Tensor:
     return 1 - (both + 1) / (p.sum() + mask.sum() - both + 1)
 
 
-def ssim_only(raw: Tensor, depth_m: Tensor) -> Tensor:
-    """One minus SSIM, without a term that says how far."""
-    return 1 - metrics.ssim(raw, depth_m / 10, 1.0, metrics.valid_depth(depth_m)).nanmean()
-
-
 @dataclass(frozen=True)
 class Recipe:
     """What a training depends on beside samples and first weights."""
 
     mask: Callable[[Tensor, Tensor], Tensor] = bce
-    depth: Callable[[Tensor, Tensor], Tensor] = ssim_only
+    depth: Callable[[Tensor, Tensor], Tensor] = dissimilarity
     dropout: float = 0.2
     optimizer: str = "sgd"
     learning_rate: float = 0.01
@@ -60,15 +55,15 @@ class Recipe:
 
 
 ORIGINAL = Recipe()
-OURS = Recipe(mask_loss, depth_loss, 0.0, "adam", 3e-3, jpeg_masks=False)
+OURS = Recipe(bce_dice, l1_ssim, 0.0, "adam", 3e-3, jpeg_masks=False)
 VARIANTS = {
     "the original's, as known: BCE + SSIM, dropout 0.2, SGD 0.01, JPEG masks": ORIGINAL,
     "... with grey pictures": replace(ORIGINAL, grey=True),
     "... IoU loss in place of BCE": replace(ORIGINAL, mask=soft_iou),
-    "... cross-entropy + Dice in place of BCE": replace(ORIGINAL, mask=mask_loss),
+    "... cross-entropy + Dice in place of BCE": replace(ORIGINAL, mask=bce_dice),
     "... without dropout": replace(ORIGINAL, dropout=0.0),
     "... PNG masks": replace(ORIGINAL, jpeg_masks=False),
-    "... L1 + SSIM for the depth": replace(ORIGINAL, depth=depth_loss),
+    "... L1 + SSIM for the depth": replace(ORIGINAL, depth=l1_ssim),
     "... Adam, 0.001": replace(ORIGINAL, optimizer="adam", learning_rate=1e-3),
     "... Adam, 0.003": replace(ORIGINAL, optimizer="adam", learning_rate=3e-3),
     "... Adam, 0.003, without dropout": replace(ORIGINAL, optimizer="adam", learning_rate=3e-3, dropout=0.0),
@@ -115,7 +110,7 @@ def train(recipe: Recipe, store: str, size: int, samples: int, batch_size: int) 
             background, image, mask, depth = shrunk(batch, size, recipe)
             target = as_jpeg(mask) if recipe.jpeg_masks else (mask >= 0.5).float()
             logits, raw = network(background, image)
-            loss = recipe.mask(logits, target) + recipe.depth(raw, depth)
+            loss = recipe.mask(logits, target).mean() + recipe.depth(raw, depth).mean()
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()

@@ -1,73 +1,66 @@
 """Training: learns, resumes to the same bits, refuses what it cannot do, and cries when it learns nothing."""
 
 import csv
+import json
 import logging
 import math
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from made_scenes import Scenes
 from PIL import Image
+from torch import Tensor
 
-from dsgen import metrics
+from dsgen import losses, metrics
 from dsgen import train as training
 from dsgen.errors import DsgenError
-from dsgen.train import Trainer, fit, load_network, prepare, read_checkpoint, sizes_by_epoch
+from dsgen.pack import pack
+from dsgen.settings import Settings, is_over, learning_rate, sizes_by_epoch
+from dsgen.train import Trainer, fit, load_network, prepare, read_checkpoint, train
 
 CPU = torch.device("cpu")
-SETTINGS = {
-    "batch_size": 4,
-    "sizes": [32],
-    "seed": 0,
-    "learning_rate": 5e-3,
-    "width": 4,
-    "dropout": 0.0,
-    "epoch_samples": None,
-    "validation_samples": None,
-}
+QUICK = {"batch_size": (4,), "sizes": (32,), "width": 4, "validation_samples": None}
+HELD_OUT = 4
 
 
-class Scenes:
-    """A loader of made-up scenes in memory: a disc of one colour before a smooth wall."""
-
-    def __init__(self, rows: int = 8, size: int = 40, seed: int = 0, depth: bool = True, blank: bool = False):
-        rng = np.random.default_rng(seed)
-        y, x = np.mgrid[:size, :size]
-        self.rows, self.size, self.has_depth, self.sha256 = rows, size, depth, f"scenes {rows} {size} {seed} {depth}"
-        self.batch_size, self._epoch, self.dies_at = 4, 0, math.inf
-        self.samples = []
-        for row in range(rows):
-            wall = 128 + 60 * np.sin(x[..., None] / rng.uniform(3, 9, 3) + y[..., None] / rng.uniform(3, 9, 3))
-            centre, radius = rng.uniform(12, size - 12, 2), rng.uniform(6, 11)
-            disc = np.hypot(y - centre[0], x - centre[1]) < (0 if blank else radius)
-            image = np.where(disc[..., None], rng.integers(0, 256, 3), wall)
-            sample = {
-                "background": torch.from_numpy(wall.astype(np.uint8)),
-                "image": torch.from_numpy(image.astype(np.uint8)),
-                "mask": torch.from_numpy(np.where(disc, 255, 0).astype(np.uint8)),
-                "row": torch.tensor(row),
-            }
-            if depth:
-                sample["depth"] = torch.from_numpy(np.where(disc, 1500, 2000 + 60 * x).astype(np.uint16))
-            self.samples.append(sample)
-
-    def set_epoch(self, epoch: int) -> None:
-        """As the real loader: the order follows from the epoch."""
-        self._epoch = epoch
-
-    def __iter__(self):
-        order = np.random.default_rng(self._epoch).permutation(self.rows)
-        for start in range(0, self.rows, self.batch_size):
-            if self._epoch == self.dies_at and start:
-                raise KeyboardInterrupt
-            chosen = [self.samples[k] for k in order[start : start + self.batch_size]]
-            yield {name: torch.stack([sample[name] for sample in chosen]) for name in chosen[0]}
+def settings(**changes: Any) -> Settings:
+    """Small ones."""
+    return Settings(**{**QUICK, **changes})
 
 
-def short(run: Path, *, epochs: int = 1, scenes: Scenes | None = None, **settings) -> dict[str, float]:
-    """Train for a moment."""
-    return fit(scenes or Scenes(), Scenes(4, seed=9), run, epochs=epochs, settings={**SETTINGS, **settings}, device=CPU)
+def short(
+    run: Path,
+    *,
+    epochs: int = 1,
+    rows: int = 8,
+    at: tuple[int, int] | None = None,
+    happens: Callable[[], None] | None = None,
+    parts: tuple[str, ...] = ("image", "mask", "depth", "background"),
+    options: dict[str, Any] | None = None,
+    **changes: Any,
+) -> dict[str, float]:
+    """Train for a moment; `happens` happens at a batch of an epoch, both counted from 0."""
+
+    def open_batches(split: str, batch_size: int) -> Scenes:
+        if split == "validation":
+            return Scenes(HELD_OUT, seed=9, parts=parts, batch_size=batch_size)
+        scenes = Scenes(rows, parts=parts, batch_size=batch_size)
+        if at is not None:
+            scenes.at, scenes.happens = at, happens
+        return scenes
+
+    return fit(open_batches, run, settings(**changes), epochs=epochs, device=CPU, **(options or {}))
 
 
 @pytest.fixture(scope="module")
@@ -78,45 +71,232 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run
 
 
+@pytest.fixture
+def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Draw neither curves nor sheets, which takes longer than the training."""
+    monkeypatch.setattr(training, "draw_curves", lambda *_: None)
+    monkeypatch.setattr(training, "draw_sheet", lambda *_: None)
+
+
 def table(run: Path) -> list[dict[str, str]]:
-    """Read metrics.csv, without the seconds."""
+    """Read metrics.csv, without the times."""
     with (run / "metrics.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    return [{name: value for name, value in row.items() if name != "seconds"} for row in rows]
+    return [{name: row[name] for name in row if name not in ("seconds", "images_per_second")} for row in rows]
 
 
 def same(a: object, b: object) -> bool:
-    """Compare nested checkpoints bit for bit."""
-    if isinstance(a, torch.Tensor):
+    """Compare nested checkpoints bit for bit, but for times."""
+    if isinstance(a, Tensor):
         return torch.equal(a, b)
     if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a if k != "seconds")
+        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a if k not in ("seconds", "images_per_second"))
     if isinstance(a, list):
         return len(a) == len(b) and all(map(same, a, b))
     return a == b or (a != a and b != b)
 
 
-def test_killed_and_resumed_equals_undisturbed(tmp_path, monkeypatch):
-    """A run killed within an epoch and started again ends at the same bits, growing pictures and dropout included."""
-    monkeypatch.setattr(training, "draw_curves", lambda *_: None)
-    monkeypatch.setattr(training, "draw_predictions", lambda *_: None)
-    settings = {"sizes": [32, 40], "dropout": 0.1}
-    short(tmp_path / "whole", epochs=3, **settings)
-    doomed = Scenes()
-    doomed.dies_at = 1
+def assert_same_runs(one: Path, other: Path) -> None:
+    """Two runs left the same checkpoints and the same table."""
+    names = sorted(path.name for path in (one / "checkpoints").iterdir())
+    assert names == sorted(path.name for path in (other / "checkpoints").iterdir())
+    for name in names:
+        assert same(*(read_checkpoint(run / "checkpoints" / name) for run in (one, other))), name
+    assert table(one) == table(other)
+
+
+class Killed(BaseException):
+    """Ends a run at once: none of its code gets to see it."""
+
+
+def die() -> None:
+    """End as by SIGKILL, as far as the files go."""
+    raise Killed
+
+
+VARIED = {"sizes": (32, 40), "dropout": 0.1, "batch_size": (3, 2), "schedule": "cosine", "warm_up": 0.5, "clip": 1.0}
+
+
+@pytest.mark.usefixtures("no_pictures")
+@pytest.mark.parametrize("changes", [VARIED, {"optimizer": "sgd", "average": False, "precision": "bf16"}])
+def test_killed_and_resumed_equals_undisturbed(tmp_path: Path, changes: dict[str, Any]):
+    """Killed at any batch, with checkpoints at any time, a run ends at the same bits."""
+    short(tmp_path / "whole", epochs=2, **changes)
+    for at, minutes in (((0, 1), 0), ((1, 1), 1e6)):
+        torch.manual_seed(12345)
+        with pytest.raises(Killed):
+            short(tmp_path / "killed", epochs=2, at=at, happens=die, options={"save_every": minutes}, **changes)
+        saved = read_checkpoint(tmp_path / "killed/checkpoints/last.pt")
+        assert len(saved["history"]) == at[0]
+        assert saved["place"] is None if minutes else saved["place"]["step"] == 1
+    short(tmp_path / "killed", epochs=2, **changes)
+    assert_same_runs(tmp_path / "whole", tmp_path / "killed")
+    assert len(table(tmp_path / "whole")) == 2
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_an_interrupted_run_saves_and_goes_on(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    """Ctrl-C and SIGTERM end a run between steps with a checkpoint, and the run goes on from the very step."""
+    short(tmp_path / "whole", rows=16)
+    for steps, number in ((2, signal.SIGINT), (3, signal.SIGTERM)):
+        before = signal.getsignal(number)
+        with pytest.raises(KeyboardInterrupt):
+            short(
+                tmp_path / "run", rows=16, at=(0, steps - 1), happens=lambda number=number: signal.raise_signal(number)
+            )
+        assert signal.getsignal(number) is before
+        assert f"{tmp_path / 'run'}: stopping as asked, the checkpoint is written" in caplog.text
+        saved = read_checkpoint(tmp_path / "run/checkpoints/last.pt")
+        assert saved["history"] == []
+        assert saved["place"]["step"] == saved["steps"] == steps
+    short(tmp_path / "run", rows=16)
+    assert_same_runs(tmp_path / "whole", tmp_path / "run")
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_an_interrupt_while_scoring_saves_the_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Ctrl-C between an epoch's last step and its scores: the steps are not done again, and nothing else differs."""
+    short(tmp_path / "whole", epochs=2)
+    evaluate = training.evaluate
+
+    def interrupted(*arguments: Any, **options: Any) -> dict[str, float]:
+        signal.raise_signal(signal.SIGINT)
+        return evaluate(*arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "evaluate", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            short(tmp_path / "run", epochs=2)
+    assert read_checkpoint(tmp_path / "run/checkpoints/last.pt")["place"]["samples"] == 8
+    short(tmp_path / "run", epochs=2)
+    assert_same_runs(tmp_path / "whole", tmp_path / "run")
+
+
+def test_the_second_interrupt_does_not_wait(tmp_path: Path):
+    """Who presses Ctrl-C twice is out at once."""
+
+    def twice() -> None:
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+
     with pytest.raises(KeyboardInterrupt):
-        short(tmp_path / "killed", epochs=3, scenes=doomed, **settings)
-    assert len(table(tmp_path / "killed")) == 1
-    torch.manual_seed(12345)
-    short(tmp_path / "killed", epochs=3, **settings)
-    for name in ("epoch-001", "epoch-002", "epoch-003", "best", "last"):
-        whole, killed = (read_checkpoint(tmp_path / run / f"checkpoints/{name}.pt") for run in ("whole", "killed"))
-        assert same(whole, killed), name
-    assert table(tmp_path / "whole") == table(tmp_path / "killed")
-    assert [row["size"] for row in table(tmp_path / "whole")] == ["32", "32", "40"]
+        short(tmp_path, at=(0, 1), happens=twice)
+    assert not list(tmp_path.rglob("*.pt"))
 
 
-def test_seeds_decide(tmp_path, finished):
+@pytest.mark.slow
+def test_kills_at_random_moments_change_nothing(tmp_path: Path, labelled_corpus: Path):
+    """A process killed again and again, whatever it is doing, ends at the bits of one left alone."""
+    store = tmp_path / "shards"
+    pack(labelled_corpus, store, shards=2, jobs=1)
+    command = [sys.executable, "-m", "dsgen", "train", str(store), "--epochs", "4", "--sizes", "32,48", "--width", "4"]
+    command += ["--batch-size", "2", "--save-every", "0", "--device", "cpu", "--dropout", "0.1"]
+    subprocess.run([*command, "--run", str(tmp_path / "whole")], capture_output=True, timeout=300, check=False)
+    last = tmp_path / "killed/checkpoints/last.pt"
+
+    def written() -> int:
+        return last.stat().st_mtime_ns if last.exists() else 0
+
+    chance = random.Random(0)
+    for _ in range(6):
+        before = written()
+        started = subprocess.Popen([*command, "--run", str(tmp_path / "killed")], stderr=subprocess.DEVNULL)
+        while written() == before:
+            assert started.poll() is None
+            time.sleep(0.005)
+        time.sleep(chance.uniform(0, 0.6))
+        started.kill()
+        assert started.wait() == -signal.SIGKILL
+    subprocess.run([*command, "--run", str(tmp_path / "killed")], capture_output=True, timeout=300, check=False)
+    assert_same_runs(tmp_path / "whole", tmp_path / "killed")
+    assert len(table(tmp_path / "whole")) == 4
+
+
+# without the last dashes torchrun takes --run for an abbreviation of an option of its own
+TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "dsgen", "--")
+
+
+def run_two(*arguments: object) -> subprocess.CompletedProcess[str]:
+    """Run `dsgen train` in two processes as a user would."""
+    command = [*TORCHRUN, "train", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=200)
+
+
+def test_two_processes_train_as_one(tmp_path: Path, labelled_corpus: Path):
+    """With gloo on the CPU losses and scores are those of one process within rounding; one writes and speaks.
+
+    The steps are small, and not Adam's, which makes whole ones of rounding errors where a gradient is zero.
+    """
+    store = tmp_path / "shards"
+    pack(labelled_corpus, store, shards=2, jobs=1)
+    options = {"epoch_samples": 21, "batch_size": (8,), "width": 4, "sizes": (32,), "validation_samples": 7}
+    train(store, tmp_path / "one", Settings(**options, optimizer="sgd", learning_rate=1e-3), epochs=2, device="cpu")
+    quick = ("--epoch-samples", 21, "--batch-size", 8, "--width", 4, "--sizes", 32, "--validation-samples", 7)
+    sgd = ("--optimizer", "sgd", "--learning-rate", 1e-3)
+    result = run_two(store, "--run", tmp_path / "two", "--epochs", 2, "--device", "cpu", *quick, *sgd)
+    assert result.stdout.count("best epoch") == 1, result.stderr
+    one, two = table(tmp_path / "one"), table(tmp_path / "two")
+    assert len(one) == len(two) == 2
+    for ours, theirs in zip(one, two, strict=True):
+        for name in ours:
+            assert float(theirs[name]) == pytest.approx(float(ours[name]), rel=2e-5), name
+
+
+@pytest.mark.slow
+def test_two_processes_fail_together_and_stop_together(tmp_path: Path, labelled_corpus: Path):
+    """Bad settings are one error for all; Ctrl-C leaves a checkpoint, from which one process can go on."""
+    store = tmp_path / "shards"
+    pack(labelled_corpus, store, shards=2, jobs=1)
+    result = run_two(store, "--run", tmp_path / "run", "--batch-size", 7, "--device", "cpu")
+    assert result.returncode != 0
+    assert "--batch-size: got 7, expected 2 or more, a multiple of the processes" in result.stderr
+    assert not (tmp_path / "run").exists()
+
+    arguments = ["train", str(store), "--run", str(tmp_path / "run"), "--epochs", "50", "--save-every", "0"]
+    arguments += ["--sizes", "32", "--width", "4", "--batch-size", "4", "--device", "cpu"]
+    started = subprocess.Popen(
+        [*TORCHRUN, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
+    )
+    while not (tmp_path / "run/metrics.csv").exists():
+        assert started.poll() is None, started.communicate()
+        time.sleep(0.05)
+    os.killpg(started.pid, signal.SIGINT)
+    _, errors = started.communicate(timeout=60)
+    assert b"stopping as asked, the checkpoint is written" in errors
+    steps = read_checkpoint(tmp_path / "run/checkpoints/last.pt")["steps"]
+    scores = short_of(store, tmp_path / "run", epochs=len(table(tmp_path / "run")) + 1)
+    assert scores["epoch"] >= 1
+    assert read_checkpoint(tmp_path / "run/checkpoints/last.pt")["steps"] > steps
+
+
+def short_of(store: Path, run: Path, epochs: int) -> dict[str, float]:
+    """Go on with the run of the test above in this process."""
+    options = {"sizes": (32,), "width": 4, "batch_size": (4,), "epoch_samples": 20_000}
+    return train(store, run, Settings(**options), epochs=epochs, device="cpu")
+
+
+def test_the_command_line_trains(tmp_path: Path, labelled_corpus: Path):
+    """`python -m dsgen train` on a packed store: one line of results, and all files."""
+    store, run = tmp_path / "shards", tmp_path / "run"
+    pack(labelled_corpus, store, shards=2, jobs=1)
+    quick = ["--epochs", "2", "--sizes", "32,48", "--batch-size", "8,4", "--width", "4", "--epoch-samples", "8"]
+    command = [sys.executable, "-m", "dsgen", "train", str(store), "--run", str(run), "--tensorboard", *quick]
+    result = subprocess.run([*command, "--device", "cpu"], capture_output=True, text=True, timeout=200)
+    assert re.fullmatch(
+        rf"{run}: best epoch 2, unseen backgrounds and foregrounds at 48 px: mask IoU .* \(all-zero 0\.000\), Dice .*; "
+        r"depth AbsRel .*, delta1 .* \(mean depth 0\.\d+\), SSIM .*\n",
+        result.stdout,
+    ), result
+    assert result.returncode == ("NO MASKS" in result.stderr)
+    assert list((run / "tensorboard").iterdir())
+    rows = table(run)
+    assert float(rows[0]["mean_depth_abs_rel"]) > 0
+    config = json.loads((run / "config.json").read_text())
+    assert config["settings"]["sizes"] == config["sizes_by_epoch"] == [32, 48]
+    assert config["store_parts"] == ["image", "mask", "depth", "background"]
+
+
+def test_seeds_decide(tmp_path: Path, finished: Path):
     """The same seed gives the same network, another seed another."""
     short(tmp_path / "again")
     short(tmp_path / "other", seed=1)
@@ -128,43 +308,70 @@ def test_seeds_decide(tmp_path, finished):
     assert not same(first, other)
 
 
-def test_overfits_a_batch(tmp_path):
+def test_overfits_a_batch():
     """Four samples seen again and again are learnt: mask IoU above 0.9, and depth much nearer than at first."""
     scenes = Scenes(4)
-    trainer = Trainer({**SETTINGS, "width": 8}, "", CPU)
+    trainer = Trainer(settings(width=8, augment=0.0), scenes.parts, "", CPU)
     first = training.evaluate(trainer.network, scenes, 32, CPU)
-    batch = prepare(next(iter(scenes)), 32, CPU)
     trainer.network.train()
-    for _ in range(60):
-        logits, raw = trainer.network(batch[0], batch[1])
-        trainer.optimizer.zero_grad()
-        training.total_loss(logits, raw, batch[2], batch[3]).backward()
-        trainer.optimizer.step()
-    assert metrics.iou(logits, batch[2]).min() > 0.9
-    after = training.evaluate(trainer.network, scenes, 32, CPU)
+    scenes.set_epoch(0)
+    batch = next(iter(scenes))
+    for step in range(80):
+        trainer._step(batch, 32, step, trainer.settings.learning_rate, asked=False)
+    after = training.evaluate(trainer.averaged, scenes, 32, CPU)
     assert after["iou"] > 0.9 > first["iou"]
     assert after["abs_rel"] < first["abs_rel"] / 2
 
 
-def test_a_run_leaves_what_it_promises(finished):
-    """Checkpoints, a table with every score, two pictures, and no half-written file."""
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"colour": "grey", "output": "half", "blocks": "separate"},
+        {"mask_loss": "iou", "depth_loss": "ssim", "augment": 0.0, "average": False, "dropout": 0.2},
+        {"encoder": "resnet18", "sizes": (40,), "weight_decay": 0.01, "optimizer": "adamw", "schedule": "constant"},
+    ],
+)
+def test_variants_train_and_load(tmp_path: Path, changes: dict[str, Any]):
+    """Other networks and losses give finite scores, and checkpoints from which the same network comes back."""
+    scores = short(tmp_path, **changes)
+    assert all(math.isfinite(value) for value in scores.values())
+    network = load_network(tmp_path / "checkpoints/best.pt")
+    wanted = settings(**changes)
+    assert network.config == wanted.network()
+    assert training.evaluate(network, Scenes(HELD_OUT, seed=9), wanted.sizes[0], CPU)["iou"] == scores["iou"]
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])
+def test_every_optimizer_goes_down(optimizer: str):
+    """A few steps on one batch lower its loss, with decay and clipping too."""
+    scenes = Scenes(4)
+    changes = {"optimizer": optimizer, "weight_decay": 1e-3, "clip": 1.0, "augment": 0.0, "learning_rate": 0.01}
+    trainer = Trainer(settings(**changes), scenes.parts, "", CPU)
+    batch = next(iter(scenes))
+    found = [trainer._step(batch, 32, step, 0.01, asked=False)[0][0].item() for step in range(6)]
+    assert found[-1] < found[0] - 0.02
+
+
+def test_a_run_leaves_what_it_promises(finished: Path):
+    """Checkpoints, a table with every score, pictures, the configuration, and no half-written file."""
     names = sorted(path.relative_to(finished).as_posix() for path in finished.rglob("*") if path.is_file())
     assert names == [
         ".dsgen.lock",
         *(f"checkpoints/{name}.pt" for name in ("best", "epoch-001", "last")),
-        *("curves.png", "metrics.csv", "predictions.png"),
+        *("config.json", "curves.png", "metrics.csv", "predictions/epoch-001.png"),
     ]
     (row,) = table(finished)
     assert row["epoch"] == "1"
     assert row["samples"] == "8"
+    assert row.pop("mean_depth_abs_rel") == row.pop("mean_depth_delta1") == ""  # none was given
     assert all(math.isfinite(float(value)) for value in row.values())
     assert float(row["zero_iou"]) == 0
-    for name in ("curves.png", "predictions.png"):
+    for name in ("curves.png", "predictions/epoch-001.png"):
         with Image.open(finished / name) as picture:
             assert len(np.unique(np.asarray(picture.convert("L")))) > 20
 
 
-def test_a_finished_run_is_left_alone(tmp_path):
+def test_a_finished_run_is_left_alone(tmp_path: Path):
     """Asked for no more epochs a run gives its scores at once; asked for more it goes on."""
     first = short(tmp_path)
     written = (tmp_path / "checkpoints/last.pt").stat().st_mtime_ns
@@ -174,50 +381,79 @@ def test_a_finished_run_is_left_alone(tmp_path):
     assert [row["epoch"] for row in table(tmp_path)] == ["1", "2"]
 
 
-def test_the_trained_network_can_be_loaded(finished):
+def test_the_trained_network_can_be_loaded(finished: Path):
     """The network in best.pt scores what the table says."""
     network = load_network(finished / "checkpoints/best.pt", "cpu")
     assert not network.training
-    scores = training.evaluate(network, Scenes(4, seed=9), 32, CPU)
+    scores = training.evaluate(network, Scenes(HELD_OUT, seed=9), 32, CPU)
     assert f"{scores['iou']:.6g}" == table(finished)[0]["iou"]
 
 
-def test_without_depth_the_mask_is_trained_alone(tmp_path, caplog):
-    """A store without depth is said to be one, its depth columns are empty, and its depth branch stays as it was."""
-    scenes, held_out = Scenes(depth=False), Scenes(4, seed=9, depth=False)
-    scores = fit(scenes, held_out, tmp_path, epochs=1, settings=SETTINGS, device=CPU)
-    assert "no depth" in caplog.text
-    assert "abs_rel" not in scores
+def test_scores_are_means_over_samples(finished: Path):
+    """Of any batch size, with trivial answers beside them: each sample scored by itself gives the same mean."""
+    network = load_network(finished / "checkpoints/best.pt", "cpu")
+    scores = {
+        size: training.evaluate(network, Scenes(5, seed=3, batch_size=size), 32, CPU, mean_depth_m=2.5)
+        for size in (1, 2, 5)
+    }
+    for size in (1, 2):
+        assert scores[size] == pytest.approx(scores[5], abs=1e-5)
+    _, _, mask, depth_m = prepare(next(iter(Scenes(5, seed=3, batch_size=5))), 32, CPU)
+    assert scores[5]["mean_depth_abs_rel"] == pytest.approx(((depth_m - 2.5).abs() / depth_m).mean().item(), rel=1e-4)
+    near = torch.maximum(depth_m / 2.5, 2.5 / depth_m) < 1.25
+    assert scores[5]["mean_depth_delta1"] == pytest.approx(near.float().mean().item(), rel=1e-4)
+    assert scores[5]["blind_bce"] == pytest.approx(metrics.blind_bce(mask).mean().item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("missing", ["depth", "mask", "background", "mask background"])
+def test_what_a_store_lacks_is_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture, missing: str):
+    """The head without a truth stays as it was and its scores are empty; without backgrounds zeros are fed."""
+    parts = tuple(part for part in ("image", "mask", "depth", "background") if part not in missing.split())
+    scores = short(tmp_path, parts=parts, options={"mean_depth_m": 3.0})
+    assert f"the store has no {' and no '.join(sorted(missing.split()))}: " in caplog.text
     (row,) = table(tmp_path)
-    assert row["abs_rel"] == row["rmse_m"] == row["delta1"] == row["ssim"] == ""
-    assert float(row["iou"]) >= 0
+    for part, names in (("depth", ("abs_rel", "mean_depth_delta1", "ssim")), ("mask", ("iou", "zero_iou", "bce"))):
+        for name in names:
+            assert (row[name] == "") == (part in missing) == (name not in scores), name
     trained = load_network(tmp_path / "checkpoints/last.pt", "cpu")
-    assert torch.equal(trained.depth.head.weight, Trainer(SETTINGS, "", CPU).network.depth.head.weight)
+    torch.manual_seed(0)
+    fresh = Trainer(settings(), parts, "", CPU).network
+    for part in ("depth", "mask"):
+        head = f"{part}.head.weight"
+        assert torch.equal(trained.state_dict()[head], fresh.state_dict()[head]) == (part in missing)
+    fed = Trainer(settings(), parts, "", CPU)._feed(next(iter(Scenes(4, parts=parts))), 32, torch.Generator())
+    assert (fed[0] == 0).all() == ("background" in missing)
+    assert (fed[1] > 0).flatten(1).any(1).all()
+    assert not training.is_blank(scores) or "mask" in parts
 
 
-@pytest.mark.parametrize(
-    ("name", "value", "message"),
-    [
-        ("seed", 1, "seed was 0, now 1; use the same, or another --run"),
-        ("learning_rate", 1e-4, "learning-rate was 0.005, now 0.0001"),
-        ("sizes", [32, 40], "sizes was 32, now 32,40"),
-        ("batch_size", 2, "batch-size was 4, now 2"),
-    ],
-)
-def test_other_settings_do_not_go_on(finished, name, value, message):
-    """Going on with another setting is refused with the setting and both values."""
-    with pytest.raises(DsgenError, match=message):
-        short(finished, epochs=2, **{name: value})
+def test_a_store_without_truth_is_refused(tmp_path: Path):
+    """There is nothing to learn from pictures alone."""
+    with pytest.raises(DsgenError, match="got neither masks nor depth"):
+        short(tmp_path / "run", parts=("image", "background"))
+    assert not (tmp_path / "run").exists()
 
 
-def test_another_store_does_not_go_on(finished):
+def test_other_settings_do_not_go_on(finished: Path):
+    """Going on with other settings or another store is refused, and every difference is named with both values."""
+    with pytest.raises(DsgenError) as caught:
+        short(finished, epochs=2, rows=12, seed=1, learning_rate=1e-4, sizes=(32, 40), batch_size=(2,), encoder="x" * 0)
+    assert str(caught.value) == (
+        f"{finished}: begun with other settings: got --seed 1 (the run has 0); --sizes 32,40 (the run has 32); "
+        "--batch-size 2 (the run has 4); --encoder  (the run has None); --learning-rate 0.0001 (the run has 0.005); "
+        "give the same, or another --run"
+    )
+
+
+def test_another_store_does_not_go_on(finished: Path):
     """Going on with another store is refused."""
-    with pytest.raises(DsgenError, match="store was scenes 8 40 0 True, now scenes 12 40 0 True"):
-        short(finished, epochs=2, scenes=Scenes(12))
+    other = Scenes(6, seed=2)
+    with pytest.raises(DsgenError, match=r"got store scenes 6 40 2 \(the run has scenes 4 40 9\); give the same"):
+        fit(lambda *_: other, finished, settings(), epochs=2, device=CPU)
 
 
 @pytest.mark.parametrize("content", [b"", b"not a checkpoint", "half", "foreign", "empty"])
-def test_damaged_and_foreign_checkpoints_are_refused(tmp_path, finished, content):
+def test_damaged_and_foreign_checkpoints_are_refused(tmp_path: Path, finished: Path, content: bytes | str):
     """A file that is no whole checkpoint of ours is named, not tripped over."""
     path = tmp_path / "checkpoints/last.pt"
     path.parent.mkdir()
@@ -227,28 +463,56 @@ def test_damaged_and_foreign_checkpoints_are_refused(tmp_path, finished, content
     elif content == "empty":
         torch.save({**read_checkpoint(finished / "checkpoints/last.pt"), "training": {}}, path)
     else:
-        path.write_bytes(whole[: len(whole) // 2] if content == "half" else content)
+        path.write_bytes(whole[: len(whole) // 2] if isinstance(content, str) else content)
     with pytest.raises(DsgenError, match=r"last\.pt: (damaged checkpoint|not a checkpoint)"):
         short(tmp_path, epochs=2)
 
 
-def test_a_missing_checkpoint_is_an_error(tmp_path):
+def test_a_missing_checkpoint_is_an_error(tmp_path: Path):
     """Loading what is not there says so."""
     with pytest.raises(DsgenError, match="no such checkpoint"):
         load_network(tmp_path / "best.pt", "cpu")
 
 
-def test_a_loss_that_is_no_number_stops_the_run(tmp_path, monkeypatch):
-    """It stops with the epoch and the rows, and leaves no checkpoint of it."""
-    monkeypatch.setattr(training, "mask_loss", lambda logits, _: logits.sum() * float("nan"))
-    with pytest.raises(DsgenError, match=r"the loss is nan in epoch 1, rows \d, \d, \d, \d;"):
+def test_a_loss_that_is_no_number_stops_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """It stops with epoch, step and rows, leaves the batch to be looked at, and no checkpoint."""
+    monkeypatch.setitem(losses.MASK_LOSSES, "bce-dice", lambda logits, _: logits.flatten(1).sum(1) * float("nan"))
+    with pytest.raises(DsgenError, match=r"the loss is nan in epoch 1, step 1, rows \d, \d, \d, \d; check .*\.npz"):
         short(tmp_path)
     assert not list(tmp_path.rglob("*.pt"))
+    with np.load(tmp_path / "bad-batch.npz") as saved:
+        scenes = Scenes()
+        for k, row in enumerate(saved["row"]):
+            for name in scenes.parts:
+                assert np.array_equal(saved[name][k], scenes.samples[row][name].numpy())
+    with Image.open(tmp_path / "bad-batch.png") as picture:
+        assert np.asarray(picture).std() > 10
 
 
-def test_blank_masks_raise_the_alarm(tmp_path, monkeypatch, caplog):
+def test_a_batch_too_large_says_what_fits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Where the memory does not do for a step, halves are tried, and the error names the first that fits."""
+    forward, most = training.UNet.forward, 3
+
+    def small(network: training.UNet, background: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
+        if len(image) > most:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 99 bytes")
+        return forward(network, background, image)
+
+    monkeypatch.setattr(training.UNet, "forward", small)
+    too_large = "--batch-size: got 8, too large at 32 px for the memory of cpu "
+    with pytest.raises(DsgenError, match=rf"{too_large}.*; a step of 2 fits$"):
+        short(tmp_path / "run", batch_size=(8,))
+    most = 0
+    with pytest.raises(DsgenError, match=rf"{too_large}.*; not even one sample fits, take smaller --sizes"):
+        short(tmp_path / "run", batch_size=(8,))
+    monkeypatch.setattr(training.UNet, "forward", lambda *_: (_ for _ in ()).throw(RuntimeError("another error")))
+    with pytest.raises(RuntimeError, match="another error"):
+        short(tmp_path / "other")
+
+
+def test_blank_masks_raise_the_alarm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture):
     """A network that answers nothing everywhere is called out after every epoch and at the end; a good one is not."""
-    monkeypatch.setattr(training, "mask_loss", lambda logits, _: (logits + 5).square().mean())
+    monkeypatch.setitem(losses.MASK_LOSSES, "bce-dice", lambda logits, _: (logits + 5).square().flatten(1).mean(1))
     short(tmp_path, epochs=2, learning_rate=0.1)
     errors = [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR]
     assert [message.split(".")[0] for message in errors[:2]] == [f"epoch {n}: THE MASKS ARE BLANK" for n in (1, 2)]
@@ -256,26 +520,38 @@ def test_blank_masks_raise_the_alarm(tmp_path, monkeypatch, caplog):
     assert len(errors) == 3
     assert not training.is_blank({"iou": 0.5, "zero_iou": 0.0})
     assert training.is_blank({"iou": math.nan, "zero_iou": 0.0})
+    assert not training.is_blank({"delta1": 0.5})
 
 
 @pytest.mark.parametrize(
-    ("settings", "message"),
+    ("changes", "message"),
     [
-        ({"sizes": [96]}, "--sizes: got 96, expected at most 40"),
-        ({"sizes": [40, 32]}, "--sizes: got 40,32, expected pixels from 32 up, each larger"),
-        ({"sizes": [16]}, "--sizes: got 16, expected pixels from 32"),
-        ({"sizes": []}, "--sizes: got"),
+        ({"sizes": (96,)}, "--sizes: got 96, expected at most 40"),
+        ({"sizes": (40, 32)}, "--sizes: got 40,32, expected pixels from 32 up, each larger"),
+        ({"sizes": (16,)}, "--sizes: got 16, expected pixels from 32"),
+        ({"sizes": ()}, "--sizes: got"),
+        ({"batch_size": (4, 4)}, "--batch-size: got 4,4, expected one number, or one for each size"),
+        ({"batch_size": (0,)}, "--batch-size: got 0, expected 1 or more"),
         ({"learning_rate": 0}, "--learning-rate: got 0, expected above 0"),
         ({"dropout": 1.0}, "--dropout: got 1"),
         ({"epoch_samples": 0}, "--epoch-samples: got 0, expected 1 or more"),
-        ({"epochs": 0}, "--epochs: got 0, expected 1 or more"),
+        ({"optimizer": "lion"}, "--optimizer: got lion, expected one of adam, adamw, sgd"),
+        ({"clip": 0.0}, "--clip: got 0.0, expected above 0"),
+        ({"warm_up": -1.0}, "--warm-up: got -1.0"),
+        ({"early_stop": 0}, "--early-stop: got 0"),
+        ({"depth_loss": "l2"}, "--depth-loss: got l2, expected one of l1-ssim, ssim"),
     ],
 )
-def test_settings_that_cannot_be_are_refused(tmp_path, settings, message):
-    """Each is named with its value and the rule, before anything is written."""
-    with pytest.raises(DsgenError, match=message):
-        short(tmp_path / "run", **settings)
-    assert not (tmp_path / "run").exists()
+def test_settings_that_cannot_be_are_refused(changes: dict[str, Any], message: str):
+    """Each is named with its value and the rule."""
+    with pytest.raises(DsgenError, match=f"^{re.escape(message)}"):
+        settings(**changes).check(epochs=1, store_size=40)
+
+
+def test_all_bad_settings_are_named_at_once():
+    """Not one by one."""
+    with pytest.raises(DsgenError, match=r"3 settings that cannot be:\n  --epochs: .*\n  --seed: .*\n  --width: "):
+        settings(seed=-1, width=0).check(epochs=0, store_size=40)
 
 
 def test_epochs_are_divided_over_sizes():
@@ -291,16 +567,67 @@ def test_epochs_are_divided_over_sizes():
             assert sorted(set(schedule)) == list(sizes[:epochs])
 
 
+def past(losses_by_size: list[tuple[int, float]]) -> list[dict[str, float]]:
+    """Make a history of sizes and losses."""
+    return [{"size": size, "validation_loss": loss} for size, loss in losses_by_size]
+
+
 def test_the_rate_halves_on_a_plateau_and_when_pictures_grow():
-    """Three epochs without gain halve the rate; larger pictures do too, and start the count afresh."""
-    scenes = Scenes(4)
-    for sizes, expected in (([32] * 4, [1, 1, 1, 0.5]), ([32, 32, 40, 40, 40], [1, 1, 0.5, 0.5, 0.5])):
-        trainer = Trainer(SETTINGS, "", CPU)
-        trainer.scheduler.step(0.0)
-        for size in sizes:
-            trainer.run_epoch(scenes, scenes, size, 4, lambda *_, **__: None)
-        rates = [past["learning_rate"] / SETTINGS["learning_rate"] for past in trainer.history]
-        assert rates == pytest.approx(expected)
+    """As PyTorch's scheduler does it; larger pictures halve it too, and start the count afresh."""
+    chance = np.random.default_rng(0)
+    found = 1.0 * np.maximum.accumulate(chance.random(40))[::-1] + 0.3 * chance.random(40)
+    given = torch.optim.SGD([torch.zeros(1)], lr=1.0)
+    reference = torch.optim.lr_scheduler.ReduceLROnPlateau(given, factor=0.5, patience=2, threshold=1e-3)
+    wanted = Settings(learning_rate=1.0)
+    for k, loss in enumerate(found):
+        history = past([(96, value) for value in found[:k]])
+        assert learning_rate(wanted, history, 96, 99, 0.5) == given.param_groups[0]["lr"]
+        reference.step(loss)
+    assert given.param_groups[0]["lr"] < 0.1
+    grown = past([(96, 1.0), (96, 0.9), (96, 0.9), (96, 0.9), (192, 2.0), (192, 1.9)])
+    assert [learning_rate(wanted, grown[:k], (grown + grown[-1:])[k]["size"], 99, 0) for k in range(7)] == [
+        *(1.0, 1.0, 1.0, 1.0, 0.5, 0.5, 0.5)
+    ]
+
+
+def test_schedules():
+    """A warm-up rises in a line, cosine falls in half a wave, constant stays."""
+    cosine = Settings(learning_rate=2.0, schedule="cosine", warm_up=0.5)
+    history = past([(96, 1.0)] * 10)
+    assert learning_rate(cosine, [], 96, 10, 0.25) == pytest.approx(2.0 * 0.5, rel=1e-2)
+    assert learning_rate(cosine, history[:5], 96, 10, 0.0) == pytest.approx(1.0)
+    assert learning_rate(cosine, history[:9], 96, 10, 1.0) == pytest.approx(0.0, abs=1e-9)
+    assert learning_rate(Settings(schedule="constant"), history, 192, 20, 0.3) == Settings().learning_rate
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_early_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """It counts epochs without gain at the last size, and a run that has stopped stays stopped."""
+    stopping = Settings(sizes=(32, 40), early_stop=2)
+    assert not is_over(stopping, past([(32, 1.0)] * 9))
+    assert not is_over(stopping, past([(40, 1.0), (40, 1.0)]))
+    assert is_over(stopping, past([(32, 0.1), (40, 1.0), (40, 1.0), (40, 1.0)]))
+    assert not is_over(stopping, past([(40, 1.0), (40, 1.0), (40, 0.9)]))
+    assert not is_over(Settings(sizes=(40,)), past([(40, 1.0)] * 9))
+    monkeypatch.setattr(training, "evaluate", lambda *_, **__: dict.fromkeys(training.SCORES, 1.0))
+    for _ in range(2):
+        short(tmp_path, epochs=9, early_stop=2)
+        assert len(table(tmp_path)) == 3
+
+
+def test_the_average_follows_the_weights():
+    """The first step is taken over whole, later ones by a share that falls to a hundredth."""
+    network, averaged = torch.nn.BatchNorm2d(2), torch.nn.BatchNorm2d(2)
+    with torch.no_grad():
+        network.weight.fill_(3.0)
+    network.num_batches_tracked += 7
+    training._follow(averaged, network, 1)
+    assert averaged.weight.tolist() == [3.0, 3.0]
+    assert averaged.num_batches_tracked == 7
+    with torch.no_grad():
+        network.weight.fill_(4.0)
+    training._follow(averaged, network, 10_000)
+    assert averaged.weight.tolist() == pytest.approx([3.01, 3.01])
 
 
 def test_prepare_keeps_what_the_numbers_mean():
@@ -310,6 +637,7 @@ def test_prepare_keeps_what_the_numbers_mean():
     background, image, mask, depth_m = prepare(batch, 32, CPU)
     assert background.shape == image.shape == (4, 3, 32, 32)
     assert mask.shape == depth_m.shape == (4, 1, 32, 32)
+    assert image.is_contiguous(memory_format=torch.channels_last)
     torch.testing.assert_close(image.mean((2, 3)), batch["image"].float().mean((1, 2)) / 255, atol=0.01, rtol=0)
     assert set(mask.unique().tolist()) == {0.0, 1.0}
     assert mask.mean().item() == pytest.approx(batch["mask"].float().mean().item() / 255, abs=0.01)
@@ -320,21 +648,35 @@ def test_prepare_keeps_what_the_numbers_mean():
     assert torch.equal(untouched[3][:, 0].mul(1000).round().int(), batch["depth"].int())
 
 
-def test_jitter_leaves_the_difference_to_the_foreground():
-    """Where image and background were equal they stay so, and mask and depth are mirrored along."""
-    parts = prepare(next(iter(Scenes(4))), 40, CPU)
-    background, image, mask, depth_m = training.jitter(*parts, torch.Generator().manual_seed(3))
-    assert (background == image).all(1, keepdim=True)[mask == 0].all()
-    assert not torch.equal(image, parts[1])
-    mirrored = [not torch.equal(a, b) for a, b in zip(mask, parts[2], strict=True)]
-    assert any(mirrored)
-    assert not all(mirrored)
-    for k, flip in enumerate(mirrored):
-        assert torch.equal(depth_m[k], parts[3][k].flip(2) if flip else parts[3][k])
-
-
 def test_an_epoch_can_be_cut_short():
-    """`take` gives exactly as many samples as asked, or all."""
-    assert [len(batch["row"]) for batch in training.take(Scenes(10), 6)] == [4, 2]
-    assert [len(batch["row"]) for batch in training.take(Scenes(10), 99)] == [4, 4, 2]
-    assert [len(batch["row"]) for batch in training.take(Scenes(10), None)] == [4, 4, 2]
+    """`take` gives exactly as many samples as asked, or all, over all ranks, and goes on in mid-epoch."""
+
+    def taken(samples: int | None, **options: Any) -> list[tuple[int, int]]:
+        return [(len(batch["row"]), end) for batch, end in training.take(Scenes(10, **options), samples)]
+
+    assert taken(6) == [(4, 4), (2, 6)]
+    assert taken(99) == taken(None) == [(4, 4), (4, 8), (2, 10)]
+    for samples in (3, 6, 7, 10):
+        rows = []
+        for rank in range(2):
+            batches = Scenes(10, rank=rank, ranks=2)
+            ours = list(training.take(batches, samples, training.Ranks(rank, 2)))
+            rows += [row for batch, _ in ours for row in batch["row"].tolist()]
+        alone = [row for batch, _ in training.take(Scenes(10), samples) for row in batch["row"].tolist()]
+        assert sorted(rows) == sorted(alone)
+    begun = Scenes(10)
+    begun.load_state_dict({"epoch": 0, "samples": 4})
+    assert [end for _, end in training.take(begun, 7)] == [7]
+    begun.load_state_dict({"epoch": 0, "samples": 7})
+    assert list(training.take(begun, 7)) == []
+
+
+@pytest.mark.slow
+def test_a_compiled_network_learns_and_resumes(tmp_path: Path):
+    """torch.compile changes no checkpoint's names, and a run goes on to the same bits."""
+    short(tmp_path / "whole", epochs=2, compile=True)
+    with pytest.raises(Killed):
+        short(tmp_path / "killed", epochs=2, compile=True, at=(1, 1), happens=die, options={"save_every": 0})
+    short(tmp_path / "killed", epochs=2, compile=True)
+    assert_same_runs(tmp_path / "whole", tmp_path / "killed")
+    load_network(tmp_path / "whole/checkpoints/best.pt")
