@@ -14,6 +14,7 @@ from typing import Any
 import boto3
 import numpy as np
 import pytest
+from joblib.externals.loky import get_reusable_executor
 
 from dsgen import layout
 from dsgen.errors import DsgenError
@@ -57,6 +58,8 @@ def bucket() -> Iterator[str]:
                 except OSError:
                     assert time.monotonic() < until, "the S3 server did not start"
                     time.sleep(0.1)
+            # worker processes that earlier tests left do not know the environment of now
+            get_reusable_executor().shutdown(wait=True)
             boto3.client("s3").create_bucket(Bucket="pictures")
             yield "s3://pictures"
         finally:
