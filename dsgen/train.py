@@ -25,8 +25,8 @@ import signal
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from collections.abc import Callable, Generator, Iterator
+from contextlib import ExitStack, closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -413,18 +413,19 @@ class Trainer:
 
         begin, asked = place["samples"], False
         pending: _Launched | None = None
-        for step, (batch, end) in enumerate(take(batches, samples, self.ranks), place["step"]):
-            share = (begin + end) / 2 / samples
-            place["rate"] = learning_rate(self.settings, self.history, size, epochs, share)
-            report, fed = self._launch(batch, size, step, place["rate"], pauses.asked())
-            launched = _Launched(report, batch, fed, end, batches.state_dict())
-            asked = asked or (pending is not None and settle(pending)) or (self.ranks.count == 1 and pauses.asked())
-            pending, begin = launched, end
-            if asked or pauses.due():
-                # of several processes, who asks in this very step is heard in the next one, by all alike
-                asked_now, pending = settle(launched), None
-                pauses.save(stop=asked)
-                asked = asked_now
+        with closing(take(batches, samples, self.ranks)) as given:  # what is raised would keep its threads
+            for step, (batch, end) in enumerate(given, place["step"]):
+                share = (begin + end) / 2 / samples
+                place["rate"] = learning_rate(self.settings, self.history, size, epochs, share)
+                report, fed = self._launch(batch, size, step, place["rate"], pauses.asked())
+                launched = _Launched(report, batch, fed, end, batches.state_dict())
+                asked = asked or (pending is not None and settle(pending)) or (self.ranks.count == 1 and pauses.asked())
+                pending, begin = launched, end
+                if asked or pauses.due():
+                    # of several processes, who asks in this very step is heard in the next one, by all alike
+                    asked_now, pending = settle(launched), None
+                    pauses.save(stop=asked)
+                    asked = asked_now
         asked = asked or (pending is not None and settle(pending))
         if asked:
             pauses.save(stop=True)
@@ -749,7 +750,11 @@ def load_network(path: Path, device: str = "cpu") -> UNet:
     return network.to(pick_device(device)).to(memory_format=torch.channels_last).eval()
 
 
-def take(batches: Batches, samples: int | None, ranks: Ranks = Ranks()) -> Iterator[tuple[Batch, int]]:  # noqa: B008
+def take(
+    batches: Batches,
+    samples: int | None,
+    ranks: Ranks = Ranks(),  # noqa: B008
+) -> Generator[tuple[Batch, int], None, None]:
     """Yield batches, and how many samples of the epoch there were then over all ranks, until there have been `samples`.
 
     The last batch is cut; None means all.
@@ -835,42 +840,43 @@ def evaluate(
     network.eval()
     batches.set_epoch(0)
     sums: dict[str, Tensor] = {}
-    for batch, _ in take(batches, samples, ranks):
-        if between is not None:
-            between()
-        background, image, true_mask, depth_m = prepare(batch, size, device)
-        with torch.autocast(device.type, dtype=half, enabled=half is not None):
-            logits, raw = network(background, image)
-        if logits.shape[-1] != size:
-            _, _, true_mask, depth_m = prepare(batch, logits.shape[-1], device)
-        mask = true_mask if "mask" in batch else None
-        values = sample_losses(settings, logits, raw, mask, depth_m)
-        if mask is not None:
-            nothing, all_known = torch.full_like(mask, -1.0), values["mask_loss"][1]
-            values |= {
-                "iou": (metrics.iou(logits, mask), all_known),
-                "zero_iou": (metrics.iou(nothing, mask), all_known),
-                "dice": (metrics.dice(logits, mask), all_known),
-                "zero_dice": (metrics.dice(nothing, mask), all_known),
-                "bce": (metrics.bce(logits, mask), all_known),
-                "blind_bce": (metrics.blind_bce(mask), all_known),
-            }
-        if depth_m is not None:
-            metres, known = unet_metres(raw), values["depth_loss"][1]
-            likeness = metrics.ssim(metres, depth_m, MAX_DEPTH_M, metrics.valid_depth(depth_m))
-            values |= {
-                "abs_rel": (metrics.abs_rel(metres, depth_m), known),
-                "rmse_m": (metrics.rmse(metres, depth_m), known),
-                "delta1": (metrics.delta1(metres, depth_m), known),
-                "ssim": (likeness, ~likeness.isnan()),
-            }
-            if mean_depth_m is not None:
-                mean_m = torch.full_like(depth_m, mean_depth_m)
-                values["mean_depth_abs_rel"] = metrics.abs_rel(mean_m, depth_m), known
-                values["mean_depth_delta1"] = metrics.delta1(mean_m, depth_m), known
-        for name, (value, counts) in values.items():
-            total = torch.stack([torch.where(counts, value, 0.0).sum(), counts.sum()]).double().cpu()
-            sums[name] = sums.get(name, 0) + total
+    with closing(take(batches, samples, ranks)) as given:
+        for batch, _ in given:
+            if between is not None:
+                between()
+            background, image, true_mask, depth_m = prepare(batch, size, device)
+            with torch.autocast(device.type, dtype=half, enabled=half is not None):
+                logits, raw = network(background, image)
+            if logits.shape[-1] != size:
+                _, _, true_mask, depth_m = prepare(batch, logits.shape[-1], device)
+            mask = true_mask if "mask" in batch else None
+            values = sample_losses(settings, logits, raw, mask, depth_m)
+            if mask is not None:
+                nothing, all_known = torch.full_like(mask, -1.0), values["mask_loss"][1]
+                values |= {
+                    "iou": (metrics.iou(logits, mask), all_known),
+                    "zero_iou": (metrics.iou(nothing, mask), all_known),
+                    "dice": (metrics.dice(logits, mask), all_known),
+                    "zero_dice": (metrics.dice(nothing, mask), all_known),
+                    "bce": (metrics.bce(logits, mask), all_known),
+                    "blind_bce": (metrics.blind_bce(mask), all_known),
+                }
+            if depth_m is not None:
+                metres, known = unet_metres(raw), values["depth_loss"][1]
+                likeness = metrics.ssim(metres, depth_m, MAX_DEPTH_M, metrics.valid_depth(depth_m))
+                values |= {
+                    "abs_rel": (metrics.abs_rel(metres, depth_m), known),
+                    "rmse_m": (metrics.rmse(metres, depth_m), known),
+                    "delta1": (metrics.delta1(metres, depth_m), known),
+                    "ssim": (likeness, ~likeness.isnan()),
+                }
+                if mean_depth_m is not None:
+                    mean_m = torch.full_like(depth_m, mean_depth_m)
+                    values["mean_depth_abs_rel"] = metrics.abs_rel(mean_m, depth_m), known
+                    values["mean_depth_delta1"] = metrics.delta1(mean_m, depth_m), known
+            for name, (value, counts) in values.items():
+                total = torch.stack([torch.where(counts, value, 0.0).sum(), counts.sum()]).double().cpu()
+                sums[name] = sums.get(name, 0) + total
     names = sorted(sums)
     totals = ranks.sum(torch.stack([sums[name] for name in names]).to(device)).tolist()
     means = {name: total / count if count else math.nan for name, (total, count) in zip(names, totals, strict=True)}

@@ -16,4 +16,4 @@ step dsgen info corpus
 step dsgen info shards
 step dsgen preview shards --out preview.png
 echo
-echo "look at $PWD/preview.png, $PWD/run/predictions.png and $PWD/run/curves.png"
+echo "look at $PWD/preview.png, $PWD/run/predictions/ and $PWD/run/curves.png"
