@@ -573,6 +573,57 @@ def preview(
     typer.echo(f"{work(path, out, count=count, seed=seed)}")
 
 
+@app.command()
+def verify(
+    path: Annotated[str, typer.Argument(help="A corpus, or a store in a folder or at a URL.")] = "corpus",
+    corpus: Annotated[
+        Path | None, typer.Option(help="Compare a store's pixels with this corpus; decoded only unless given.")
+    ] = None,
+    fast: Annotated[bool, typer.Option("--fast", help="Hashes, names and counts only.")] = False,
+    jobs: Jobs = None,
+    endpoint: Endpoint = None,
+) -> None:
+    """Check a corpus or store completely, list all that is wrong; exit code 1 where anything is."""
+    from dsgen.verify import verify as work
+
+    _use_endpoint(endpoint)
+    report = work(path, corpus, fast=fast, jobs=jobs)
+    if report.findings:
+        typer.echo(report.table())
+    for note in report.notes:
+        typer.echo(f"note: {note}", err=True)
+    typer.echo(report.summary())
+    if report.findings:
+        raise typer.Exit(1)
+
+
+@app.command()
+def repair(
+    path: Annotated[str, typer.Argument(help="A corpus, or a store in a folder or at a URL.")],
+    corpus: Annotated[Path, typer.Option(help="The corpus a store was packed from.")] = Path("corpus"),
+    backgrounds: Annotated[
+        Path | None, typer.Option(help="A corpus' backgrounds, for damaged sources; bundled unless given.")
+    ] = None,
+    foregrounds: Annotated[
+        Path | None, typer.Option(help="A corpus' cut-outs, for damaged sources; bundled unless given.")
+    ] = None,
+    jobs: Jobs = None,
+    endpoint: Endpoint = None,
+) -> None:
+    """Make what is damaged in a corpus or store again, and only that, with the hashes it had."""
+    from dsgen.repair import repair as work
+
+    _use_endpoint(endpoint)
+    done = work(path, corpus, backgrounds, foregrounds, jobs=jobs)
+    for note in done.notes:
+        typer.echo(f"note: {note}", err=True)
+    if done.after is not None and done.left:
+        typer.echo(done.after.table())
+    typer.echo(done.summary())
+    if done.left:
+        raise typer.Exit(1)
+
+
 weights_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Look after depth networks' weights.")
 app.add_typer(weights_app, name="weights")
 

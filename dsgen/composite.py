@@ -9,6 +9,7 @@ the corpus, then each draws its part of the backgrounds.
 import logging
 import os
 import shutil
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,11 +19,14 @@ import numpy as np
 from dsgen import __version__, images, layout
 from dsgen.corpus import FORMAT, Corpus, open_cached
 from dsgen.errors import DsgenError, differences
+from dsgen.files import LocalFiles, hash_tree
 from dsgen.jobs import Part, alone, check_jobs, once, run_blocks, share
 from dsgen.plan import SPLITS, assign_splits, make_plan, save_plan, split_counts
 from dsgen.sources import SourceFile, hash_files, list_pictures, list_problems, name_problems, write_sources
 
 log = logging.getLogger("dsgen")
+
+SMALL_PARTS = ("bg", "fg", "fg_mask")
 
 
 @dataclass(frozen=True)
@@ -101,7 +105,7 @@ def composite(
                 paths = background_paths, foreground_paths
                 _make(corpus, parameters, paths, (background_files, foreground_files), problems, workers)
             opened = Corpus(corpus)
-            _draw_small_parts(opened)
+            draw_small_parts(opened)
         return _draw(opened, workers, pictures, part, cluster)
 
 
@@ -191,9 +195,18 @@ def _make(
             "rows": len(plan),
             "splits": split_counts(plan),
             "parameters": asdict(parameters),
+            "sha256": source_hashes(path, workers),
             **records,
         },
     )
+
+
+def source_hashes(path: Path, workers: int) -> dict[str, str]:
+    """Hash the plan and every file of the sources: by names within the corpus, in order."""
+    below = LocalFiles(path / layout.SOURCES).sizes()
+    sizes = {f"{layout.SOURCES}/{name}": size for name, size in below.items()}
+    sizes[layout.PLAN] = (path / layout.PLAN).stat().st_size
+    return {name: str(digest) for name, digest in hash_tree(LocalFiles(path), dict(sorted(sizes.items())), workers)}
 
 
 def _draw(corpus: Corpus, workers: int, pictures: bool, part: Part | None, cluster: str | None) -> dict[str, Any]:
@@ -238,27 +251,29 @@ def picture_folders_done(path: Path, background: int) -> bool:
     return all((path / part / layout.background_name(background)).is_dir() for part in layout.PICTURE_PARTS)
 
 
-def _draw_small_parts(corpus: Corpus) -> None:
-    """Write `bg`, `fg` and `fg_mask`: the normalised pictures themselves."""
-    if not (corpus.path / "bg").is_dir():
-        with layout.write_folder(corpus.path / "bg") as folder:
-            quality = corpus.manifest["parameters"]["quality"]
-            for number in range(len(corpus.manifest["backgrounds"])):
-                name = layout.background_name(number) + ".jpeg"
-                (folder / name).write_bytes(images.encode_jpeg(corpus.background(number), quality))
-    flips = (False, True) if corpus.manifest["parameters"]["flip"] else (False,)
-    for part, name_of in (("fg", layout.foreground_name), ("fg_mask", layout.foreground_mask_name)):
-        if (corpus.path / part).is_dir():
-            continue
-        with layout.write_folder(corpus.path / part) as folder:
-            for number in range(len(corpus.manifest["foregrounds"])):
-                for flip in flips:
-                    rgba = corpus.foreground(number, flip)
-                    mask = np.where(rgba[..., 3] >= 128, 255, 0).astype(np.uint8)
-                    picture = rgba if part == "fg" else mask
-                    (folder / f"{name_of(number, flip)}.png").write_bytes(
-                        images.encode_png(picture, runs=part == "fg_mask")
-                    )
+def draw_small_parts(corpus: Corpus) -> None:
+    """Write those of `bg`, `fg` and `fg_mask` that are not there."""
+    for part in SMALL_PARTS:
+        if not (corpus.path / part).is_dir():
+            with layout.write_folder(corpus.path / part) as folder:
+                for name, content in small_pictures(corpus, part):
+                    (folder / name).write_bytes(content)
+
+
+def small_pictures(corpus: Corpus, part: str) -> Iterator[tuple[str, bytes]]:
+    """Yield name and content of the files of `bg`, `fg` or `fg_mask`: the normalised pictures themselves."""
+    if part == "bg":
+        quality = corpus.manifest["parameters"]["quality"]
+        for number in range(len(corpus.manifest["backgrounds"])):
+            yield layout.background_name(number) + ".jpeg", images.encode_jpeg(corpus.background(number), quality)
+        return
+    name_of = layout.foreground_name if part == "fg" else layout.foreground_mask_name
+    for number in range(len(corpus.manifest["foregrounds"])):
+        for flip in (False, True) if corpus.manifest["parameters"]["flip"] else (False,):
+            rgba = corpus.foreground(number, flip)
+            mask = np.where(rgba[..., 3] >= 128, 255, 0).astype(np.uint8)
+            content = images.encode_png(rgba) if part == "fg" else images.encode_png(mask, runs=True)
+            yield f"{name_of(number, flip)}.png", content
 
 
 def _check_space(corpus: Corpus, rows: int) -> None:
@@ -292,21 +307,26 @@ def draw_background(path: str, background: int, corpus_sha256: str | None = None
     if picture_folders_done(corpus.path, background):  # another worker of a cluster was first
         return corpus.rows_per_background
     folder = layout.background_name(background)
-    each = corpus.rows_per_background
-    rows = corpus.plan[background * each : (background + 1) * each]
-    jpeg = images.JpegPatcher(corpus.background(background), corpus.manifest["parameters"]["quality"])
-    png = images.MaskEncoder(corpus.size)
     with (
         layout.write_folder(corpus.path / "bg_fg_mask" / folder, apart=True) as mask_folder,
         layout.write_folder(corpus.path / "bg_fg" / folder, apart=True) as image_folder,
     ):
         images_at, masks_at = f"{image_folder}{os.sep}", f"{mask_folder}{os.sep}"
-        for _, foreground, flip, position, top, left, _ in rows.tolist():
-            name = layout.composite_name(background, foreground, flip, position)
-            cutout = corpus.cutout(foreground, flip)
-            _write(f"{images_at}{name}.jpeg", jpeg.encode(cutout, top, left))
-            _write(f"{masks_at}{name}_mask.png", png.encode(cutout.mask, top, left))
-    return len(rows)
+        for name, image, mask in composites(corpus, background):
+            _write(f"{images_at}{name}.jpeg", image)
+            _write(f"{masks_at}{name}_mask.png", mask)
+    return corpus.rows_per_background
+
+
+def composites(corpus: Corpus, background: int) -> Iterator[tuple[str, bytes, bytes]]:
+    """Yield the name without ending, the JPEG and the mask's PNG of every row of one background."""
+    each = corpus.rows_per_background
+    jpeg = images.JpegPatcher(corpus.background(background), corpus.manifest["parameters"]["quality"])
+    png = images.MaskEncoder(corpus.size)
+    for _, foreground, flip, position, top, left, _ in corpus.plan[background * each :][:each].tolist():
+        cutout = corpus.cutout(foreground, flip)
+        name = layout.composite_name(background, foreground, flip, position)
+        yield name, jpeg.encode(cutout, top, left), png.encode(cutout.mask, top, left)
 
 
 def _write(path: str, content: bytes) -> None:

@@ -5,12 +5,14 @@ the nature of a PUT in an object store. A tree can be pickled, and used after a 
 process. Credentials come the ways the protocol's library knows, for s3:// the AWS environment variables and profiles.
 """
 
+import hashlib
 import io
 import os
 import shutil
 import struct
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,6 +22,7 @@ from dsgen.errors import DsgenError
 
 _EXTRAS = {"s3": "s3", "s3a": "s3"}
 _LOCAL_HEADER = 30
+_HASHED_BYTES = 2**22
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 
 
@@ -201,6 +204,22 @@ class UrlFiles:
                 fs.rm(f"{root}/{name}", recursive=True)
             except FileNotFoundError:
                 return
+
+
+def hash_tree(files: Files, sizes: dict[str, int], workers: int) -> Iterator[tuple[str, str | None]]:
+    """Yield the name and SHA-256 of every file of `sizes`, in that order; None for one that cannot be read."""
+
+    def digest(name: str) -> str | None:
+        sha256 = hashlib.sha256()
+        try:
+            for start in range(0, sizes[name], _HASHED_BYTES):
+                sha256.update(files.read_range(name, start, min(_HASHED_BYTES, sizes[name] - start)))
+        except OSError:
+            return None
+        return sha256.hexdigest()
+
+    with ThreadPoolExecutor(workers) as pool:
+        yield from zip(sizes, pool.map(digest, sizes), strict=True)
 
 
 class _translated:

@@ -15,7 +15,7 @@ import logging
 import math
 import re
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property, lru_cache
 from itertools import pairwise
@@ -128,6 +128,21 @@ def pack_source(
         return {"store": str(out), "rows": len(source.plan), "packed": packed, "unfinished": True}
 
 
+def pack_shards(
+    source: Source, out: Path, numbers: Sequence[int], made_from: dict[str, Any], jobs: int | None = None
+) -> dict[str, dict[str, list[Any]]]:
+    """Pack some shards of a store, by their numbers, below a folder: whole, but without an index.
+
+    `made_from` is what the store's index says. Returns bytes and hash of every file, by the names of shard and file.
+    """
+    files = LocalFiles(out)
+    bounds = shard_bounds(len(source.plan), source.chunk, made_from["shards"])
+    work = _Packing(source, files, bounds, made_from, numbers)
+    work.fill(check_jobs(jobs), None, None)
+    work.seal()
+    return work.tables()
+
+
 def shard_bounds(rows: int, chunk: int, shards: int) -> list[tuple[int, int]]:
     """Divide rows into shards of as many whole chunks each, give or take one: first and last row, exclusive."""
     chunks = -(-rows // chunk)
@@ -140,16 +155,22 @@ def shard_bounds(rows: int, chunk: int, shards: int) -> list[tuple[int, int]]:
 
 
 class CorpusSource:
-    """The rows of a corpus, checked; `corpus_sha256`, if given, is the corpus meant."""
+    """The rows of a corpus, checked; `corpus_sha256`, if given, is the corpus meant; its depth unless not `depth`."""
 
-    def __init__(self, path: Path, max_flip_error: float | None = None, corpus_sha256: str | None = None):
+    def __init__(
+        self,
+        path: Path,
+        max_flip_error: float | None = None,
+        corpus_sha256: str | None = None,
+        depth: bool = True,
+    ):
         self._corpus = corpus = Corpus(path)
         if corpus_sha256 not in (None, corpus.sha256):
             raise DsgenError(f"{path}: changed while it was packed; run dsgen pack again")
         self.size = corpus.size
         self.chunk = store.chunk_rows(corpus.positions, corpus.size)
-        depth = _depth_labels(corpus, quiet=corpus_sha256 is not None)
-        self.parts: tuple[str, ...] = ("image", "mask", *(["depth"] if depth is not None else []), "background")
+        labels = _depth_labels(corpus, quiet=corpus_sha256 is not None) if depth else None
+        self.parts: tuple[str, ...] = ("image", "mask", *(["depth"] if labels is not None else []), "background")
         self.made_from = {
             "format": store.FORMAT,
             "corpus_sha256": corpus.sha256,
@@ -157,13 +178,13 @@ class CorpusSource:
             "rows": len(corpus),
             "chunk_rows": self.chunk,
             "block_rows": store.block_rows(self.chunk, corpus.size),
-            "depth": depth,
+            "depth": labels,
         } | _leave_out(corpus, max_flip_error)
         self.plan = corpus.plan
         self.attributes = {name: corpus.manifest[name] for name in ("backgrounds", "foregrounds")}
         self.folders = [corpus.path]
         self._labels = LocalFiles(corpus.path / layout.DEPTH)
-        self.key = (CorpusSource, str(Path(path).absolute()), max_flip_error, corpus.sha256)
+        self.key = (CorpusSource, str(Path(path).absolute()), max_flip_error, corpus.sha256, depth)
 
     def pictures(self, first: int, last: int) -> dict[str, np.ndarray]:
         """Draw rows and read their depth."""
@@ -299,10 +320,11 @@ def _made_before(files: LocalFiles | UrlFiles, entries: list[str]) -> Iterator[d
     for name in entries:
         if _SHARD.fullmatch(name) and not name.endswith(".partial"):
             with contextlib.suppress(DsgenError):  # an unfinished shard says nothing
-                yield _open_shard(files, name).attributes["made_from"]
+                yield open_shard(files, name).attributes["made_from"]
 
 
-def _open_shard(files: LocalFiles | UrlFiles, name: str) -> store.Shard:
+def open_shard(files: LocalFiles | UrlFiles, name: str) -> store.Shard:
+    """Open a shard of a store by its name, a folder or a zip file."""
     return store.Shard(ZipFiles(files, name) if name.endswith(_ZIP) else files.child(name))
 
 
@@ -315,7 +337,7 @@ def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 class _Packing:
-    """The making of a store: which shards, of which rows, from what."""
+    """The making of a store, or of some of its shards by their numbers: of which rows, from what."""
 
     def __init__(
         self,
@@ -323,12 +345,15 @@ class _Packing:
         files: LocalFiles | UrlFiles,
         bounds: list[tuple[int, int]],
         made_from: dict[str, Any],
+        numbers: Sequence[int] | None = None,
     ):
-        self._source, self._files, self._bounds, self._made_from = source, files, bounds, made_from
+        numbers = range(len(bounds)) if numbers is None else numbers
+        self._source, self._files, self._made_from = source, files, made_from
+        self._bounds = [bounds[k] for k in numbers]
         self._zip: bool = made_from["zip"]
         self._block: int = made_from["block_rows"]
         ending = _ZIP if self._zip else ""
-        self._names = [layout.shard_name(k, len(bounds)) + ending for k in range(len(bounds))]
+        self._names = [layout.shard_name(k, len(bounds)) + ending for k in numbers]
         recipe = made_from["recipe"]
         self._stored = tuple(part for part in source.parts if not (recipe and part in ("image", "mask")))
 
@@ -526,42 +551,18 @@ class _Packing:
         with ThreadPoolExecutor(_WRITERS) as pool:
             return dict(zip(names, pool.map(lambda file: _entry(self._files.read(file)), names), strict=True))
 
+    def tables(self) -> dict[str, dict[str, list[Any]]]:
+        """Bytes and hash of every file of every sealed shard."""
+        sizes = self._files.sizes()
+        return {name: self._table(name, sizes) for name in self._names}
+
     def finish(self) -> None:
         """Write hashes and index from what the sealed shards say, and clear up."""
-        sizes = self._files.sizes()
-        tables = [self._table(name, sizes) for name in self._names]
-        lines = "".join(store.sums_line(file, table[file][1]) for table in tables for file in sorted(table)).encode()
-        shards = [_open_shard(self._files, name) for name in self._names]
-        sums = _totals([shard.attributes["sums"] for shard in shards])
-        scales = {"image": 255, "background": 255, "mask": 1, "depth": 1000}
-        index = {
-            "format": store.FORMAT,
-            "dsgen": __version__,
-            "rows": len(self._source.plan),
-            "size": self._source.size,
-            "splits": split_counts(self._source.plan),
-            "depth": self._made_from["depth"],
-            "left_out": self._made_from.get("left_out", 0),
-            "statistics": {part: _statistics(sums[part], scale) for part, scale in scales.items() if part in sums},
-            "made_from": self._made_from,
-            "sums_sha256": hashlib.sha256(lines).hexdigest(),
-            "shards": [
-                {
-                    "name": name,
-                    "first_row": first,
-                    "rows": last - first,
-                    "splits": split_counts(self._source.plan[first:last]),
-                    "bytes": sum(size for size, _ in table.values()),
-                    "image_bytes": _image_bytes(shard, table, name),
-                    "sha256": hashlib.sha256(
-                        "".join(store.sums_line(file, table[file][1]) for file in sorted(table)).encode()
-                    ).hexdigest(),
-                }
-                for name, (first, last), shard, table in zip(self._names, self._bounds, shards, tables, strict=True)
-            ],
-        }
+        tables = self.tables()
+        shards = {name: open_shard(self._files, name) for name in self._names}
+        lines, index = sums_and_index(self._source.plan, shards, tables)
         self._files.write(layout.SUMS, lines)
-        self._files.write(layout.INDEX, layout.encode_json(index))
+        self._files.write(layout.INDEX, index)
         self.tidy()
 
     def tidy(self) -> None:
@@ -569,6 +570,50 @@ class _Packing:
         for leftover in self._files.top():
             if leftover == layout.PACKING or leftover.endswith(".partial"):
                 self._files.remove(leftover)
+
+
+def sums_and_index(
+    plan: np.ndarray,
+    shards: Mapping[str, store.Shard],
+    tables: Mapping[str, dict[str, list[Any]]],
+    version: str = __version__,
+) -> tuple[bytes, bytes]:
+    """Return what `SHA256SUMS` and `index.json` hold, from all shards in order and bytes and hash of their files."""
+    each = {
+        name: "".join(store.sums_line(file, table[file][1]) for file in sorted(table)).encode()
+        for name, table in tables.items()
+    }
+    lines = b"".join(each.values())
+    some = next(iter(shards.values()))
+    made_from = some.attributes["made_from"]
+    sums = _totals([shard.attributes["sums"] for shard in shards.values()])
+    scales = {"image": 255, "background": 255, "mask": 1, "depth": 1000}
+    firsts = {name: shard.attributes["first_row"] for name, shard in shards.items()}
+    index = {
+        "format": store.FORMAT,
+        "dsgen": version,
+        "rows": len(plan),
+        "size": some.size,
+        "splits": split_counts(plan),
+        "depth": made_from["depth"],
+        "left_out": made_from.get("left_out", 0),
+        "statistics": {part: _statistics(sums[part], scale) for part, scale in scales.items() if part in sums},
+        "made_from": made_from,
+        "sums_sha256": hashlib.sha256(lines).hexdigest(),
+        "shards": [
+            {
+                "name": name,
+                "first_row": firsts[name],
+                "rows": shard.rows,
+                "splits": split_counts(plan[firsts[name] : firsts[name] + shard.rows]),
+                "bytes": sum(size for size, _ in tables[name].values()),
+                "image_bytes": _image_bytes(shard, tables[name], name),
+                "sha256": hashlib.sha256(each[name]).hexdigest(),
+            }
+            for name, shard in shards.items()
+        ],
+    }
+    return lines, layout.encode_json(index)
 
 
 def _image_bytes(shard: store.Shard, table: dict[str, list[Any]], name: str) -> int:

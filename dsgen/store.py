@@ -251,7 +251,10 @@ def read_sums(files: Files) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class ArrayLayout:
-    """An array as its `zarr.json` has it: `chunk` and `each` are the samples of a chunk and of a file."""
+    """An array as its `zarr.json` has it: `chunk` and `each` are the samples of a chunk and of a file.
+
+    `sharded` files hold where their chunks are, be it one only.
+    """
 
     name: str
     shape: tuple[int, ...]
@@ -259,6 +262,7 @@ class ArrayLayout:
     chunk: int
     each: int
     codecs: tuple[str, ...]
+    sharded: bool
 
     @classmethod
     def parse(cls, name: str, metadata: dict[str, Any]) -> "ArrayLayout":
@@ -266,7 +270,8 @@ class ArrayLayout:
         shape, codecs = tuple(metadata["shape"]), metadata["codecs"]
         grid = metadata["chunk_grid"]["configuration"]["chunk_shape"]
         each = chunk = grid[0]
-        if codecs[0]["name"] == "sharding_indexed":
+        sharded = codecs[0]["name"] == "sharding_indexed"
+        if sharded:
             configuration = codecs[0]["configuration"]
             chunk, codecs = configuration["chunk_shape"][0], configuration["codecs"]
         names = tuple(codec["name"] for codec in codecs)
@@ -276,7 +281,7 @@ class ArrayLayout:
         ):
             raise ValueError(f"{name} is coded by {', '.join(names)} in chunks {grid}, not as dsgen does")
         dtype = np.dtype(metadata["data_type"]).newbyteorder("<")
-        return cls(name, shape, dtype, chunk, each, names)
+        return cls(name, shape, dtype, chunk, each, names, sharded)
 
     def file(self, number: int) -> str:
         """Name the file of chunk or block `number`."""
@@ -390,7 +395,7 @@ class Shard:
         each time and spends more on its own machinery than on decoding.
         """
         name = array.file(start // array.each)
-        if array.chunk == array.each:
+        if not array.sharded:
             code = self.files.read(name)
             if "crc32c" not in array.codecs and code[:4] != b"\x28\xb5\x2f\xfd":
                 raise ValueError("not coded by zstd")

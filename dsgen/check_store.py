@@ -1,0 +1,384 @@
+"""Check a store: every file against its hash, then every row against its corpus.
+
+Two things vouch for a shard, its files' hashes in `SHA256SUMS` and the hash of these lines in `index.json`. A shard is
+whole if either agrees; then what `SHA256SUMS` and `index.json` should hold follows from the shards.
+"""
+
+import hashlib
+import re
+from collections import Counter
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import numpy as np
+
+from dsgen import layout, store
+from dsgen.corpus import Corpus
+from dsgen.errors import DsgenError, differences
+from dsgen.files import LocalFiles, UrlFiles, hash_tree, open_files
+from dsgen.findings import EXTRA, FOREIGN, MISSING, Checked, Finding, Report, each, reason
+from dsgen.jobs import progress
+from dsgen.pack import CorpusSource, open_shard, sums_and_index
+from dsgen.plan import DTYPE
+from dsgen.store import Shard
+
+_ZIP = ".zip"
+_SHARD = re.compile(r"(shard-\d+-of-(\d+)\.zarr(?:\.zip)?)(?:/|$)")
+
+
+@dataclass
+class Inspected:
+    """A store whose files were hashed.
+
+    `sizes` and `digests` are of the files there are; `listed`, by shard, what `SHA256SUMS` says and `vouched` what
+    `index.json` says. `names` are the shards there should be, `bad` those that are not what they were, `unknown` those
+    of which nothing says what they were. `sums` and `index` are what these two files should hold, None while a shard
+    is bad.
+    """
+
+    files: LocalFiles | UrlFiles
+    names: list[str]
+    sizes: dict[str, int]
+    digests: dict[str, str | None]
+    listed: dict[str, dict[str, str]]
+    vouched: dict[str, str]
+    index_there: dict[str, Any] | None
+    bad: list[str] = field(default_factory=list)
+    unknown: list[str] = field(default_factory=list)
+    sums: bytes | None = None
+    index: bytes | None = None
+
+    def own(self, name: str) -> dict[str, str | None]:
+        """Name and hash of every file a shard has."""
+        return {file: self.digests[file] for file in self.sizes if _belongs(file, name)}
+
+    def made_from(self) -> dict[str, Any]:
+        """What the store was made from, as its index says, or else a shard; `DsgenError` where nothing does."""
+        if self.index_there is not None:
+            return dict(self.index_there["made_from"])
+        for name in self.names:
+            try:
+                return dict(open_shard(self.files, name).attributes["made_from"])
+            except DsgenError:
+                continue
+        raise DsgenError(f"{self.files}: neither {layout.INDEX} nor a shard can be read; remove the store and pack it")
+
+
+def _belongs(file: str, name: str) -> bool:
+    return file == name or file.startswith(f"{name}/")
+
+
+def shard_digest(table: dict[str, str | None]) -> str:
+    """Hash a shard's lines of `SHA256SUMS`, as the index has it."""
+    return hashlib.sha256(_lines(table)).hexdigest()
+
+
+def _lines(table: dict[str, str | None]) -> bytes:
+    return "".join(store.sums_line(file, str(table[file])) for file in sorted(table)).encode()
+
+
+def inspect_store(place: Path | str, jobs: int, report: Report) -> Inspected:
+    """Hash every file of a store and put what is wrong into `report`.
+
+    Raises `DsgenError` where there is no finished store, of which neither index nor hashes are there.
+    """
+    files = open_files(place)
+    sizes = files.sizes()
+    if layout.INDEX not in sizes and layout.SUMS not in sizes:
+        begun = any(name.startswith(("shard-", layout.PACKING)) for name in sizes)
+        what = "an unfinished store" if begun else "no store"
+        raise DsgenError(f"{place}: {what} (no {layout.INDEX}); run dsgen pack --out {place}")
+    sizes = {name: size for name, size in sizes.items() if not name.startswith(layout.LOCK)}
+    digests: dict[str, str | None] = {}
+    with progress("verify", sum(sizes.values())) as advance:
+        for name, digest in hash_tree(files, sizes, jobs):
+            digests[name] = digest
+            advance(sizes[name])
+    report.files, report.bytes = len(sizes), sum(sizes.values())
+    index, index_wrong = _read_index(files, sizes)
+    lines, sums_wrong = _read_sums(files, sizes)
+    names = [shard["name"] for shard in index["shards"]] if index else _guess_names([*lines, *sizes])
+    found = Inspected(
+        files,
+        names,
+        sizes,
+        digests,
+        {name: {file: digest for file, digest in lines.items() if _belongs(file, name)} for name in names},
+        {shard["name"]: shard["sha256"] for shard in index["shards"]} if index else {},
+        index,
+    )
+    _check_shards(found, report)
+    if not found.bad:
+        expect(found)
+    if sums_wrong is None and found.sums is not None and files.read(layout.SUMS) != found.sums:
+        sums_wrong = "damaged: not the hashes of the files"
+    if index_wrong is None and found.index is not None and files.read(layout.INDEX) != found.index:
+        index_wrong = "damaged: not what the shards say"
+    elif index is not None and found.sums is None and not sums_wrong:
+        content = files.read(layout.SUMS)
+        if hashlib.sha256(content).hexdigest() != index.get("sums_sha256"):
+            sums_wrong = f"{layout.INDEX} has another hash of it: one of the two is damaged"
+    for name, wrong in ((layout.INDEX, index_wrong), (layout.SUMS, sums_wrong)):
+        if wrong:
+            report.find(name, wrong)
+    known = {layout.INDEX, layout.SUMS}
+    for file in sizes:
+        if file not in known and not any(_belongs(file, name) for name in names):
+            report.find(file, EXTRA if is_leftover(file) else FOREIGN)
+    return found
+
+
+def is_leftover(file: str) -> bool:
+    """Whether a file that is none of a store's can only be dsgen's, from a run that was killed or a larger store."""
+    top = file.partition("/")[0]
+    return top == layout.PACKING or top.endswith(".partial") or _SHARD.match(file) is not None
+
+
+def _read_index(files: LocalFiles | UrlFiles, sizes: dict[str, int]) -> tuple[dict[str, Any] | None, str | None]:
+    """Return the index if it can be relied on, and what is wrong with it."""
+    if layout.INDEX not in sizes:
+        return None, MISSING
+    try:
+        index = layout.parse_json(files.read(layout.INDEX), layout.INDEX)
+        if index["format"] != store.FORMAT:
+            return None, f"format {index['format']}, expected {store.FORMAT}: damaged, or of another dsgen"
+        names = [shard["name"] for shard in index["shards"]]
+        ending = _ZIP if names[0].endswith(_ZIP) else ""
+        if names != [layout.shard_name(k, len(names)) + ending for k in range(len(names))]:
+            return None, "damaged: names of shards"
+        if not all(isinstance(shard["sha256"], str) for shard in index["shards"]) or not dict(index["made_from"]):
+            return None, "damaged"
+    except DsgenError as error:
+        return None, str(error).removeprefix(f"{layout.INDEX}: ").partition(";")[0]
+    except (KeyError, IndexError, TypeError, AttributeError, ValueError):
+        return None, "damaged: entries missing"
+    return index, None
+
+
+def _read_sums(files: LocalFiles | UrlFiles, sizes: dict[str, int]) -> tuple[dict[str, str], str | None]:
+    """Return the hash of every file as far as `SHA256SUMS` can be read, and what is wrong with it."""
+    if layout.SUMS not in sizes:
+        return {}, MISSING
+    lines = files.read(layout.SUMS).decode(errors="replace").splitlines()
+    pairs = [line.split("  ", 1) for line in lines]
+    whole = all(len(pair) == 2 for pair in pairs)
+    return {pair[1]: pair[0] for pair in pairs if len(pair) == 2}, None if whole else "damaged: no list of hashes"
+
+
+def _guess_names(files: list[str]) -> list[str]:
+    """Name the shards of a store without an index: as many as most of its files' names say."""
+    matches = [match for match in map(_SHARD.match, files) if match]
+    if not matches:
+        return []
+    count = int(Counter(match[2] for match in matches).most_common(1)[0][0])
+    ending = Counter(_ZIP if match[1].endswith(_ZIP) else "" for match in matches).most_common(1)[0][0]
+    return [layout.shard_name(k, count) + ending for k in range(count)]
+
+
+def _check_shards(found: Inspected, report: Report) -> None:
+    for name in found.names:
+        own, listed = found.own(name), found.listed[name]
+        if not own:
+            found.bad.append(name)
+            report.find(name, MISSING)
+        elif not listed and name not in found.vouched:
+            found.unknown.append(name)
+            report.notes.append(f"{name}: nothing says what its hashes were")
+        elif own != listed and shard_digest(own) != found.vouched.get(name):
+            found.bad.append(name)
+            before = len(report.findings)
+            if listed:
+                for file in sorted(listed.keys() - own.keys()):
+                    report.find(file, MISSING)
+                for file in sorted(own.keys() - listed.keys()):
+                    report.find(file, EXTRA)
+                for file in sorted(own.keys() & listed.keys()):
+                    if own[file] != listed[file]:
+                        size = found.sizes[file]
+                        what = "cannot be read" if own[file] is None else f"another hash ({size:,} bytes)"
+                        report.find(file, what)
+            if len(report.findings) == before:
+                report.find(name, f"another hash; {layout.SUMS} cannot say of which file")
+
+
+def expect(found: Inspected) -> None:
+    """Work out what `SHA256SUMS` and `index.json` should hold from shards that are whole."""
+    try:
+        shards = {name: open_shard(found.files, name) for name in found.names}
+        plan = plan_of(list(shards.values()))
+        tables: dict[str, dict[str, list[Any]]] = {
+            name: {file: [found.sizes[file], digest] for file, digest in found.own(name).items()}
+            for name in found.names
+        }
+        versions = [shard.attributes["dsgen"] for shard in shards.values()]
+        said = (found.index_there or {}).get("dsgen")
+        found.sums, found.index = sums_and_index(plan, shards, tables, str(said if said in versions else versions[-1]))
+    except (DsgenError, KeyError, TypeError):
+        if not found.unknown:  # their hashes are right, so they can be read
+            raise
+
+
+def plan_of(shards: list[Shard]) -> np.ndarray:
+    """Put the plan of a store together from its shards' columns."""
+    plan = np.empty(sum(shard.rows for shard in shards), DTYPE)
+    first = 0
+    for shard in shards:
+        for name in DTYPE.names or ():
+            plan[name][first : first + shard.rows] = shard.column("background_number" if name == "background" else name)
+        first += shard.rows
+    return plan
+
+
+def corpus_source(corpus: Path, made_from: dict[str, Any]) -> CorpusSource:
+    """Open the corpus a store was made from; `DsgenError` where it is another one, or the store is of pictures."""
+    if "corpus_sha256" not in made_from:
+        raise DsgenError(
+            "--corpus: the store was packed from pictures (--images), expected one of a corpus; leave it out, and to "
+            "make it again remove it and run the same dsgen pack"
+        )
+    opened = Corpus(corpus)
+    if opened.sha256 != made_from["corpus_sha256"]:
+        raise DsgenError(f"--corpus: {corpus} is not the corpus the store was packed from; give that one")
+    depth = made_from["depth"] is not None
+    source = CorpusSource(corpus, made_from.get("max_flip_error"), opened.sha256, depth)
+    said = layout.parse_json(layout.encode_json(source.made_from), "the corpus")
+    wanted = {name: made_from.get(name) for name in said}
+    if said != wanted:
+        shown = "; ".join(differences(said, wanted, "store"))
+        raise DsgenError(f"--corpus: {corpus} is not as the store was packed from it: {shown}; give that corpus")
+    return source
+
+
+def check_pixels(found: Inspected, corpus: Path | None, jobs: int, report: Report) -> None:
+    """Decode every chunk of every shard that can be opened; compare all with a corpus, if given."""
+    source = None if corpus is None else corpus_source(corpus, found.made_from())
+    if source is None:
+        report.notes.append("pixels decoded, not compared with a corpus; give --corpus to compare them")
+    key = None if source is None else source.key
+    blocks: list[tuple[Any, ...]] = []
+    total = first_row = 0
+    run = uuid4().hex
+    for name in found.names:
+        try:
+            shard = open_shard(found.files, name)
+            first = int(shard.attributes["first_row"])
+            block = int(shard.attributes["made_from"]["block_rows"])
+            if first != first_row:
+                report.find(name, f"begins at row {first:,}, expected {first_row:,}")
+        except (DsgenError, KeyError, TypeError) as error:
+            if found.own(name):
+                report.find(
+                    f"{name}/{store.ROOT}" if not name.endswith(_ZIP) else name, f"cannot be opened ({_why(error)})"
+                )
+            continue
+        first_row += shard.rows
+        total += shard.rows
+        place = str(found.files)
+        blocks.append((run, place, name, key, None, None))
+        blocks += [
+            (run, place, name, key, start, min(start + block, shard.rows)) for start in range(0, shard.rows, block)
+        ]
+    with progress("verify rows", total) as advance:
+        for checked in each(check_block, blocks, jobs):
+            report.add(checked)
+            advance(checked.rows)
+
+
+# opened once a process and run of verify: files may have changed since an earlier one
+@lru_cache(maxsize=2)
+def _open_shard(run: str, place: str, name: str) -> Shard:  # noqa: ARG001
+    return open_shard(open_files(place), name)
+
+
+@lru_cache(maxsize=1)
+def _open_source(run: str, key: tuple[Any, ...]) -> CorpusSource:  # noqa: ARG001
+    return CorpusSource(*key[1:])
+
+
+def check_block(
+    run: str, place: str, name: str, key: tuple[Any, ...] | None, first: int | None, last: int | None
+) -> Checked:
+    """Check rows `first` to `last`, exclusive, of a shard, or, where they are None, its columns and backgrounds."""
+    shard = _open_shard(run, place, name)
+    source = None if key is None else _open_source(run, key)
+    if first is None or last is None:
+        return _check_small(shard, name, source)
+    checked = Checked(rows=last - first)
+    block = shard.attributes["made_from"]["block_rows"]
+    start_row = shard.attributes["first_row"]
+    for start in range(first, last, shard.chunk):
+        stop = min(start + shard.chunk, last)
+        truth = {} if source is None else _truth(source, start_row + start, start_row + stop)
+        for part in shard.parts:
+            if part == "background":
+                continue
+            drawn = shard.recipe and part in ("image", "mask")
+            file = name if drawn or name.endswith(_ZIP) else f"{name}/{store.block_name(part, start // block)}"
+            rows = f"rows {start_row + start:,} to {start_row + stop - 1:,}"
+            try:
+                values = shard.read(part, start, stop)
+            except DsgenError as error:
+                checked.findings.append(Finding(file, f"{rows}: {part} cannot be read ({_why(error)})"))
+                continue
+            checked.pixel_bytes += values.nbytes
+            if part == "mask" and source is None and ((values + np.uint8(1)) & 254).any():
+                checked.findings.append(Finding(file, f"{rows}: mask holds other values than 0 and 255"))
+            if source is not None and not np.array_equal(values, truth[part]):
+                wrong = np.flatnonzero((values != truth[part]).reshape(stop - start, -1).any(axis=1))
+                row = f"row {start_row + start + int(wrong[0]):,}" + (f" and {len(wrong) - 1} more" * (len(wrong) > 1))
+                checked.findings.append(Finding(file, f"{row}: {part} is not that of the corpus"))
+    return checked
+
+
+def _truth(source: CorpusSource, first: int, last: int) -> dict[str, np.ndarray]:
+    try:
+        return source.pictures(first, last)
+    except Exception as error:  # zarr and codecs raise what they please on damaged files
+        folder = source.folders[0]
+        raise DsgenError(f"{folder}: cannot be read ({reason(error)}); run dsgen verify {folder}") from error
+
+
+def _check_small(shard: Shard, name: str, source: CorpusSource | None) -> Checked:
+    """Check the columns and backgrounds of a shard."""
+    checked = Checked()
+
+    def find(array: str, what: str) -> None:
+        checked.findings.append(Finding(name if name.endswith(_ZIP) else f"{name}/{array}".rstrip("/"), what))
+
+    first = shard.attributes["first_row"]
+    try:
+        plan = plan_of([shard])
+        numbers, index = np.unique(plan["background"], return_inverse=True)
+        if not np.array_equal(shard.column("row"), np.arange(first, first + shard.rows)):
+            find("row", f"not the rows from {first:,} on")
+        if not np.array_equal(shard.column("background_index"), index):
+            find("background_index", "does not fit the numbers of the backgrounds")
+    except DsgenError as error:
+        find("", f"columns cannot be read ({_why(error)})")
+        return checked
+    if source is not None:
+        wanted = source.plan[first : first + shard.rows]
+        for column in DTYPE.names or ():
+            if len(wanted) != len(plan) or not np.array_equal(plan[column], wanted[column]):
+                find(column if column != "background" else "background_number", "not that of the corpus' plan")
+    if "background" in shard.parts:
+        for i, number in enumerate(numbers.tolist()):
+            file = f"background/c/{i}/0/0/0"
+            try:
+                picture = shard.background(i)
+            except DsgenError as error:
+                find(file, f"cannot be read ({_why(error)})")
+                continue
+            if source is not None and not np.array_equal(picture, source.background(number)):
+                find(file, f"not background {number} of the corpus")
+    return checked
+
+
+def _why(error: Exception) -> str:
+    """The reason within the store's message about a damaged shard."""
+    text = reason(error)
+    found = re.search(r"\((.*)\), the shard is damaged", text)
+    return found[1] if found else text

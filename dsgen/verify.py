@@ -1,0 +1,54 @@
+"""Check a corpus or a store completely: hashes, checksums, shapes, counts, the plan, and pixels against the plan."""
+
+import time
+from pathlib import Path
+
+from dsgen import layout
+from dsgen.errors import DsgenError
+from dsgen.files import is_url
+from dsgen.findings import Report
+from dsgen.jobs import check_jobs
+
+
+def verify(place: Path | str, corpus: Path | None = None, *, fast: bool = False, jobs: int | None = None) -> Report:
+    """Check a corpus, or a store in a folder or at a URL, and report all that is wrong; nothing is changed.
+
+    Of a store every file is hashed, every chunk decoded, and with `corpus`, the one it was packed from, every pixel,
+    depth and column compared. Of a corpus the plan is made again, the sources are hashed, every picture is drawn again
+    and compared, every label decoded. `fast` leaves it at hashes, names and counts. Raises `DsgenError` where there is
+    neither, and where `corpus` is another one.
+    """
+    workers = check_jobs(jobs)
+    started = time.monotonic()
+    if is_store(place):
+        from dsgen.check_store import check_pixels, corpus_source, inspect_store
+
+        report = Report(str(place), "store")
+        found = inspect_store(place, workers, report)
+        if corpus is not None:
+            corpus_source(corpus, found.made_from())
+        if fast:
+            report.notes.append("files hashed, chunks not decoded (--fast)")
+        else:
+            check_pixels(found, corpus, workers, report)
+    else:
+        from dsgen.check_corpus import check_corpus
+
+        if corpus is not None:
+            raise DsgenError(f"--corpus: {place} is a corpus itself, expected a store; leave it out")
+        report = Report(str(place), "corpus")
+        check_corpus(Path(place), fast, workers, report)
+    report.seconds = time.monotonic() - started
+    return report
+
+
+def is_store(place: Path | str) -> bool:
+    """Say whether a place holds a store, or else a corpus; `DsgenError` where there is neither."""
+    if is_url(place):
+        return True
+    path = Path(place)
+    if any((path / name).exists() for name in (layout.CORPUS_JSON, layout.PLAN, layout.SOURCES)):
+        return False
+    if any((path / name).exists() for name in (layout.INDEX, layout.SUMS, layout.PACKING)) or any(path.glob("shard-*")):
+        return True
+    raise DsgenError(f"{path}: neither a corpus nor a store; run dsgen composite or dsgen pack")

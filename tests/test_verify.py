@@ -1,0 +1,454 @@
+"""Verify and repair: every damaged, lost and added file of every part is named, and made again as it was."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import fsspec
+import numpy as np
+import pytest
+import zarr
+from conftest import SMALL
+from test_pack import files
+from typer.testing import CliRunner
+
+from dsgen import layout, store
+from dsgen.cli import app
+from dsgen.composite import composite
+from dsgen.corpus import Corpus
+from dsgen.depth import draw_views
+from dsgen.errors import DsgenError
+from dsgen.files import LocalFiles, hash_tree
+from dsgen.findings import Report
+from dsgen.pack import open_shard, pack, sums_and_index
+from dsgen.repair import repair
+from dsgen.verify import verify
+
+
+def flip(path: Path) -> None:
+    """Change one bit in the middle."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 4
+    path.write_bytes(content)
+
+
+def truncate(path: Path) -> None:
+    """Cut off the second half."""
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def delete(path: Path) -> None:
+    """Remove a file."""
+    path.unlink()
+
+
+def add(path: Path) -> None:
+    """Put another file beside one."""
+    path.with_name(path.name + ".copy").write_bytes(b"more")
+
+
+DAMAGES: list[Callable[[Path], None]] = [flip, truncate, delete, add]
+KINDS = {"folder": {}, "zip": {"zipped": True}, "recipe": {"recipe": True}}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_blocks() -> Iterator[None]:
+    """Make every chunk a block, so that small shards have several."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(store, "_BLOCK_SAMPLES", 1)
+        yield
+
+
+@pytest.fixture(scope="module")
+def stores(tmp_path_factory: pytest.TempPathFactory, labelled_corpus: Path) -> Path:
+    """A store of every kind, two shards each; not to be written to."""
+    folder = tmp_path_factory.mktemp("stores")
+    for kind, options in KINDS.items():
+        pack(labelled_corpus, folder / kind, shards=2, jobs=1, **options)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def viewed(tmp_path_factory: pytest.TempPathFactory, labelled_corpus: Path) -> Path:
+    """The labelled corpus with depth views; not to be written to."""
+    path = Path(shutil.copytree(labelled_corpus, tmp_path_factory.mktemp("viewed") / "corpus"))
+    for background in range(3):
+        draw_views(str(path), background)
+    return path
+
+
+def named(report: Report) -> set[str]:
+    """The files that are said to be wrong."""
+    return {finding.file for finding in report.findings}
+
+
+def picked(names: list[str]) -> list[str]:
+    """One file of every array and part, by the name without its numbers."""
+    return list({"/".join(part for part in name.split("/") if not part.isdecimal()): name for name in names}.values())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_whole_store_is_found_whole(stores: Path, labelled_corpus: Path, kind: str) -> None:
+    """Every file is hashed, every row compared, nothing is wrong, nothing is changed."""
+    before = files(stores / kind)
+    report = verify(stores / kind, labelled_corpus, jobs=1)
+    assert report.findings == []
+    assert report.notes == []
+    assert (report.rows, report.files) == (72, len(before))
+    assert report.bytes == sum(map(len, before.values()))
+    assert "nothing wrong" in report.summary()
+    assert files(stores / kind) == before
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_file_of_a_store_is_named(
+    tmp_path: Path, stores: Path, kind: str, damage: Callable[[Path], None]
+) -> None:
+    """One file of every array at a time, the hashes and the index too, and it alone."""
+    path = Path(shutil.copytree(stores / kind, tmp_path / "s"))
+    for name, content in {name: files(path)[name] for name in picked(list(files(path)))}.items():
+        damage(path / name)
+        wrong = f"{name}.copy" if damage is add else name
+        assert named(verify(path, fast=True, jobs=1)) == {wrong}, name
+        (path / wrong).unlink(missing_ok=True)
+        (path / name).write_bytes(content)
+    assert verify(path, fast=True, jobs=1).findings == []
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_shard_is_made_again_and_no_other(
+    tmp_path: Path, stores: Path, labelled_corpus: Path, kind: str, damage: Callable[[Path], None]
+) -> None:
+    """One file of every array of a shard at once: all get back their bytes, and no good file is written."""
+    path = Path(shutil.copytree(stores / kind, tmp_path / "s"))
+    for entry in path.rglob("*"):
+        os.utime(entry, (1, 1))
+    whole = files(path)
+    touched = [name for name in picked(list(whole)) if "shard-00001" in name]
+    for name in touched:
+        damage(path / name)
+    damaged = [f"{name}.copy" for name in touched] if damage is add and kind == "zip" else []
+    done = repair(path, labelled_corpus, jobs=1)
+    assert done.wrong == len(touched)
+    assert files(path) == whole | dict.fromkeys(damaged, b"more")
+    written = {name for name in whole if (path / name).stat().st_mtime != 1}
+    assert written == (set() if damage is add else set(touched))
+    assert [finding.what for finding in done.left] == ["not dsgen's"] * len(damaged)
+
+
+@pytest.mark.parametrize("damage", DAMAGES[:3])
+@pytest.mark.parametrize("names", [("index.json",), ("SHA256SUMS",), ("index.json", "SHA256SUMS")])
+def test_hashes_and_index_are_made_again(
+    tmp_path: Path, stores: Path, labelled_corpus: Path, damage: Callable[[Path], None], names: tuple[str, ...]
+) -> None:
+    """Either or both, with a damaged block beside them; without either the store is an unfinished one."""
+    path = Path(shutil.copytree(stores / "folder", tmp_path / "s"))
+    whole = files(path)
+    for name in (*names, f"{layout.shard_name(0, 2)}/image/c/1/0/0/0"):
+        damage(path / name)
+    if damage is delete and len(names) == 2:
+        with pytest.raises(DsgenError, match=r"an unfinished store \(no index.json\); run dsgen pack"):
+            repair(path, labelled_corpus, jobs=1)
+        return
+    done = repair(path, labelled_corpus, jobs=1)
+    assert files(path) == whole
+    assert done.left == []
+
+
+def test_another_corpus_repairs_nothing(tmp_path: Path, stores: Path, pictures: Path, labelled_corpus: Path) -> None:
+    """Another corpus, and one whose labels have changed, are refused; the store stays as it is."""
+    path = Path(shutil.copytree(stores / "folder", tmp_path / "s"))
+    flip(path / layout.shard_name(0, 2) / "depth/c/0/0/0")
+    before = files(path)
+    composite(tmp_path / "other", pictures / "backgrounds", pictures / "foregrounds", SMALL, max_backgrounds=2, jobs=1)
+    with pytest.raises(DsgenError, match=r"--corpus: .*other is not the corpus the store was packed from"):
+        repair(path, tmp_path / "other", jobs=1)
+    with pytest.raises(DsgenError, match=r"--corpus: .*other is not the corpus the store was packed from"):
+        verify(path, tmp_path / "other", jobs=1)
+    changed = Path(shutil.copytree(labelled_corpus, tmp_path / "changed"))
+    zarr.open_group(changed / "depth.zarr", mode="r+")["depth"][3, 5] = 77
+    with pytest.raises(DsgenError, match=r"made again it has other hashes than it had; nothing was changed"):
+        repair(path, changed, jobs=1)
+    zarr.open_group(changed / "depth.zarr", mode="r+").attrs["model"] = "another"
+    with pytest.raises(DsgenError, match=r"not as the store was packed from it: depth .*another.*; give that corpus"):
+        repair(path, changed, jobs=1)
+    assert files(path) == before
+
+
+def test_a_store_packed_before_its_corpus_was_labelled(tmp_path: Path, corpus: Path, labelled_corpus: Path) -> None:
+    """Labels made later take part in neither comparison nor repair."""
+    pack(corpus, tmp_path / "s", shards=2, jobs=1)
+    whole = files(tmp_path / "s")
+    assert verify(tmp_path / "s", labelled_corpus, jobs=1).findings == []
+    delete(tmp_path / "s" / layout.shard_name(1, 2) / "mask/c/1/0/0")
+    repair(tmp_path / "s", labelled_corpus, jobs=1)
+    assert files(tmp_path / "s") == whole
+
+
+def rewrite(path: Path, name: str, content: bytes) -> None:
+    """Put another content into a store, and hashes that fit it."""
+    (path / name).write_bytes(content)
+    sizes = {file: size for file, size in LocalFiles(path).sizes().items() if file.startswith("shard-")}
+    digests = dict(hash_tree(LocalFiles(path), sizes, 1))
+    names = sorted({file.partition("/")[0] for file in sizes})
+    shards = {shard: open_shard(LocalFiles(path), shard) for shard in names}
+    tables: dict[str, dict[str, list[object]]] = {
+        shard: {file: [sizes[file], digests[file]] for file in sizes if file.startswith(shard)} for shard in names
+    }
+    plan = store.Store(path).plan
+    sums, index = sums_and_index(plan, shards, tables)
+    (path / layout.SUMS).write_bytes(sums)
+    (path / layout.INDEX).write_bytes(index)
+
+
+@pytest.mark.parametrize(
+    ("part", "what"),
+    [
+        ("image", "row 40: image is not that of the corpus"),
+        ("mask", "row 40: mask is not that of the corpus"),
+        ("depth", "row 40: depth is not that of the corpus"),
+        ("background", "not background 1 of the corpus"),
+        ("top", "not that of the corpus' plan"),
+    ],
+)
+def test_pixels_are_compared_with_the_corpus(
+    tmp_path: Path, stores: Path, labelled_corpus: Path, part: str, what: str
+) -> None:
+    """A store whose hashes are right and one row of which is another one."""
+    path = Path(shutil.copytree(stores / "folder", tmp_path / "s"))
+    shard = open_shard(LocalFiles(path), layout.shard_name(1, 2))
+    if part == "background":
+        picture = shard.background(0).copy()
+        picture[3, 4, 1] ^= 1
+        name = f"{layout.shard_name(1, 2)}/background/c/0/0/0/0"
+        content = dict(store.background_files(np.array([0]), lambda _: picture))["background/c/0/0/0/0"]
+    elif part == "top":
+        plan = Corpus(labelled_corpus).plan[40:].copy()
+        plan["top"][7] ^= 1
+        name = f"{layout.shard_name(1, 2)}/top/c/0"
+        content = dict(store.column_files(plan, 40))["top/c/0"]
+    else:
+        values = shard.read(part, 0, 20).copy()
+        values[0, 20, 20] ^= 255
+        name = f"{layout.shard_name(1, 2)}/{store.block_name(part, 0)}"
+        content = store.encode_block(part, values, 20, 20)
+    assert shard.attributes["first_row"] == 40
+    rewrite(path, name, content)
+    assert verify(path, jobs=1).findings == []
+    found = verify(path, labelled_corpus, jobs=1).findings
+    assert [(f.file.partition("/c/")[0], f.what) for f in found] == [(name.partition("/c/")[0], what)]
+
+
+@pytest.mark.parametrize("part", ["image", "mask", "depth", "background"])
+def test_every_chunk_is_decoded(tmp_path: Path, stores: Path, part: str) -> None:
+    """What cannot be decoded is named with its rows, though its hash is right."""
+    path = Path(shutil.copytree(stores / "folder", tmp_path / "s"))
+    name = f"{layout.shard_name(1, 2)}/{'background/c/1/0/0/0' if part == 'background' else store.block_name(part, 1)}"
+    content = bytearray((path / name).read_bytes())
+    content[len(content) // 3] ^= 4
+    rewrite(path, name, bytes(content))
+    assert verify(path, fast=True, jobs=1).findings == []
+    (found,) = verify(path, jobs=1).findings
+    assert found.file == name
+    assert found.what.startswith("" if part == "background" else f"rows 60 to 71: {part} cannot be read (")
+    assert "cannot be read" in found.what
+
+
+def test_processes_do_not_show(tmp_path: Path, stores: Path, labelled_corpus: Path) -> None:
+    """Three processes find what one does."""
+    path = Path(shutil.copytree(stores / "recipe", tmp_path / "s"))
+    flip(path / layout.shard_name(1, 2) / "depth/c/0/0/0")
+    one, three = (verify(path, labelled_corpus, jobs=jobs) for jobs in (1, 3))
+    assert sorted(one.findings) == sorted(three.findings)
+    assert one.rows == three.rows == 72
+    assert len(one.findings) == 2  # the hash, and the rows it is about
+
+
+def test_a_store_at_a_url(labelled_corpus: Path) -> None:
+    """In an object store the same is found, and the same made again."""
+    url = "memory://verify/s"
+    pack(labelled_corpus, url, shards=2, jobs=1)
+    fs = fsspec.filesystem("memory")
+    whole = {name: fs.cat_file(name) for name in fs.find("/verify/s")}
+    assert verify(url, labelled_corpus, jobs=1).findings == []
+    image, root = (f"shard-00001-of-00002.zarr/{name}" for name in ("image/c/0/0/0/0", "zarr.json"))
+    fs.pipe_file(f"/verify/s/{image}", whole[f"/verify/s/{image}"][:100])
+    fs.rm(f"/verify/s/{root}")
+    fs.pipe_file("/verify/s/shard-00000-of-00002.zarr/more", b"more")
+    assert named(verify(url, fast=True, jobs=1)) == {image, root, "shard-00000-of-00002.zarr/more"}
+    done = repair(url, labelled_corpus, jobs=1)
+    assert (sorted(done.replaced), done.removed) == ([image, root], ["shard-00000-of-00002.zarr/more"])
+    assert {name: fs.cat_file(name) for name in fs.find("/verify/s")} == whole
+
+
+def test_a_whole_corpus_is_found_whole(viewed: Path, corpus: Path) -> None:
+    """Every file is read and every picture drawn again; nothing is wrong."""
+    report = verify(viewed, jobs=1)
+    assert report.findings == []
+    assert report.notes == ["labels of an earlier dsgen have no checksums: a changed byte may go unseen"]
+    assert report.files == len(files(viewed))
+    assert verify(corpus, fast=True, jobs=1).findings == []
+    assert verify(corpus, jobs=3).findings == []
+
+
+def corpus_parts(path: Path) -> list[str]:
+    """One file of every part of a corpus but the manifest."""
+    return [
+        "plan.npy",
+        "sources.zarr/zarr.json",
+        "sources.zarr/background_48/c/0/0/0/0",
+        "sources.zarr/foreground_shape/c/0/0",
+        *(sorted(p.relative_to(path).as_posix() for p in (path / part).rglob("*.*"))[-1] for part in layout.PARTS),
+    ]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_file_of_a_corpus_is_named_and_made_again(
+    tmp_path: Path, viewed: Path, pictures: Path, damage: Callable[[Path], None]
+) -> None:
+    """Plan, sources, and every kind of picture; then all are damaged at once, and repaired without writing another."""
+    path = Path(shutil.copytree(viewed, tmp_path / "c"))
+    for entry in path.rglob("*"):
+        os.utime(entry, (1, 1))
+    whole = files(path)
+    parts = corpus_parts(path)
+    for name in parts:
+        damage(path / name)
+        wrong = f"{name}.copy" if damage is add else name
+        assert named(verify(path, jobs=1)) == {wrong}, name
+        (path / wrong).unlink(missing_ok=True)
+        (path / name).write_bytes(whole[name])
+        os.utime(path / name, (1, 1))
+    for name in parts:
+        damage(path / name)
+    done = repair(path, backgrounds=pictures / "backgrounds", foregrounds=pictures / "foregrounds", jobs=1)
+    left = {"plan.npy.copy": b"more"} if damage is add else {}  # beside the corpus' own it may be anybody's
+    assert files(path) == whole | left
+    assert named(done.after or Report("", "")) == left.keys()
+    written = {name for name in whole if (path / name).stat().st_mtime != 1}
+    assert written == (set() if damage is add else set(parts))
+
+
+@pytest.mark.parametrize("part", layout.PARTS)
+def test_whole_folders_of_pictures_are_drawn_again(tmp_path: Path, viewed: Path, part: str) -> None:
+    """A folder that is gone, of all or of one background."""
+    path = Path(shutil.copytree(viewed, tmp_path / "c"))
+    whole = files(path)
+    gone = part if part in ("bg", "fg", "fg_mask") else f"{part}/bg002"
+    shutil.rmtree(path / gone)
+    assert named(verify(path, fast=True, jobs=1)) == {gone}
+    assert repair(path, jobs=1).left == []
+    assert files(path) == whole
+
+
+def test_a_damaged_manifest_is_found(tmp_path: Path, corpus: Path) -> None:
+    """No JSON, another seed, another count; what cannot be trusted is not repaired from."""
+    path = Path(shutil.copytree(corpus, tmp_path / "c"))
+    manifest = json.loads((path / "corpus.json").read_text())
+    for change in ({"rows": 73}, {"splits": {}}, {"parameters": manifest["parameters"] | {"seed": 1}}, {"format": 9}):
+        layout.write_json(path / "corpus.json", manifest | change)
+        assert named(verify(path, jobs=1)) == {"corpus.json"}, change
+        with pytest.raises(DsgenError, match=r"corpus\.json: .*; remove it and run dsgen composite"):
+            repair(path, jobs=1)
+    truncate(path / "corpus.json")
+    assert named(verify(path, jobs=1)) == {"corpus.json"}
+
+
+def test_sources_need_the_pictures_they_were_made_from(tmp_path: Path, corpus: Path, pictures: Path) -> None:
+    """Other pictures are refused and nothing is changed; without recorded hashes the sources are decoded."""
+    path = Path(shutil.copytree(corpus, tmp_path / "c"))
+    truncate(path / "sources.zarr/background_96/c/0/0/0/0")
+    before = files(path)
+    with pytest.raises(
+        DsgenError, match=r"3 of the 3 backgrounds .* are not in .*; give the folder with --backgrounds"
+    ):
+        repair(path, jobs=1)
+    assert files(path) == before
+    manifest = json.loads((path / "corpus.json").read_text())
+    del manifest["sha256"]
+    layout.write_json(path / "corpus.json", manifest)
+    report = verify(path, jobs=1)
+    assert named(report) == {"sources.zarr/background_96"}
+    assert "no hash recorded" in report.notes[0]
+    repair(path, backgrounds=pictures / "backgrounds", foregrounds=pictures / "foregrounds", jobs=1)
+    assert verify(path, jobs=1).findings == []
+    assert (path / "sources.zarr/background_96/c/0/0/0/0").read_bytes() == (
+        corpus / "sources.zarr/background_96/c/0/0/0/0"
+    ).read_bytes()
+
+
+def test_labels_are_made_again(tmp_path: Path, pictures: Path) -> None:
+    """Those of the bundled network get their bytes back, with their flip errors and views; extra files go."""
+    from dsgen.depth import label_corpus
+
+    composite(tmp_path / "c", pictures / "backgrounds", pictures / "foregrounds", SMALL, max_backgrounds=1, jobs=1)
+    path = tmp_path / "c"
+    label_corpus(path, check_flip=True, pictures=True, device="cpu", jobs=1)
+    whole = files(path)
+    block, errors = "depth.zarr/depth/c/0/0/0", "depth.zarr/flip_error/c/0"
+    view = sorted((path / "bg_fg_depth/bg001").iterdir())[0]
+    for damage, name in ((flip, block), (truncate, errors), (delete, block), (add, block)):
+        damage(path / name)
+        wrong = f"{name}.copy" if damage is add else name
+        assert named(verify(path, jobs=1)) == {wrong}
+        if damage is delete:
+            flip(view)
+        assert repair(path, jobs=1).left == []
+        assert files(path) == whole
+
+
+def test_labels_of_another_network_are_left_to_its_owner(tmp_path: Path, viewed: Path) -> None:
+    """The damaged block is removed, the note names the network, and views of what is not there are not drawn black."""
+    path = Path(shutil.copytree(viewed, tmp_path / "c"))
+    truncate(path / "depth.zarr/depth/c/1/0/0")
+    views = files(path / "bg_fg_depth")
+    done = repair(path, jobs=1)
+    assert any("run dsgen depth as before, with drawn" in note for note in done.notes)
+    assert [(f.file, f.what) for f in done.left] == [("depth.zarr/depth/c/1/0/0", "missing")]
+    assert files(path / "bg_fg_depth") == views
+
+
+def test_the_commands(tmp_path: Path, stores: Path, labelled_corpus: Path) -> None:
+    """One table, one line of result; exit code 1 where anything is wrong, and 0 once it is repaired."""
+    path = Path(shutil.copytree(stores / "folder", tmp_path / "s"))
+    runner = CliRunner()
+    good = runner.invoke(app, ["verify", str(path), "--fast", "--jobs", "1"])
+    assert (good.exit_code, good.stdout.count("\n")) == (0, 1)
+    assert "nothing wrong" in good.stdout
+    flip(path / layout.shard_name(0, 2) / "mask/c/0/0/0")
+    bad = runner.invoke(app, ["verify", str(path), "--fast", "--jobs", "1"])
+    assert bad.exit_code == 1
+    assert "another hash" in bad.stdout
+    assert "1 wrong" in bad.stdout.splitlines()[-1]
+    done = runner.invoke(app, ["repair", str(path), "--corpus", str(labelled_corpus), "--jobs", "1"])
+    assert (done.exit_code, done.stdout) == (
+        0,
+        f"{path}: 1 wrong; 1 made again, 0 removed; all is as it was made\n",
+    )
+    assert "nothing done" in runner.invoke(app, ["repair", str(path)]).stdout
+
+
+def test_long_tables_are_cut() -> None:
+    """Two hundred lines at most, in order, then how many more there are."""
+    report = Report("s", "store")
+    for number in reversed(range(300)):
+        report.find(f"part/{number:03d}", "missing")
+    lines = report.table().splitlines()
+    assert len(lines) == 202
+    assert lines[1].split() == ["part", "part/000", "missing"]
+    assert lines[-1] == "... and 100 more"
+
+
+def test_what_is_neither_is_refused(tmp_path: Path, corpus: Path) -> None:
+    """An empty folder, an unfinished store, a corpus compared with a corpus."""
+    with pytest.raises(DsgenError, match="neither a corpus nor a store"):
+        verify(tmp_path)
+    (tmp_path / "packing").mkdir()
+    with pytest.raises(DsgenError, match=r"no store \(no index.json\); run dsgen pack"):
+        verify(tmp_path)
+    with pytest.raises(DsgenError, match="is a corpus itself"):
+        verify(corpus, corpus)
