@@ -99,5 +99,5 @@ def each(work: Callable[..., T], blocks: list[tuple[Any, ...]], jobs: int) -> It
     from joblib import Parallel, delayed
 
     calls: Iterator[Any] = (delayed(work)(*block) for block in blocks)
-    results: Iterable[T] = Parallel(n_jobs=jobs, prefer="threads", return_as="generator_unordered", pre_dispatch="2*n_jobs")(calls)
+    results: Iterable[T] = Parallel(n_jobs=jobs, return_as="generator_unordered", pre_dispatch="2*n_jobs")(calls)
     return results
