@@ -8,10 +8,8 @@ import hashlib
 import re
 from collections import Counter
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import numpy as np
 
@@ -257,10 +255,8 @@ def check_pixels(found: Inspected, corpus: Path | None, jobs: int, report: Repor
     source = None if corpus is None else corpus_source(corpus, found.made_from())
     if source is None:
         report.notes.append("pixels decoded, not compared with a corpus; give --corpus to compare them")
-    key = None if source is None else source.key
     blocks: list[tuple[Any, ...]] = []
     total = first_row = 0
-    run = uuid4().hex
     for name in found.names:
         try:
             shard = open_shard(found.files, name)
@@ -276,34 +272,18 @@ def check_pixels(found: Inspected, corpus: Path | None, jobs: int, report: Repor
             continue
         first_row += shard.rows
         total += shard.rows
-        place = str(found.files)
-        blocks.append((run, place, name, key, None, None))
+        blocks.append((shard, name, source, None, None))
         blocks += [
-            (run, place, name, key, start, min(start + block, shard.rows)) for start in range(0, shard.rows, block)
+            (shard, name, source, start, min(start + block, shard.rows)) for start in range(0, shard.rows, block)
         ]
     with progress("verify rows", total) as advance:
-        for checked in each(check_block, blocks, jobs):
+        for checked in each(check_block, blocks, jobs, threads=True):  # decoding and comparing leave Python's lock
             report.add(checked)
             advance(checked.rows)
 
 
-# opened once a process and run of verify: files may have changed since an earlier one
-@lru_cache(maxsize=2)
-def _open_shard(run: str, place: str, name: str) -> Shard:  # noqa: ARG001
-    return open_shard(open_files(place), name)
-
-
-@lru_cache(maxsize=1)
-def _open_source(run: str, key: tuple[Any, ...]) -> CorpusSource:  # noqa: ARG001
-    return CorpusSource(*key[1:])
-
-
-def check_block(
-    run: str, place: str, name: str, key: tuple[Any, ...] | None, first: int | None, last: int | None
-) -> Checked:
+def check_block(shard: Shard, name: str, source: CorpusSource | None, first: int | None, last: int | None) -> Checked:
     """Check rows `first` to `last`, exclusive, of a shard, or, where they are None, its columns and backgrounds."""
-    shard = _open_shard(run, place, name)
-    source = None if key is None else _open_source(run, key)
     if first is None or last is None:
         return _check_small(shard, name, source)
     checked = Checked(rows=last - first)

@@ -92,12 +92,14 @@ def reason(error: Exception) -> str:
     return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
-def each(work: Callable[..., T], blocks: list[tuple[Any, ...]], jobs: int) -> Iterable[T]:
-    """Yield the result of `work(*block)` for every block, as they come, from `jobs` processes."""
+def each(work: Callable[..., T], blocks: list[tuple[Any, ...]], jobs: int, *, threads: bool = False) -> Iterable[T]:
+    """Yield the result of `work(*block)` for every block, as they come, from `jobs` processes or threads."""
     if min(jobs, len(blocks)) <= 1:
         return starmap(work, blocks)
     from joblib import Parallel, delayed
 
+    prefer = "threads" if threads else "processes"
     calls: Iterator[Any] = (delayed(work)(*block) for block in blocks)
-    results: Iterable[T] = Parallel(n_jobs=jobs, return_as="generator_unordered", pre_dispatch="2*n_jobs")(calls)
+    parallel = Parallel(n_jobs=jobs, prefer=prefer, return_as="generator_unordered", pre_dispatch="2*n_jobs")
+    results: Iterable[T] = parallel(calls)
     return results

@@ -258,8 +258,8 @@ def test_every_chunk_is_decoded(tmp_path: Path, stores: Path, part: str) -> None
     assert "cannot be read" in found.what
 
 
-def test_processes_do_not_show(tmp_path: Path, stores: Path, labelled_corpus: Path) -> None:
-    """Three processes find what one does."""
+def test_threads_do_not_show(tmp_path: Path, stores: Path, labelled_corpus: Path) -> None:
+    """Three threads find what one does."""
     path = Path(shutil.copytree(stores / "recipe", tmp_path / "s"))
     flip(path / layout.shard_name(1, 2) / "depth/c/0/0/0")
     one, three = (verify(path, labelled_corpus, jobs=jobs) for jobs in (1, 3))
