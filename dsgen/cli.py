@@ -143,6 +143,9 @@ def depth(
         int | None, typer.Option(help="Pictures at once; 16 on a CPU and 64 elsewhere, or what fits, unless given.")
     ] = None,
     compile_network: Annotated[bool, typer.Option("--compile", help="Run the network through torch.compile.")] = False,
+    precision: Annotated[
+        str, typer.Option(help="float32, bf16, fp16, or auto: bf16 on CUDA and on processors with AMX.")
+    ] = "auto",
     average_flip: Annotated[
         bool, typer.Option("--average-flip", help="Average with the mirror image's depth; takes twice as long.")
     ] = False,
@@ -172,6 +175,7 @@ def depth(
         "device": device,
         "batch_size": batch_size,
         "compile_network": compile_network,
+        "precision": precision,
         "average_flip": average_flip,
     }
     if path.is_dir() and not (path / layout.CORPUS_JSON).exists() and not (path / layout.PLAN).exists():
@@ -381,7 +385,7 @@ def train(
     ] = "shared",
     encoder: Annotated[str | None, typer.Option(help="A timm feature encoder in place of its levels down.")] = None,
     mask_loss: Annotated[str, typer.Option(help="bce-dice, bce or iou.")] = "bce-dice",
-    depth_loss: Annotated[str, typer.Option(help="l1-ssim or ssim.")] = "l1-ssim",
+    depth_loss: Annotated[str, typer.Option(help="l1-ssim, log-ssim or ssim.")] = "l1-ssim",
     optimizer: Annotated[str, typer.Option(help="adam, adamw or sgd (momentum 0.9).")] = "adam",
     learning_rate: Annotated[float, typer.Option(help="The highest.")] = 5e-3,
     schedule: Annotated[str, typer.Option(help="Of the rate: plateau (halve on one), cosine or constant.")] = "plateau",
@@ -395,7 +399,9 @@ def train(
     average: Annotated[
         bool, typer.Option("--average/--no-average", help="Keep a moving average of the weights, the result.")
     ] = True,
-    precision: Annotated[str, typer.Option(help="auto (bf16 on CUDA), float32, bf16 or fp16.")] = "auto",
+    precision: Annotated[
+        str, typer.Option(help="float32, bf16, fp16, or auto: bf16 on CUDA and on processors with AMX.")
+    ] = "auto",
     compile_network: Annotated[bool, typer.Option("--compile", help="Run the network through torch.compile.")] = False,
     device: Device = "auto",
     workers: Annotated[int, typer.Option(help="Threads that read ahead.")] = 2,

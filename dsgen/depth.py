@@ -37,7 +37,13 @@ MOST_MM = 65_535
 _BLOCK_ROWS = 480
 _TASKS_PER_WORKER = 8
 # what the labels of an earlier dsgen, which do not say, are
-_BEFORE = {"kind": METRIC, "flip_checked": False, "flip_averaged": False, "metric_reference": None}
+_BEFORE = {
+    "kind": METRIC,
+    "precision": "auto",
+    "flip_checked": False,
+    "flip_averaged": False,
+    "metric_reference": None,
+}
 
 
 def default_batch_size(device: torch.device) -> int:
@@ -54,6 +60,7 @@ class _Wanted:
     kind: str | None
     max_depth_m: float | None
     compile_network: bool
+    precision: str
     check_flip: bool
     average_flip: bool
     metric_reference: str | None
@@ -68,7 +75,7 @@ class _Wanted:
         if labellers[0].kind == METRIC:
             raise DsgenError(f"--metric-reference: {labellers[0].name} answers metres already; leave it out")
         weights = None if reference == "bundled" else Path(reference)
-        return labellers, [*make_labellers(None, devices, weights=weights)]
+        return labellers, [*make_labellers(None, devices, weights=weights, precision=self.precision)]
 
     def absolute(self) -> "_Wanted":
         """The same for a process that runs in another folder."""
@@ -89,6 +96,7 @@ def label_corpus(
     device: str = "auto",
     batch_size: int | None = None,
     compile_network: bool = False,
+    precision: str = "auto",
     check_flip: bool = False,
     average_flip: bool = False,
     pictures: bool = False,
@@ -111,7 +119,9 @@ def label_corpus(
     check_batch_size(batch_size)
     if pictures and part is not None:
         raise DsgenError("--pictures: not with --part; run dsgen depth --pictures once all parts have ended")
-    wanted = _Wanted(weights, model, kind, max_depth_m, compile_network, check_flip, average_flip, metric_reference)
+    wanted = _Wanted(
+        weights, model, kind, max_depth_m, compile_network, precision, check_flip, average_flip, metric_reference
+    )
     labellers, references = wanted.load(devices)
     attributes = _attributes(corpus, labellers[0], references[0])
     with alone(corpus.path, "depth", part):
@@ -236,6 +246,7 @@ def _attributes(corpus: Corpus, labeller: Labeller, reference: Labeller | None) 
         "label_size": corpus.label_size,
         "drawn_size": drawn_size(corpus, labeller),
         "network_input": list(labeller.feed_shape(corpus.label_size, corpus.label_size)),
+        "precision": labeller.precision,
         "flip_checked": labeller.check_flip,
         "flip_averaged": labeller.average_flip,
         "units": "mm" if labeller.kind == METRIC or reference is not None else "1",

@@ -42,6 +42,7 @@ def label_folder(
     device: str = "auto",
     batch_size: int | None = None,
     compile_network: bool = False,
+    precision: str = "auto",
     average_flip: bool = False,
     file_format: str | None = None,
     previews: bool = False,
@@ -74,6 +75,7 @@ def label_folder(
         kind=kind,
         max_depth_m=max_depth_m,
         compile_network=compile_network,
+        precision=precision,
         average_flip=average_flip,
     )[0]
     ending = file_format or ("png" if labeller.kind == METRIC else "npy")
@@ -113,6 +115,7 @@ def _settle_parameters(out: Path, labeller: Labeller, ending: str) -> None:
         "model": labeller.name,
         "weights_sha256": labeller.sha256,
         "kind": labeller.kind,
+        "precision": labeller.precision,
         "flip_averaged": labeller.average_flip,
         "max_depth_m": labeller.max_depth_m,
         "format": ending,

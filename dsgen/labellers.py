@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dsgen import images
+from dsgen.devices import PRECISIONS, half_type
 from dsgen.errors import DsgenError
 from dsgen.networks import fold_batch_norms, to_metres
 from dsgen.weights import DepthModel, load_depth_model
@@ -37,7 +38,8 @@ class Labeller:
     """The part all labellers share: devices, batches that fit, mirror images.
 
     `average_flip` answers the mean of the depth and the un-mirrored depth of the mirror image, as the published
-    figures of DenseDepth do; `check_flip` measures how far the two disagree.
+    figures of DenseDepth do; `check_flip` measures how far the two disagree. `precision` is one of
+    `devices.PRECISIONS`.
     """
 
     name: str
@@ -46,8 +48,13 @@ class Labeller:
     network: nn.Module | None = None
     max_depth_m: float | None = None
 
-    def __init__(self, device: torch.device, *, check_flip: bool = False, average_flip: bool = False):
-        self.device = device
+    def __init__(
+        self, device: torch.device, *, precision: str = "auto", check_flip: bool = False, average_flip: bool = False
+    ):
+        if precision not in PRECISIONS:
+            raise DsgenError(f"--precision: got {precision!r}, expected {', '.join(PRECISIONS)}")
+        self.device, self.precision = device, precision
+        self._half = half_type(precision, device)
         self.check_flip, self.average_flip = check_flip, average_flip
         self._fits: int | None = None
 
@@ -85,6 +92,10 @@ class Labeller:
                 depth = (depth + mirrored) / 2
         return depth.cpu().numpy(), disagreement
 
+    def _arithmetic(self) -> torch.autocast:
+        """In what a network is to work."""
+        return torch.autocast(self.device.type, self._half, enabled=self._half is not None)
+
     def _estimate(self, batch: Tensor, source: Size, shape: Size) -> Tensor:
         """Answer in as few pieces as fit the device's memory; what fits is remembered."""
         parts: list[Tensor] = []
@@ -118,8 +129,8 @@ class Labeller:
 class DenseDepthLabeller(Labeller):
     """dsgen's own networks: the bundled one, the published Keras files, what `train-depth` makes."""
 
-    def __init__(self, model: DepthModel, device: torch.device, *, compile_network: bool = False, **flips: bool):
-        super().__init__(device, **flips)
+    def __init__(self, model: DepthModel, device: torch.device, *, compile_network: bool = False, **options: Any):
+        super().__init__(device, **options)
         self.name, self.sha256 = model.name, model.sha256
         self.config = model.network.config
         self.max_depth_m = self.config["max_depth_m"]
@@ -140,7 +151,7 @@ class DenseDepthLabeller(Labeller):
         return super().prepare(image)
 
     def _answer(self, batch: Tensor, source: Size, shape: Size) -> Tensor:  # noqa: ARG002
-        with torch.autocast("cuda", torch.bfloat16, enabled=self.device.type == "cuda"):
+        with self._arithmetic():
             raw = self._run(batch.float().div_(255))
         raw = raw.float()
         shrink = raw.shape[-2] > shape[0] or raw.shape[-1] > shape[1]
@@ -153,8 +164,8 @@ class DenseDepthLabeller(Labeller):
 class TransformersLabeller(Labeller):
     """Any depth-estimation model of Hugging Face `transformers`, by name or folder, with its own preprocessing."""
 
-    def __init__(self, name: str, device: torch.device, *, kind: str | None = None, **flips: bool):
-        super().__init__(device, **flips)
+    def __init__(self, name: str, device: torch.device, *, kind: str | None = None, **options: Any):
+        super().__init__(device, **options)
         try:
             from transformers import AutoImageProcessor, AutoModelForDepthEstimation
         except ImportError as error:
@@ -181,7 +192,7 @@ class TransformersLabeller(Labeller):
 
     def _answer(self, batch: Tensor, source: Size, shape: Size) -> Tensor:
         assert self.network is not None
-        with torch.autocast("cuda", torch.bfloat16, enabled=self.device.type == "cuda"):
+        with self._arithmetic():
             outputs = self.network(pixel_values=batch)
         outputs.predicted_depth = outputs.predicted_depth.float()
         sizes = [shape] * len(batch)
@@ -210,8 +221,8 @@ class FunctionLabeller(Labeller):
     The labels' attributes hold the function's qualified name and the hash of its source.
     """
 
-    def __init__(self, function: DepthFunction, device: torch.device, *, kind: str | None = None, **flips: bool):
-        super().__init__(device, **flips)
+    def __init__(self, function: DepthFunction, device: torch.device, *, kind: str | None = None, **options: Any):
+        super().__init__(device, **options)
         self.function = function
         self.kind = kind or METRIC
         plain: Any = function if hasattr(function, "__qualname__") else type(function)
@@ -251,6 +262,7 @@ def make_labellers(
     kind: str | None = None,
     max_depth_m: float | None = None,
     compile_network: bool = False,
+    precision: str = "auto",
     check_flip: bool = False,
     average_flip: bool = False,
 ) -> list[Labeller]:
@@ -261,7 +273,7 @@ def make_labellers(
     """
     if kind not in (None, METRIC, INVERSE):
         raise DsgenError(f"--kind: got {kind!r}, expected {METRIC} or {INVERSE}")
-    flips = {"check_flip": check_flip, "average_flip": average_flip}
+    options: dict[str, Any] = {"precision": precision, "check_flip": check_flip, "average_flip": average_flip}
     foreign = callable(model) or (model or "").startswith(HUGGING_FACE)
     if foreign and weights is not None:
         raise DsgenError(f"--weights: got {weights} beside --model, which brings its own; leave one of them out")
@@ -270,13 +282,13 @@ def make_labellers(
     if (foreign and max_depth_m is not None) or (foreign and compile_network):
         raise DsgenError(f"--max-depth, --compile: not for --model {HUGGING_FACE}NAME or functions; leave them out")
     if callable(model):
-        return [FunctionLabeller(model, device, kind=kind, **flips) for device in devices]
+        return [FunctionLabeller(model, device, kind=kind, **options) for device in devices]
     if foreign:
         name = str(model).removeprefix(HUGGING_FACE)
-        return [TransformersLabeller(name, device, kind=kind, **flips) for device in devices]
+        return [TransformersLabeller(name, device, kind=kind, **options) for device in devices]
     return [
         DenseDepthLabeller(
-            load_depth_model(weights, model, max_depth_m), device, compile_network=compile_network, **flips
+            load_depth_model(weights, model, max_depth_m), device, compile_network=compile_network, **options
         )
         for device in devices
     ]

@@ -412,7 +412,12 @@ def _label_again(path: Path, done: Repaired) -> None:
     attributes = Corpus(path).depth_attributes
     check_flip, average_flip = (bool(attributes.get(name)) for name in ("flip_checked", "flip_averaged"))
     try:
-        label_corpus(path, check_flip=check_flip, average_flip=average_flip)
+        label_corpus(
+            path,
+            precision=attributes.get("precision", "auto"),
+            check_flip=check_flip,
+            average_flip=average_flip,
+        )
     except DsgenError as error:
         done.notes.append(
             f"damaged labels were removed; run dsgen depth as before, with {attributes.get('model')}, to make them "

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from dsgen.devices import PRECISIONS
 from dsgen.errors import DsgenError
 from dsgen.losses import DEPTH_LOSSES, MASK_LOSSES
 from dsgen.unet import BLOCKS, COLOURS, OUTPUTS
@@ -16,7 +17,6 @@ from dsgen.unet import BLOCKS, COLOURS, OUTPUTS
 SMALLEST = 32
 OPTIMIZERS = ("adam", "adamw", "sgd")
 SCHEDULES = ("plateau", "cosine", "constant")
-PRECISIONS = ("auto", "float32", "bf16", "fp16")
 SLOWER = 0.5
 PATIENCE = 2
 GAIN = 1e-3

@@ -37,7 +37,7 @@ from torch import Tensor
 
 from dsgen import __version__, layout, metrics
 from dsgen.augment import augment
-from dsgen.devices import pick_device
+from dsgen.devices import half_type, pick_device
 from dsgen.errors import DsgenError, differences
 from dsgen.jobs import progress
 from dsgen.loader import Loader, as_floats
@@ -279,7 +279,7 @@ class Trainer:
         model = ranks.parallel(self.network, unused=not {"mask", "depth"} <= set(parts))
         self.model = torch.compile(model, dynamic=False) if settings.compile else model
         self.optimizer = _make_optimizer(self.network, settings)
-        self.half = _half(settings.precision, device)
+        self.half = half_type(settings.precision, device)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.half is torch.float16)
         self.steps = 0
         self.history: list[dict[str, float]] = []
@@ -636,13 +636,6 @@ def _make_optimizer(network: UNet, settings: Settings) -> torch.optim.Optimizer:
         return torch.optim.SGD(groups, lr=settings.learning_rate, momentum=_MOMENTUM)
     kind = torch.optim.AdamW if settings.optimizer == "adamw" else torch.optim.Adam
     return kind(groups, lr=settings.learning_rate)
-
-
-def _half(precision: str, device: torch.device) -> torch.dtype | None:
-    """Return the dtype of autocast, None for none: by itself bfloat16 on CUDA, float16 where that is lacking."""
-    if precision == "auto" and device.type == "cuda":
-        precision = "bf16" if torch.cuda.is_bf16_supported() else "fp16"
-    return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
 
 
 def _is_out_of_memory(error: RuntimeError) -> bool:

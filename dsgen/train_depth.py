@@ -1,8 +1,9 @@
 """Train a depth network on a folder of RGB-D frames: the command behind the bundled weights.
 
 The folder holds `rgb/NAME.jpg|png`, `depth/NAME.png` (uint16 millimetres, planar, 0 = invalid) and `frames.csv` with
-the columns `name` and `room`. Rooms, never frames, are divided into training and validation. Cut-out people, given
-as a folder of RGBA pictures, are pasted in at the depth their height in pixels implies.
+the columns `name`, `room` and, if it is known, `fov_deg`, the field of view. Rooms, never frames, are divided into
+training and validation. Cut-out people, given as a folder of RGBA pictures, are pasted in at the depth their height in
+pixels implies.
 """
 
 import csv
@@ -22,16 +23,18 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dsgen import layout
+from dsgen.devices import half_type
 from dsgen.errors import DsgenError
 from dsgen.networks import MAX_DEPTH_M, DenseDepth, to_metres
 from dsgen.weights import save_depth_network
 
 FOCAL = 0.85  # focal length over picture width of a typical frame (61 degrees): what pasted people are scaled by
+FOV_DEG = 61.0  # of frames that do not say theirs
 STANDING_M = 1.7
 
 
 class Frames:
-    """All frames of a folder in memory: `rgb` (n,S,S,3) u1, `depth_mm` (n,S,S) u2, `room` (n,)."""
+    """All frames of a folder in memory: `rgb` (n,S,S,3) u1, `depth_mm` (n,S,S) u2, `room` (n,), `fov_deg`."""
 
     def __init__(self, folder: Path, jobs: int = 2):
         listing = folder / "frames.csv"
@@ -43,6 +46,7 @@ class Frames:
             raise DsgenError(f"{listing}: no frames listed, expected at least one row")
         self.names = [row["name"] for row in rows]
         self.room = np.array([row["room"] for row in rows])
+        self.fov_deg = [float(row.get("fov_deg") or FOV_DEG) for row in rows]
         with ThreadPoolExecutor(jobs) as pool:
             pairs = list(pool.map(lambda name: self._read(folder, name), self.names))
         shapes = {rgb.shape[:2] for rgb, _ in pairs} | {depth.shape for _, depth in pairs}
@@ -95,25 +99,22 @@ def augment(
     size: int,
     people: list[tuple[np.ndarray, float]],
     rng: np.random.Generator,
+    fov_deg: float = FOV_DEG,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """One training pair (size,size,3) u1 and (size,size) f4 from a frame.
+    """One training pair (size,size,3) u1 and (size,size) f4 from a frame whose field of view is `fov_deg`.
 
-    Zoom: a crop enlarged looks like the same camera standing nearer, so depth shrinks with it. The least crop, 0.6,
-    turns the 55 to 75 degrees of the rendered rooms into the 45 degrees a depth camera sees upright.
+    Zoom: a crop enlarged looks like the same camera standing nearer, so depth shrinks with it. Crops of 0.6 turn the
+    55 to 75 degrees of the rendered rooms into the 45 degrees a depth camera sees upright, less is a thing close by.
+    Half the time the camera is turned as well, see `turn_camera`; depth is then 0, so invalid, where it had not looked.
     """
     side = rgb.shape[0]
-    crop = round(side * rng.uniform(0.6, 1.0)) if rng.random() < 0.6 else side
-    top, left = rng.integers(0, side - crop + 1, 2)
-    rgb, depth_m = rgb[top : top + crop, left : left + crop], depth_m[top : top + crop, left : left + crop]
-    if rng.random() < 0.3:
-        angle = rng.uniform(-6, 6)
-        grow = math.cos(math.radians(abs(angle))) + math.sin(math.radians(abs(angle)))
-        turn = cv2.getRotationMatrix2D((crop / 2, crop / 2), angle, grow)
-        rgb = cv2.warpAffine(rgb, turn, (crop, crop), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101)
-        depth_m = cv2.warpAffine(
-            depth_m, turn, (crop, crop), flags=cv2.INTER_NEAREST, borderMode=cv2.BORDER_REFLECT_101
-        )
-        depth_m = depth_m / np.float32(grow)
+    crop = round(side * rng.uniform(0.45, 1.0)) if rng.random() < 0.6 else side
+    if rng.random() < 0.5:
+        angles = rng.normal(0, (8, 8, 5)).clip(-16, 16)
+        rgb, depth_m = turn_camera(rgb, depth_m, fov_deg, angles, crop)
+    else:
+        top, left = rng.integers(0, side - crop + 1, 2)
+        rgb, depth_m = rgb[top : top + crop, left : left + crop], depth_m[top : top + crop, left : left + crop]
     shrink = cv2.INTER_AREA if size < crop else cv2.INTER_LINEAR
     rgb = cv2.resize(rgb, (size, size), interpolation=shrink)
     depth_m = cv2.resize(depth_m, (size, size), interpolation=cv2.INTER_NEAREST) * (crop / side)
@@ -124,6 +125,31 @@ def augment(
     if rng.random() < 0.5:
         rgb, depth_m = rgb[:, ::-1], depth_m[:, ::-1]
     return photometric(np.ascontiguousarray(rgb), rng), np.ascontiguousarray(depth_m)
+
+
+def turn_camera(
+    rgb: np.ndarray, depth_m: np.ndarray, fov_deg: float, angles_deg: np.ndarray, crop: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the middle `crop` pixels of a square frame as its camera would see them turned by (pitch, yaw, roll).
+
+    A turn about the camera's centre moves pixels by K R K^-1, whatever the depth (Hartley and Zisserman, Multiple View
+    Geometry, 8.4). Planar depth becomes z / (R r)_z, r = K^-1 p the ray of a pixel p of the turned camera, scaled to
+    r_z = 1. Depth takes the nearest pixel and is 0 where the frame has none; the picture is mirrored there.
+    """
+    side = rgb.shape[0]
+    focal = side / 2 / math.tan(math.radians(fov_deg) / 2)
+    pitch, yaw, roll = np.radians(angles_deg)
+    turn = cv2.Rodrigues(np.array([0, 0, roll]))[0] @ cv2.Rodrigues(np.array([pitch, 0, 0]))[0]
+    turn = turn @ cv2.Rodrigues(np.array([0, yaw, 0]))[0]
+    before, after = (np.array([[focal, 0, n / 2 - 0.5], [0, focal, n / 2 - 0.5], [0, 0, 1]]) for n in (side, crop))
+    rays = turn @ np.linalg.inv(after)
+    moves = before @ rays
+    x = np.arange(crop, dtype=np.float32)
+    z = np.float32(rays[2, 0]) * x + np.float32(rays[2, 1]) * x[:, None] + np.float32(rays[2, 2])
+    shape, back = (crop, crop), cv2.WARP_INVERSE_MAP
+    rgb = cv2.warpPerspective(rgb, moves, shape, flags=cv2.INTER_LINEAR | back, borderMode=cv2.BORDER_REFLECT_101)
+    depth_m = cv2.warpPerspective(depth_m, moves, shape, flags=cv2.INTER_NEAREST | back)
+    return rgb, np.where(z > 0.1, depth_m / np.maximum(z, 0.1), 0).astype(np.float32)
 
 
 def paste_person(
@@ -206,6 +232,7 @@ def batches(
                 size,
                 people,
                 np.random.default_rng([seed, epoch, int(row)]),
+                frames.fov_deg[row],
             )
             for row in group
         ]
@@ -328,6 +355,7 @@ def train_depth(
     print(f"{len(training)} frames to train on, {len(held_out)} of held-out rooms, {steps} steps", flush=True)
     averaged = cast(DenseDepth, average.module)
     parts: dict[str, Any] = {"network": network, "average": average, "optimizer": optimizer, "schedule": schedule}
+    half = half_type("auto", torch.device("cpu"))
     done, minutes = 0, 0.0
     if before:
         for name, part in parts.items():
@@ -340,7 +368,9 @@ def train_depth(
         losses = []
         for image, depth_m in batches(frames, training, size, batch_size, people, seed, epoch):
             image = image.float().div_(255).contiguous(memory_format=torch.channels_last)
-            loss = depth_loss(network(image), depth_m)
+            with torch.autocast("cpu", half, enabled=half is not None):
+                raw = network(image)
+            loss = depth_loss(raw.float(), depth_m)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)

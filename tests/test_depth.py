@@ -16,7 +16,7 @@ from conftest import ENCODER, draw_background, make_corpus, write_weights
 from PIL import Image
 from safetensors.torch import save_file
 
-from dsgen import depth
+from dsgen import depth, devices
 from dsgen.corpus import Corpus
 from dsgen.depth import label_corpus, view_8bit
 from dsgen.devices import pick_device
@@ -40,18 +40,20 @@ def labelled(tmp_path_factory: pytest.TempPathFactory, corpus: Path, weights: Pa
     return path
 
 
-def test_labels_are_the_networks_answer_in_millimetres(labelled: Path, weights: Path):
+def test_labels_are_the_networks_answer_in_millimetres(tmp_path: Path, corpus: Path, weights: Path):
     """Computed again by hand: drawn at the label size, fed at the network's, enlarged, rounded; error 0.5 mm."""
-    corpus = Corpus(labelled)
+    shutil.copytree(corpus, tmp_path / "c")
+    label_corpus(tmp_path / "c", weights=weights, device="cpu", precision="float32")
+    labelled = Corpus(tmp_path / "c")
     model = load_depth_model(weights)
-    rows = corpus.plan[7:11]
-    image, _ = corpus.render(rows, corpus.label_size)
+    rows = labelled.plan[7:11]
+    image, _ = labelled.render(rows, labelled.label_size)
     labeller = DenseDepthLabeller(model, torch.device("cpu"))
     with torch.inference_mode():
         fed = labeller.prepare(image).float() / 255
         raw = F.interpolate(model.network(fed), size=(48, 48), mode="bilinear")
     metres = raw.exp().clamp(0.1, 10)[:, 0].numpy()
-    stored = corpus.depth[7:11]
+    stored = labelled.depth[7:11]
     assert stored.dtype == np.uint16
     assert np.abs(stored / 1000 - metres).max() <= 0.0011
     assert stored.min() >= 100
@@ -191,6 +193,28 @@ def test_half_precision_keeps_the_bundled_labels(tmp_path: Path):
         with torch.autocast("cpu", torch.bfloat16):
             half = network.depth_m(image)
     assert 0 < ((half - whole).abs() / whole).median() < 0.005
+
+
+def test_precision_is_a_choice_that_labels_keep(
+    tmp_path: Path, corpus: Path, weights: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """bf16 changes labels a little, float32 is what it says, auto is bf16 with AMX only, and none is mixed."""
+    found = {}
+    for precision in ("float32", "bf16"):
+        shutil.copytree(corpus, tmp_path / precision)
+        label_corpus(tmp_path / precision, weights=weights, device="cpu", precision=precision)
+        found[precision] = Corpus(tmp_path / precision).depth[:]
+    apart = np.abs(found["bf16"] / found["float32"] - 1)
+    assert 0 < np.median(apart) < 0.02
+    for name, has_amx in (("bf16", True), ("float32", False)):
+        monkeypatch.setattr(devices, "_has_amx", lambda has=has_amx: has)
+        shutil.copytree(corpus, tmp_path / f"auto-{name}")
+        label_corpus(tmp_path / f"auto-{name}", weights=weights, device="cpu")
+        assert (Corpus(tmp_path / f"auto-{name}").depth[:] == found[name]).all()
+    with pytest.raises(DsgenError, match=r"got precision float32 \(the corpus has bf16\)"):
+        label_corpus(tmp_path / "bf16", weights=weights, device="cpu", precision="float32")
+    with pytest.raises(DsgenError, match="--precision: got 'half', expected auto, float32, bf16, fp16"):
+        label_corpus(tmp_path / "bf16", weights=weights, device="cpu", precision="half")
 
 
 @pytest.mark.parametrize("encoder", ["resnet18", "densenet121", ENCODER])

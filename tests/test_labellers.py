@@ -160,7 +160,7 @@ def test_any_transformers_model_labels_from_a_folder(tmp_path: Path, family: str
     network, processor = make()
     network.eval().save_pretrained(tmp_path / family)
     processor.save_pretrained(tmp_path / family)
-    labeller = make_labellers(f"hf:{tmp_path / family}", [CPU])[0]
+    labeller = make_labellers(f"hf:{tmp_path / family}", [CPU], precision="float32")[0]
     assert isinstance(labeller, TransformersLabeller)
     assert (labeller.kind, labeller.name) == (kind, f"hf:{family}")
     assert labeller.sha256 == state_sha256(network)

@@ -11,7 +11,7 @@ from conftest import draw_background, draw_cutout
 
 from dsgen import train_depth as train_depth_module
 from dsgen.errors import DsgenError
-from dsgen.train_depth import Frames, augment, depth_loss, paste_person, score, train_depth
+from dsgen.train_depth import Frames, augment, depth_loss, paste_person, score, train_depth, turn_camera
 from dsgen.weights import load_depth_model
 
 
@@ -130,7 +130,38 @@ def test_augmentation_keeps_picture_and_depth_together():
         assert picture.shape == (48, 48, 3)
         assert picture.dtype == np.uint8
         assert depth.shape == (48, 48)
-        assert 0.4 <= depth.min() <= depth.max() <= 4.0
+        assert (depth > 0).mean() > 0.5  # a turned camera sees beyond the frame
+        # 20 degrees aside planar depth is a tenth larger at the picture's edge
+        assert 0.4 <= depth[depth > 0].min() <= depth.max() <= 5.0
+
+
+def test_a_turned_camera_sees_the_same_points_elsewhere():
+    """Points in space, turned and projected one by one, are found at their pixel with their colour and planar depth."""
+    side, crop, fov_deg = 200, 160, 64.0
+    focal = side / 2 / np.tan(np.radians(fov_deg / 2))
+    y, x = np.mgrid[:side, :side].astype(np.float32)
+    depth_m = 2 + 0.004 * x + 0.003 * y
+    rgb = np.stack([x, y, x / 2 + y / 2], axis=2).round().astype(np.uint8)
+    seen, seen_m = turn_camera(rgb, depth_m, fov_deg, np.array([9.0, -7.0, 4.0]), crop)
+    pitch, yaw, roll = np.radians([9.0, -7.0, 4.0])
+    about_x = np.array([[1, 0, 0], [0, np.cos(pitch), -np.sin(pitch)], [0, np.sin(pitch), np.cos(pitch)]])
+    about_y = np.array([[np.cos(yaw), 0, np.sin(yaw)], [0, 1, 0], [-np.sin(yaw), 0, np.cos(yaw)]])
+    about_z = np.array([[np.cos(roll), -np.sin(roll), 0], [np.sin(roll), np.cos(roll), 0], [0, 0, 1]])
+    found = 0
+    for row, column in np.random.default_rng(0).integers(0, side, (400, 2)):
+        z = float(depth_m[row, column])
+        point = np.array([(column - side / 2 + 0.5) * z / focal, (row - side / 2 + 0.5) * z / focal, z])
+        there = (about_z @ about_x @ about_y).T @ point
+        u, v = there[:2] / there[2] * focal + crop / 2 - 0.5
+        if 1 <= u < crop - 1 and 1 <= v < crop - 1:
+            found += 1
+            pixel = round(v), round(u)
+            assert abs(seen_m[pixel] - there[2]) < 0.01
+            assert np.abs(seen[pixel].astype(int) - rgb[row, column]).max() <= 2
+    assert found > 100
+    invalid = seen_m == 0
+    assert 0.01 < invalid.mean() < 0.4
+    assert seen_m[~invalid].min() > 1
 
 
 def test_a_pasted_person_is_nearer_than_what_it_covers():
