@@ -29,11 +29,19 @@ from dsgen.corpus import Corpus, open_array
 from dsgen.devices import pick_devices
 from dsgen.errors import DsgenError, differences
 from dsgen.jobs import Part, ahead, alone, check_jobs, cluster_workers, once, progress, run_blocks, share
-from dsgen.labellers import INVERSE, METRIC, DepthFunction, Labeller, make_labellers
+from dsgen.labellers import (
+    INVERSE,
+    METRIC,
+    DepthFunction,
+    Labeller,
+    check_batch_size,
+    default_batch_size,
+    make_labellers,
+    millimetres,
+)
 from dsgen.networks import MAX_DEPTH_M, MIN_DEPTH_M
 
 VIEW_MAX_MM = 10_000
-MOST_MM = 65_535
 _BLOCK_ROWS = 480
 _TASKS_PER_WORKER = 8
 # what the labels of an earlier dsgen, which do not say, are
@@ -44,11 +52,6 @@ _BEFORE = {
     "flip_averaged": False,
     "metric_reference": None,
 }
-
-
-def default_batch_size(device: torch.device) -> int:
-    """How many pictures a device is given at once unless told otherwise."""
-    return 16 if device.type == "cpu" else 64
 
 
 @dataclass(frozen=True)
@@ -222,12 +225,6 @@ def _load_once(
         for labeller in labellers:
             labeller.sha256 = sha256
     return labellers, references
-
-
-def check_batch_size(batch_size: int | None) -> None:
-    """Refuse a batch of nothing."""
-    if batch_size is not None and batch_size < 1:
-        raise DsgenError(f"--batch-size: got {batch_size}, expected 1 or more")
 
 
 def drawn_size(corpus: Corpus, labeller: Labeller) -> int:
@@ -442,11 +439,6 @@ def _check_finite(depth: np.ndarray, first_row: int) -> None:
             f"row {first_row + int(bad[0])}: the network's depth is not finite; "
             "the weights do not suit these pictures, nothing was stored for its block"
         )
-
-
-def millimetres(depth_m: np.ndarray) -> np.ndarray:
-    """Round metres to uint16 millimetres, at most 65.535 m; 0 stays the mark of no depth, so the least is 1."""
-    return np.rint(depth_m * 1000).clip(1, MOST_MM).astype(np.uint16)
 
 
 def _draw_views(corpus: Corpus, workers: int, cluster: str | None) -> None:

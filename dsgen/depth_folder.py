@@ -9,7 +9,6 @@ made again. Memory depends on the largest picture, not on their number.
 import csv
 import io
 import time
-from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import groupby
@@ -20,13 +19,20 @@ import numpy as np
 from PIL import Image
 
 from dsgen import __version__, images, layout
-from dsgen.depth import check_batch_size, default_batch_size, millimetres
 from dsgen.devices import pick_device
 from dsgen.errors import DsgenError
+from dsgen.folders import FORMATS, attempt, output_names
 from dsgen.jobs import ahead, cores, progress
-from dsgen.labellers import METRIC, DepthFunction, Labeller, make_labellers
+from dsgen.labellers import (
+    METRIC,
+    DepthFunction,
+    Labeller,
+    check_batch_size,
+    default_batch_size,
+    make_labellers,
+    millimetres,
+)
 
-FORMATS = ("png", "npy")
 _BATCH_PIXELS = 8_000_000
 _TURNED = range(5, 9)  # EXIF orientations that swap height and width
 
@@ -182,7 +188,7 @@ def _decoded(
         at_once = max(1, min(most, _BATCH_PIXELS // max(1, height * width)))
         for start in range(0, len(alike), at_once):
             group = alike[start : start + at_once]
-            decoded = list(pool.map(_attempt, group))
+            decoded = list(pool.map(attempt, group))
             shapes = {picture.shape for picture in decoded if isinstance(picture, np.ndarray)}
             if len(shapes) > 1:  # a header that lies
                 yield from (([path], [picture]) for path, picture in zip(group, decoded, strict=True))
@@ -198,13 +204,6 @@ def _header_size(path: Path) -> tuple[int, int]:
             return image.size if turned else image.size[::-1]
     except Exception:  # what is wrong with it is said when it is decoded
         return 0, 0
-
-
-def _attempt(path: Path) -> np.ndarray | DsgenError:
-    try:
-        return images.read_picture(path)
-    except (DsgenError, OSError) as error:
-        return error if isinstance(error, DsgenError) else DsgenError(f"{path}: {error.strerror or error}")
 
 
 def _keep(
@@ -247,19 +246,6 @@ def _load(path: Path) -> np.ndarray:
     if path.suffix == ".npy":
         return np.load(path)
     return images.read_depth_png(path).astype(np.float32) / 1000
-
-
-def output_names(pictures: list[Path], ending: str = ".png") -> list[Path]:
-    """Name the label of every picture: its own name with the ending, or, where several would share it, added to it."""
-    plain = [path.with_suffix(ending) for path in pictures]
-    taken = Counter(plain)
-    names = [
-        path.with_name(path.name + ending) if taken[name] > 1 else name
-        for path, name in zip(pictures, plain, strict=True)
-    ]
-    if len(set(names)) < len(names):  # as for a.jpg, a.png and a.jpg.jpg
-        names = [path.with_name(path.name + ending) for path in pictures]
-    return names
 
 
 def _describe(picture: str, name: Path, depth: np.ndarray, labeller: Labeller) -> dict[str, Any]:

@@ -14,7 +14,7 @@ Memory does not grow with the pictures, only by some numbers a row.
 import csv
 import io
 import math
-from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +26,13 @@ from torch import Tensor
 from dsgen import __version__, layout, metrics
 from dsgen.background_depth import LEAST_MEDIAN_ROWS, MEDIAN_ROWS, BackgroundDepth
 from dsgen.errors import DsgenError
+from dsgen.feeding import prepare, take
 from dsgen.jobs import progress
 from dsgen.loader import Loader
 from dsgen.networks import MAX_DEPTH_M, MIN_DEPTH_M
 from dsgen.plan import SPLITS
 from dsgen.store import Store
-from dsgen.train import prepare
-from dsgen.trained import DEPTH, MASK, Trained, complete, open_trained
+from dsgen.trained import DEPTH, MASK, Trained, open_trained
 from dsgen.worst_sheet import draw_worst
 
 NETWORK, BLANK, MEAN, BACKGROUND = "network", "all-zero mask", "mean depth", "background's depth"
@@ -134,13 +134,12 @@ def _score_rows(trained: Trained, store: Store, loader: Loader, side: int, count
     pieces: dict[tuple[str, str], list[np.ndarray]] = {}
     rows, shares = [], []
     output = side
-    with progress("evaluate", count) as advance:
-        for batch in _first(loader, count):
-            full = complete(batch)
-            background, image, _, _ = prepare(full, side, device)
+    with progress("evaluate", count) as advance, closing(take(loader, count)) as given:
+        for batch, _ in given:
+            background, image, _, _ = prepare(batch, side, device)
             logits, depth_m = trained.answer(background, image)
             output = logits.shape[-1]
-            _, _, true_mask, truth_m = prepare(full, output, device)
+            _, _, true_mask, truth_m = prepare(batch, output, device)
             mask = true_mask if MASK in batch else None
             answers: dict[str, dict[str, Tensor]] = {
                 NETWORK: {
@@ -183,15 +182,6 @@ def _score_rows(trained: Trained, store: Store, loader: Loader, side: int, count
         "mean_depth_m": mean[0] if mean else None,
         "median_rows": None if known is None else known.row_counts(),
     }
-
-
-def _first(loader: Loader, count: int) -> Iterator[dict[str, Tensor]]:
-    """Yield batches until there have been `count` rows, cutting the last one."""
-    for batch in loader:
-        yield {name: values[:count] for name, values in batch.items()}
-        count -= len(batch["row"])
-        if count <= 0:
-            return
 
 
 def mask_scores(logits: Tensor, truth: Tensor) -> dict[str, Tensor]:

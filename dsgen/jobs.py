@@ -74,7 +74,8 @@ def alone(folder: Path, stage: str, part: Part | None) -> Iterator[None]:
     """Keep others from doing the same: a second run without parts, the same part twice, or parts of another division.
 
     A run without parts holds the folder's lock throughout. A part holds one of its own, and takes the folder's only
-    for what is done once, see `once`: until it gets that it waits.
+    for what is done once, see `once`: until it gets that it waits. Lock files stay, after a part that was refused as
+    the only ones: another part may wait for them. They are empty, keep nobody out, and make no corpus of the folder.
     """
     ours = rf"{re.escape(layout.LOCK)}-{stage}-\d+-of-\d+"
     if part is None:

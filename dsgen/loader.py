@@ -349,6 +349,7 @@ class Loader(IterableDataset[Batch]):
         begun: list[_Visit] = []
         under_way: deque[Future[Batch]] = deque()
         submitted = handed_out = 0
+        ending = sys.is_finalizing  # asked when this module may be empty
 
         def begin() -> None:
             """Read the next chunk."""
@@ -385,9 +386,10 @@ class Loader(IterableDataset[Batch]):
                     submit()
                 yield batch
         finally:
-            # the garbage collector may end an iterator in one of its own threads, which cannot wait for itself
-            own = threading.current_thread().name.startswith(_THREAD)
-            if process == os.getpid():
+            # an iterator that outlives the program ends with the interpreter, whose threads and modules have ended
+            if not ending() and process == os.getpid():
+                # the garbage collector may end an iterator in one of its own threads, which cannot wait for itself
+                own = threading.current_thread().name.startswith(_THREAD)
                 pool.shutdown(wait=not own, cancel_futures=True)
                 self._spare = None if own else arena
 

@@ -29,8 +29,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dsgen import __version__, images, layout
-from dsgen.depth_folder import FORMATS, output_names
 from dsgen.errors import DsgenError
+from dsgen.folders import FORMATS, attempt, output_names
 from dsgen.jobs import ahead, progress
 from dsgen.networks import MAX_DEPTH_M, MIN_DEPTH_M
 from dsgen.trained import DEPTH, MASK, Trained, open_trained
@@ -234,22 +234,13 @@ def _is_there(pair: _Pair, before: dict[str, dict[str, Any]], out: Path) -> bool
 
 
 def _decoded(pairs: list[_Pair]) -> Iterator[tuple[_Pair, np.ndarray | DsgenError, np.ndarray | DsgenError]]:
-    read_background = lru_cache(maxsize=1)(_attempt)  # one for all, or for a folder, is decoded once
+    read_background = lru_cache(maxsize=1)(attempt)  # one for all, or for a folder, is decoded once
     for pair in pairs:
-        picture = _attempt(pair.picture)
+        picture = attempt(pair.picture)
         if pair.background is not None:
             yield pair, picture, read_background(pair.background)
         else:
             yield pair, picture, picture if isinstance(picture, DsgenError) else np.zeros_like(picture)
-
-
-def _attempt(path: Path) -> np.ndarray | DsgenError:
-    try:
-        return images.read_picture(path)
-    except DsgenError as error:
-        return error
-    except OSError as error:
-        return DsgenError(f"{path}: {error.strerror or error}")
 
 
 def fed_size(height: int, width: int, size: int) -> tuple[int, int]:

@@ -25,61 +25,39 @@ import signal
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from dsgen import __version__, layout, metrics
 from dsgen.augment import augment
-from dsgen.devices import half_type, pick_device
+from dsgen.devices import half_type
 from dsgen.errors import DsgenError, differences
+from dsgen.feeding import Batch, Batches, prepare, shrink_depth, shrink_mask, take
 from dsgen.jobs import progress
-from dsgen.loader import Loader, as_floats
+from dsgen.loader import Loader
 from dsgen.losses import DEPTH_LOSSES, MASK_LOSSES
 from dsgen.networks import MAX_DEPTH_M
 from dsgen.ranks import Ranks, join_ranks
 from dsgen.settings import Settings, in_words, is_over, learning_rate, sizes_by_epoch
 from dsgen.store import Store
+from dsgen.trained import FORMAT, damaged, read_checkpoint
 from dsgen.training_report import SCORES, draw_curves, draw_sheet, save_batch, tensorboard, write_metrics
 from dsgen.unet import UNet, unet_metres
 
 log = logging.getLogger("dsgen")
 
-FORMAT = "dsgen-unet-1"
 PREDICTIONS = 6
 BLANK_MARGIN = 0.01
 _DEFAULTS = Settings()
 _MOMENTUM = 0.9
 _RECENT = 20  # steps
-Batch = dict[str, Tensor]
-Prepared = tuple[Tensor, Tensor, Tensor, Tensor | None]
 Fed = tuple[Tensor, Tensor, Tensor | None, Tensor | None]
-
-
-class Batches(Protocol):
-    """What training needs of a loader; batches and states are as `loader.Loader` says."""
-
-    rows: int
-    size: int
-    parts: tuple[str, ...]
-    sha256: str | None
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the order of the next pass, which begins at its beginning."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """Say where the newest pass is."""
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Make the next pass go on from there."""
-
-    def __iter__(self) -> Iterator[Batch]: ...
 
 
 def train(
@@ -480,8 +458,8 @@ class Trainer:
         background, image, mask, depth_m = fed
         with torch.autocast(self.device.type, dtype=self.half, enabled=self.half is not None):
             logits, raw = self.model(background, image)
-        mask = None if mask is None else _shrink_mask(mask, logits.shape[-1])
-        depth_m = None if depth_m is None else _shrink_depth(depth_m, logits.shape[-1])
+        mask = None if mask is None else shrink_mask(mask, logits.shape[-1])
+        depth_m = None if depth_m is None else shrink_depth(depth_m, logits.shape[-1])
         values = sample_losses(self.settings, logits, raw, mask, depth_m)
         with torch.no_grad():
             if mask is not None:
@@ -600,7 +578,7 @@ class Trainer:
                 self.scaler.load_state_dict(saved["scaler"])
             self.steps, self.history, self.place = saved["steps"], saved["history"], saved["place"]
         except (RuntimeError, ValueError, KeyError, TypeError) as error:
-            raise _damaged(path, error) from error
+            raise damaged(path, error) from error
 
 
 def _as_options(settings: dict[str, Any]) -> dict[str, str]:
@@ -712,89 +690,6 @@ def _interrupts(patient: bool) -> Iterator[Callable[[], bool]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """Read a training checkpoint onto the CPU without running any code in it; any other file is a `DsgenError`."""
-    try:
-        saved = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise DsgenError(f"{path}: no such checkpoint; run dsgen train") from error
-    except Exception as error:  # torch.load raises what it pleases on damaged files
-        raise _damaged(path, error) from error
-    if not isinstance(saved, dict) or saved.get("format") != FORMAT:
-        raise DsgenError(f"{path}: not a checkpoint of dsgen train (expected format {FORMAT}); take another file")
-    return saved
-
-
-def _damaged(path: Path, error: Exception) -> DsgenError:
-    reason = (str(error) or type(error).__name__).splitlines()[0]
-    return DsgenError(f"{path}: damaged checkpoint ({reason}); copy the newest whole epoch over it, or remove the run")
-
-
-def load_network(path: Path, device: str = "cpu") -> UNet:
-    """Load the trained network out of a checkpoint, ready to predict."""
-    saved = read_checkpoint(path)
-    try:
-        network = UNet(**saved["config"])
-        network.load_state_dict(saved["network"])
-    except (RuntimeError, KeyError, TypeError) as error:
-        raise _damaged(path, error) from error
-    return network.to(pick_device(device)).to(memory_format=torch.channels_last).eval()
-
-
-def take(
-    batches: Batches,
-    samples: int | None,
-    ranks: Ranks = Ranks(),  # noqa: B008
-) -> Generator[tuple[Batch, int], None, None]:
-    """Yield batches, and how many samples of the epoch there were then over all ranks, until there have been `samples`.
-
-    The last batch is cut; None means all.
-    """
-    begin = batches.state_dict()["samples"]
-    most = batches.rows if samples is None else samples
-    if begin >= most:
-        return
-    for batch in batches:
-        end = min(batches.state_dict()["samples"], most)
-        kept = len(range(begin + ranks.rank, end, ranks.count))
-        if kept:
-            yield {name: values[:kept] for name, values in batch.items()}, end
-        begin = end
-        if begin >= most:
-            return
-
-
-def prepare(batch: Batch, size: int, device: torch.device) -> Prepared:
-    """Turn a loader's batch into background and image (B,3,S,S) in 0..1, mask (B,1,S,S) 0 or 1, depth (B,1,S,S) metres.
-
-    Pictures and masks shrink by antialiased averaging, after which a mask pixel counts from one half on. Depth takes
-    the nearest pixel: an average of two surfaces would be the depth of neither, and 0 stays the mark of none. A batch
-    without backgrounds or masks gets zeros, one without depth None.
-    """
-    maps = as_floats({name: values.to(device) for name, values in batch.items() if name != "row"})
-
-    def shrink(pictures: Tensor) -> Tensor:
-        if pictures.shape[-1] == size:
-            return pictures
-        shrunk = F.interpolate(pictures, size=(size, size), mode="bilinear", antialias=True)
-        return shrunk.contiguous(memory_format=torch.channels_last)
-
-    image = shrink(maps["image"])
-    background = shrink(maps["background"]) if "background" in maps else torch.zeros_like(image)
-    mask = _shrink_mask(maps["mask"], size) if "mask" in maps else torch.zeros_like(image[:, :1])
-    return background, image, mask, _shrink_depth(maps["depth"], size) if "depth" in maps else None
-
-
-def _shrink_mask(mask: Tensor, size: int) -> Tensor:
-    if mask.shape[-1] == size:
-        return mask
-    return (F.interpolate(mask, size=(size, size), mode="bilinear", antialias=True) >= 0.5).float()
-
-
-def _shrink_depth(depth_m: Tensor, size: int) -> Tensor:
-    return depth_m if depth_m.shape[-1] == size else F.interpolate(depth_m, size=(size, size), mode="nearest-exact")
 
 
 def sample_losses(

@@ -1,17 +1,19 @@
-"""A run opened to be used: which of its checkpoints, the network in it, and what that network has learnt."""
+"""What was trained: reading checkpoints, and a run opened to be used, which is a network and what that has learnt."""
 
 import hashlib
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from dsgen.devices import pick_device
 from dsgen.errors import DsgenError
-from dsgen.train import load_network, read_checkpoint
 from dsgen.unet import UNet, unet_metres
 
+FORMAT = "dsgen-unet-1"  # of a checkpoint
 MASK, DEPTH = "mask", "depth"
 
 
@@ -68,7 +70,31 @@ def open_trained(run: Path, checkpoint: str = "best", device: str = "cpu") -> Tr
     )
 
 
-def complete(batch: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Add what a loader's batch lacks of background and mask, all zero: what a network is trained with without them."""
-    image = batch["image"]
-    return {"background": torch.zeros_like(image), MASK: torch.zeros_like(image[..., 0]), **batch}
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a training checkpoint onto the CPU without running any code in it; any other file is a `DsgenError`."""
+    try:
+        saved = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise DsgenError(f"{path}: no such checkpoint; run dsgen train") from error
+    except Exception as error:  # torch.load raises what it pleases on damaged files
+        raise damaged(path, error) from error
+    if not isinstance(saved, dict) or saved.get("format") != FORMAT:
+        raise DsgenError(f"{path}: not a checkpoint of dsgen train (expected format {FORMAT}); take another file")
+    return saved
+
+
+def damaged(path: Path, error: Exception) -> DsgenError:
+    """Make the error that says a checkpoint is not whole."""
+    reason = (str(error) or type(error).__name__).splitlines()[0]
+    return DsgenError(f"{path}: damaged checkpoint ({reason}); copy the newest whole epoch over it, or remove the run")
+
+
+def load_network(path: Path, device: str = "cpu") -> UNet:
+    """Load the trained network out of a checkpoint, ready to predict."""
+    saved = read_checkpoint(path)
+    try:
+        network = UNet(**saved["config"])
+        network.load_state_dict(saved["network"])
+    except (RuntimeError, KeyError, TypeError) as error:
+        raise damaged(path, error) from error
+    return network.to(pick_device(device)).to(memory_format=torch.channels_last).eval()

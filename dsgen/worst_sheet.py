@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from dsgen import layout
+from dsgen.feeding import prepare
 from dsgen.images import encode_png
 from dsgen.store import Store
-from dsgen.train import prepare
-from dsgen.trained import DEPTH, MASK, Trained, complete
+from dsgen.trained import DEPTH, MASK, Trained
 
 _PANEL = 160  # pixels of a picture, the line beside it among them
 _HEAD, _CAPTION, _GAP = 40, 20, 16
@@ -60,10 +60,9 @@ def draw_worst(out: Path, trained: Trained, store: Store, worst: list[dict[str, 
 def _panels(trained: Trained, store: Store, row: int, side: int) -> dict[str, np.ndarray]:
     """Return the pictures of a row for `draw_worst`: (s,s,3) u1, depth (s,s) float metres."""
     sample = {name: torch.from_numpy(np.ascontiguousarray(values)) for name, values in store.read(row, row + 1).items()}
-    full = complete(sample)
-    background, image, _, _ = prepare(full, side, trained.device)
+    background, image, _, _ = prepare(sample, side, trained.device)
     logits, depth_m = trained.answer(background, image)
-    _, _, mask, truth_m = prepare(full, logits.shape[-1], trained.device)
+    _, _, mask, truth_m = prepare(sample, logits.shape[-1], trained.device)
 
     def picture(maps: Tensor) -> np.ndarray:
         shown = (maps[0].permute(1, 2, 0).cpu().numpy() * 255).round().clip(0, 255).astype(np.uint8)

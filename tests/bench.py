@@ -2,6 +2,7 @@
 
 composite: against the ordinary script (Pillow, one picture at a time, same pictures, same number of processes).
 depth: labelling a corpus end to end against the bare network. store: bytes a sample against JPEG, packing, loading.
+unet: the U-Net as dsgen trains it against plain float32, and a training step against the same on a batch in memory.
 Both sides of a ratio run alternating in one go; the ratio is that of their medians.
 """
 
@@ -113,9 +114,9 @@ def bench_depth(folder: Path, rounds: int) -> None:
     """Labelling a corpus end to end against the bare network on one repeated batch, and where the rest goes."""
     import torch
 
-    from dsgen.depth import default_batch_size, drawn_size, label_corpus
+    from dsgen.depth import drawn_size, label_corpus
     from dsgen.devices import pick_device
-    from dsgen.labellers import DenseDepthLabeller
+    from dsgen.labellers import DenseDepthLabeller, default_batch_size
     from dsgen.networks import fold_batch_norms
     from dsgen.weights import load_depth_model
 
@@ -166,7 +167,7 @@ def compression_rate(depth_m: np.ndarray) -> float:
     """How many depth maps a second one core rounds and compresses as the labels are."""
     from numcodecs import Blosc
 
-    from dsgen.depth import millimetres
+    from dsgen.labellers import millimetres
 
     codec = Blosc(cname="zstd", clevel=5, shuffle=Blosc.BITSHUFFLE)
     started = time.perf_counter()
@@ -209,10 +210,11 @@ def report(what: str, value: str) -> None:
 def main() -> None:
     """Run the parts asked for in a temporary folder of `--folder`, which git ignores."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("parts", nargs="*", default=["composite", "depth", "store"])
+    parser.add_argument("parts", nargs="*", default=["composite", "depth", "store", "unet"])
     parser.add_argument("--backgrounds", type=int, default=8, help="how many, for composite")
     parser.add_argument("--processes", type=int, default=cores())
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=20, help="for each side a round, for unet")
     parser.add_argument("--folder", default="bench", help="where to write; made if need be")
     arguments = parser.parse_args()
     Path(arguments.folder).mkdir(exist_ok=True)
@@ -227,6 +229,11 @@ def main() -> None:
             bench_depth(folder, arguments.rounds)
         if "store" in arguments.parts:
             bench_store(folder, arguments.processes)
+        if "unet" in arguments.parts:
+            from bench_unet import bench_unet
+
+            for what, value in bench_unet(folder, arguments.rounds, arguments.seconds):
+                report(what, value)
 
 
 if __name__ == "__main__":

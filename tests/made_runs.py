@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from dsgen.train import FORMAT
+from dsgen.trained import FORMAT
 from dsgen.unet import UNet
 
 

@@ -1,4 +1,4 @@
-"""A loader of made-up scenes in memory, for tests of training: what `train.Batches` asks for, and no more."""
+"""A loader of made-up scenes in memory, for tests of training: what `feeding.Batches` asks for, and no more."""
 
 import math
 from collections.abc import Iterator

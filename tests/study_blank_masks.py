@@ -5,7 +5,8 @@
 
 Every line is a training of its own from the same first weights on the same samples, scored on unseen backgrounds and
 foregrounds: in evaluation mode, as one uses a network, and once more with the statistics of the batch at hand in place
-of batch norm's running ones, which tells a network that has learnt nothing from one whose statistics are off.
+of batch norm's running ones, which tells a network that has learnt nothing from one whose statistics are off. Lines
+that the file named by --out has already are kept, so a study that was stopped goes on.
 """
 
 import argparse
@@ -158,7 +159,11 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=8)
     arguments = parser.parse_args()
     lines = [" | ".join(("", *COLUMNS, "")).strip(), "|---" * len(COLUMNS) + "|"]
+    there = arguments.out.read_text().splitlines() if arguments.out.is_file() else []
     for name, recipe in VARIANTS.items():
+        if before := [line for line in there if line.startswith(f"| {name} |")]:
+            lines.append(before[0])
+            continue
         started = time.monotonic()
         network = train(recipe, arguments.store, arguments.size, arguments.samples, arguments.batch_size)
         scores = score(network, recipe, arguments.store, arguments.size, 500)

@@ -1,13 +1,18 @@
 """The command line: results, exit codes, help, and what is not loaded."""
 
+import logging
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
+
+from dsgen.cli import main
 
 ROOT = Path(__file__).parent.parent
 
@@ -18,25 +23,45 @@ def dsgen(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=200)
 
 
-def test_composite_info_and_preview(tmp_path: Path):
+@pytest.fixture
+def run_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., Any]:
+    """The same in this process, which need not load torch each time: exit code, stdout, stderr."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: object) -> tuple[Any, str, str]:
+        logger = logging.getLogger("dsgen")
+        monkeypatch.setattr(logger, "handlers", [])
+        monkeypatch.setattr(logger, "propagate", logger.propagate)
+        monkeypatch.setattr(sys, "argv", ["dsgen", *map(str, arguments)])
+        with pytest.raises(SystemExit) as leaving:
+            main()
+        return leaving.value.code, *capfd.readouterr()
+
+    return run
+
+
+def test_composite_info_and_preview(tmp_path: Path, run_here: Callable[..., Any]):
     """With the bundled pictures and no folder named: three commands, three results on stdout."""
     made = dsgen("composite", "--max-backgrounds", 2, "--max-foregrounds", 2, "--positions", 3, cwd=tmp_path)
     assert made.returncode == 0, made.stderr
     assert made.stdout.startswith("corpus: 24 composites of 2 backgrounds and 2 foregrounds")
     assert made.stdout.count("\n") == 1
-    told = dsgen("info", "corpus", cwd=tmp_path)
-    assert re.search(r"rows +24 = 2 backgrounds x 2 foregrounds x 2 \(mirrored too\) x 3 positions", told.stdout)
-    assert re.search(r"pictures +complete, 24 drawn", told.stdout)
-    assert re.search(r"depth +not labelled", told.stdout)
-    shown = dsgen("preview", "corpus", "--count", 4, cwd=tmp_path)
-    assert shown.stdout.strip() == "preview.png"
+    code, told, _ = run_here("info", "corpus")
+    assert code == 0
+    assert re.search(r"rows +24 = 2 backgrounds x 2 foregrounds x 2 \(mirrored too\) x 3 positions", told)
+    assert re.search(r"pictures +complete, 24 drawn", told)
+    assert re.search(r"depth +not labelled", told)
+    code, shown, _ = run_here("preview", "corpus", "--count", 4)
+    assert (code, shown) == (0, "preview.png\n")
     with Image.open(tmp_path / "preview.png") as sheet:
         assert np.asarray(sheet).std() > 10
     assert not list(tmp_path.rglob("*.partial"))
 
 
-def test_errors_are_one_line_on_stderr_and_exit_1(tmp_path: Path):
+def test_errors_are_one_line_on_stderr_and_exit_1(tmp_path: Path, run_here: Callable[..., Any]):
     """No traceback, nothing on stdout."""
+    alone = dsgen("info", "nowhere", cwd=tmp_path)
+    assert (alone.returncode, alone.stdout, alone.stderr) == run_here("info", "nowhere")
     for arguments, message in (
         (("depth", "nowhere"), "error: "),
         (("info", "nowhere"), "error: nowhere: no such folder"),
@@ -45,19 +70,19 @@ def test_errors_are_one_line_on_stderr_and_exit_1(tmp_path: Path):
         (("train", "nowhere"), "error: nowhere"),
         (("composite", "--positions", 0), "error: --positions: got 0"),
     ):
-        result = dsgen(*arguments, cwd=tmp_path)
-        assert result.returncode == 1, (arguments, result)
-        assert result.stdout == ""
-        assert result.stderr.startswith(message), (arguments, result.stderr)
-        assert result.stderr.count("\n") == 1, result.stderr
+        code, out, err = run_here(*arguments)
+        assert code == 1, (arguments, err)
+        assert out == ""
+        assert err.startswith(message), (arguments, err)
+        assert err.count("\n") == 1, err
 
 
-def test_usage_errors_exit_2(tmp_path: Path):
+def test_usage_errors_exit_2(tmp_path: Path, run_here: Callable[..., Any]):
     """An unknown option, and sizes that are no numbers."""
     assert dsgen("composite", "--no-such-option", cwd=tmp_path).returncode == 2
-    result = dsgen("train", "--sizes", "big,bigger", cwd=tmp_path)
-    assert result.returncode == 2
-    assert "expected whole numbers" in result.stderr
+    code, _, err = run_here("train", "--sizes", "big,bigger")
+    assert code == 2
+    assert "expected whole numbers" in err
 
 
 def test_every_option_has_help():

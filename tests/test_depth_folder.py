@@ -11,7 +11,7 @@ import pytest
 from conftest import draw_background
 from PIL import Image
 
-from dsgen.depth_folder import label_folder, output_names
+from dsgen.depth_folder import label_folder
 from dsgen.errors import DsgenError
 from dsgen.labellers import DenseDepthLabeller
 
@@ -36,12 +36,6 @@ def test_folder_mode_labels_any_picture_at_its_own_size(tmp_path: Path, weights:
     assert float(table["wide.jpg"]["median_m"]) == pytest.approx(np.median(millimetres) / 1000)
     assert "bad.png" in table["bad.png"]["error"]
     assert not list(out.rglob("*.partial"))
-
-
-def test_pictures_that_share_a_stem_keep_their_ending():
-    """a.jpg and a.png do not overwrite each other."""
-    names = output_names([Path("a.jpg"), Path("a.png"), Path("b.webp"), Path("s/a.jpg")])
-    assert [str(n) for n in names] == ["a.jpg.png", "a.png.png", "b.png", "s/a.png"]
 
 
 def test_what_is_neither_corpus_nor_pictures_is_refused(tmp_path: Path, weights: Path):

@@ -1,11 +1,13 @@
 """Blocks of work, threads ahead, progress."""
 
 import threading
+from pathlib import Path
 
 import pytest
 
 from dsgen.errors import DsgenError
-from dsgen.jobs import Part, ahead, check_jobs, parse_part, pick_cluster, progress, run_blocks, share
+from dsgen.jobs import Part, ahead, alone, check_jobs, parse_part, pick_cluster, progress, run_blocks, share
+from dsgen.layout import LOCK
 
 
 def count(number: int) -> int:
@@ -109,6 +111,19 @@ def test_parts_that_cannot_be_are_refused(text: str):
     assert parse_part("3/8") == Part(3, 8)
     with pytest.raises(DsgenError, match=f"--part: got '{text}', expected K/N with K from 1 to N, like 3/8"):
         parse_part(text)
+
+
+def test_a_refused_part_keeps_nobody_out(tmp_path: Path):
+    """Its lock files stay, empty; itself, another division and a run without parts may begin."""
+    with pytest.raises(DsgenError, match="bad pictures"), alone(tmp_path / "c", "composite", Part(1, 2)):
+        raise DsgenError("bad pictures")
+    assert {path.name: path.stat().st_size for path in (tmp_path / "c").iterdir()} == {
+        LOCK: 0,
+        f"{LOCK}-composite-1-of-2": 0,
+    }
+    for part in (Part(1, 2), Part(1, 3), None):
+        with alone(tmp_path / "c", "composite", part):
+            pass
 
 
 def test_backend_and_scheduler_belong_together():

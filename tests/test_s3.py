@@ -119,32 +119,44 @@ def test_recipe_on_s3(bucket: str, labelled_corpus: Path) -> None:
     np.testing.assert_array_equal(got["mask"], mask)
 
 
+def stop_and_go_on(url: str, after: int, corpus: Path, whole: dict[str, bytes]) -> None:
+    """Stop a pack after so many uploads: nothing opens that is not whole, and a second pack makes the whole."""
+    original, calls = UrlFiles.write, 0
+
+    def write(self: UrlFiles, name: str, content: bytes) -> None:
+        nonlocal calls
+        calls += 1
+        if calls > after:
+            raise KeyboardInterrupt
+        original(self, name, content)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(UrlFiles, "write", write)
+        with pytest.raises(KeyboardInterrupt):
+            pack(corpus, url, shards=2, jobs=1)
+    with pytest.raises(DsgenError, match=r"an unfinished store \(no index\.json\)"):
+        Store(url)
+    there = UrlFiles(url).sizes()
+    for shard in ("shard-00000-of-00002.zarr", "shard-00001-of-00002.zarr"):
+        missing = {name for name in whole if name.startswith(shard)}.difference(there)
+        assert (f"{shard}/zarr.json" in missing) == bool(missing), (after, missing)
+    pack(corpus, url, shards=2, jobs=1)
+    assert contents(UrlFiles(url)) == whole, after
+
+
 def test_interrupted_upload_is_no_store(
     bucket: str, labelled_corpus: Path, whole: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Stopped at any upload there is no store, and no shard that opens before it is whole; the next run goes on."""
+    """Stopped at any upload there is no store, and no shard that opens before it is whole; the next run goes on.
+
+    At one moment in a bucket, at many in memory, which is written to the same way and answers at once.
+    """
     from dsgen import store
 
     monkeypatch.setattr(store, "_BLOCK_SAMPLES", 1)
-    original = UrlFiles.write
-    for after in (1, 9, 30, len(whole) - 3):
-        url, calls = f"{bucket}/stopped{after}", 0
-
-        def write(self: UrlFiles, name: str, content: bytes, after: int = after) -> None:
-            nonlocal calls
-            calls += 1
-            if calls > after:
-                raise KeyboardInterrupt
-            original(self, name, content)
-
-        with monkeypatch.context() as patch:
-            patch.setattr(UrlFiles, "write", write)
-            with pytest.raises(KeyboardInterrupt):
-                pack(labelled_corpus, url, shards=2, jobs=1)
-        with pytest.raises(DsgenError, match=r"an unfinished store \(no index\.json\)"):
-            Store(url)
-        pack(labelled_corpus, url, shards=2, jobs=1)
-        assert contents(UrlFiles(url)) == whole
+    stop_and_go_on(f"{bucket}/stopped", 30, labelled_corpus, whole)
+    for after in (1, 2, *range(9, len(whole) - 3, 12), len(whole) - 3, len(whole) - 2, len(whole) - 1):
+        stop_and_go_on(f"memory://stopped{after}/s", after, labelled_corpus, whole)
 
 
 def kill_and_go_on(arguments: list[str], seconds: float) -> bool:

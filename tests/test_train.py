@@ -25,9 +25,11 @@ from torch import Tensor
 from dsgen import losses, metrics
 from dsgen import train as training
 from dsgen.errors import DsgenError
+from dsgen.feeding import prepare
 from dsgen.pack import pack
 from dsgen.settings import Settings, is_over, learning_rate, sizes_by_epoch
-from dsgen.train import Trainer, fit, load_network, prepare, read_checkpoint, train
+from dsgen.train import Trainer, fit, train
+from dsgen.trained import load_network, read_checkpoint
 
 CPU = torch.device("cpu")
 QUICK = {"batch_size": (4,), "sizes": (32,), "width": 4, "validation_samples": None}
@@ -222,6 +224,7 @@ def run_two(*arguments: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=200)
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_two_processes_train_as_one(tmp_path: Path, labelled_corpus: Path):
     """With gloo on the CPU losses and scores are those of one process within rounding; one writes and says one line.
 
@@ -230,9 +233,10 @@ def test_two_processes_train_as_one(tmp_path: Path, labelled_corpus: Path):
     store = tmp_path / "shards"
     pack(labelled_corpus, store, shards=2, jobs=1)
     options = {"epoch_samples": 21, "batch_size": (8,), "width": 4, "sizes": (32,), "validation_samples": 7}
+    options |= {"precision": "float32"}
     train(store, tmp_path / "one", Settings(**options, optimizer="sgd", learning_rate=1e-3), epochs=2, device="cpu")
     quick = ("--epoch-samples", 21, "--batch-size", 8, "--width", 4, "--sizes", 32, "--validation-samples", 7)
-    sgd = ("--optimizer", "sgd", "--learning-rate", 1e-3, "--tensorboard")
+    sgd = ("--optimizer", "sgd", "--learning-rate", 1e-3, "--precision", "float32", "--tensorboard")
     result = run_two(store, "--run", tmp_path / "two", "--epochs", 2, "--device", "cpu", *quick, *sgd)
     assert re.fullmatch(
         rf"{tmp_path / 'two'}: best epoch \d, unseen .* at 32 px: mask IoU .* \(all-zero .*\), "
@@ -283,6 +287,7 @@ def short_of(store: Path, run: Path, epochs: int) -> dict[str, float]:
     return train(store, run, Settings(**options), epochs=epochs, device="cpu")
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_seeds_decide(tmp_path: Path, finished: Path):
     """The same seed gives the same network, another seed another."""
     short(tmp_path / "again")
@@ -358,6 +363,7 @@ def test_a_run_leaves_what_it_promises(finished: Path):
             assert len(np.unique(np.asarray(picture.convert("L")))) > 20
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_a_finished_run_is_left_alone(tmp_path: Path):
     """Asked for no more epochs a run gives its scores at once; asked for more it goes on."""
     first = short(tmp_path)
@@ -615,47 +621,6 @@ def test_the_average_follows_the_weights():
         network.weight.fill_(4.0)
     training._follow(averaged, network, 10_000)
     assert averaged.weight.tolist() == pytest.approx([3.01, 3.01])
-
-
-def test_prepare_keeps_what_the_numbers_mean():
-    """Pictures in 0..1 that keep their mean, masks of 0 and 1, depths in metres that all occur in the truth."""
-    batch = next(iter(Scenes(4)))
-    batch["depth"][:, ::5] = 0
-    background, image, mask, depth_m = prepare(batch, 32, CPU)
-    assert background.shape == image.shape == (4, 3, 32, 32)
-    assert mask.shape == depth_m.shape == (4, 1, 32, 32)
-    assert image.is_contiguous(memory_format=torch.channels_last)
-    torch.testing.assert_close(image.mean((2, 3)), batch["image"].float().mean((1, 2)) / 255, atol=0.01, rtol=0)
-    assert set(mask.unique().tolist()) == {0.0, 1.0}
-    assert mask.mean().item() == pytest.approx(batch["mask"].float().mean().item() / 255, abs=0.01)
-    assert set(depth_m.unique().tolist()) <= set((batch["depth"].float() / 1000).unique().tolist())
-    assert (depth_m == 0).any()
-    untouched = prepare(batch, 40, CPU)
-    assert torch.equal(untouched[1].mul(255).round().byte().permute(0, 2, 3, 1), batch["image"])
-    assert torch.equal(untouched[3][:, 0].mul(1000).round().int(), batch["depth"].int())
-
-
-def test_an_epoch_can_be_cut_short():
-    """`take` gives exactly as many samples as asked, or all, over all ranks, and goes on in mid-epoch."""
-
-    def taken(samples: int | None, **options: Any) -> list[tuple[int, int]]:
-        return [(len(batch["row"]), end) for batch, end in training.take(Scenes(10, **options), samples)]
-
-    assert taken(6) == [(4, 4), (2, 6)]
-    assert taken(99) == taken(None) == [(4, 4), (4, 8), (2, 10)]
-    for samples in (3, 6, 7, 10):
-        rows = []
-        for rank in range(2):
-            batches = Scenes(10, rank=rank, ranks=2)
-            ours = list(training.take(batches, samples, training.Ranks(rank, 2)))
-            rows += [row for batch, _ in ours for row in batch["row"].tolist()]
-        alone = [row for batch, _ in training.take(Scenes(10), samples) for row in batch["row"].tolist()]
-        assert sorted(rows) == sorted(alone)
-    begun = Scenes(10)
-    begun.load_state_dict({"epoch": 0, "samples": 4})
-    assert [end for _, end in training.take(begun, 7)] == [7]
-    begun.load_state_dict({"epoch": 0, "samples": 7})
-    assert list(training.take(begun, 7)) == []
 
 
 @pytest.mark.slow
