@@ -17,14 +17,15 @@ import numpy as np
 import zarr
 
 from dsgen import images, layout
-from dsgen.composite import SMALL_PARTS, composites, small_pictures
+from dsgen.composite import SMALL_PARTS, Parameters, composites, small_pictures
 from dsgen.corpus import FORMAT, Corpus
 from dsgen.errors import DsgenError
 from dsgen.files import LocalFiles, hash_tree
-from dsgen.findings import EXTRA, FOREIGN, MISSING, Checked, Finding, Report, each, reason
+from dsgen.findings import EXTRA, FOREIGN, MISSING, UNLIKE, Checked, Finding, Report, each, reason
 from dsgen.jobs import progress
 from dsgen.plan import make_plan, split_counts
 
+NO_FOLDER = "not a folder"
 _SHAPES = "foreground_shape"
 
 
@@ -33,19 +34,39 @@ def check_corpus(path: Path, fast: bool, jobs: int, report: Report) -> None:
     manifest = read_manifest(path, report)
     check_top(path, report)
     if manifest is None:
-        report.notes.append(f"nothing else was checked, since {layout.CORPUS_JSON} cannot be read")
+        why = f"nothing else was checked, since {layout.CORPUS_JSON} cannot be read"
+        if not (path / layout.CORPUS_JSON).exists():
+            why += ": it is lost, or the corpus unfinished; the same dsgen composite makes it"
+        report.notes.append(why)
         return
     before = len(report.findings)
     check_sources(path, manifest, jobs, report)
     check_plan(path, manifest, report)
-    if len(report.findings) > before:
-        report.notes.append("pictures and labels were not checked, since plan or sources are damaged")
+    damaged = {finding.part for finding in report.findings[before:] if finding.what != EXTRA}
+    if damaged - {layout.SOURCES}:
+        report.notes.append("pictures and labels were not checked, since the plan is damaged")
         return
-    corpus = Corpus(path)
-    _check_pictures(corpus, fast, jobs, report)
+    try:
+        corpus = Corpus(path)
+    except DsgenError as error:  # a plan of which no hash was recorded
+        report.find(layout.PLAN, f"damaged ({reason(error)})")
+        return
+    if damaged:
+        report.notes.append("pictures were not compared with the plan, since the sources are damaged")
+    _check_pictures(corpus, fast or bool(damaged), jobs, report)
     if fast:
-        report.notes.append("pixels were not compared (--fast)")
+        report.notes.append("pictures not compared with the plan, labels not decoded (--fast)")
+    elif all_unlike(corpus, report.findings):
+        report.notes.append(
+            f"every composite is unlike what is drawn: {layout.CORPUS_JSON} says another quality than they were drawn "
+            "with, or another OpenCV drew them"
+        )
     check_labels(corpus, fast, jobs, report)
+
+
+def all_unlike(corpus: Corpus, findings: list[Finding]) -> bool:
+    """Whether all of `bg_fg` differs from what is drawn: then it is not the pictures that are damaged."""
+    return sum(finding.part == "bg_fg" and finding.what.startswith(UNLIKE) for finding in findings) == len(corpus)
 
 
 def read_manifest(path: Path, report: Report) -> dict[str, Any] | None:
@@ -57,11 +78,16 @@ def read_manifest(path: Path, report: Report) -> dict[str, Any] | None:
         manifest: dict[str, Any] = layout.parse_json(content, layout.CORPUS_JSON)
         if manifest["format"] != FORMAT:
             raise ValueError(f"format {manifest['format']}, expected {FORMAT}")
+        Parameters(**manifest["parameters"]).check()
         expected_plan(manifest, np.ones((len(manifest["foregrounds"]), 2), np.int64))
+        if content != layout.encode_json(manifest):
+            raise ValueError("not as dsgen writes it")
     except FileNotFoundError:
         report.find(layout.CORPUS_JSON, MISSING)
+    except OSError as error:
+        report.find(layout.CORPUS_JSON, f"cannot be read ({reason(error)})")
     except (DsgenError, KeyError, TypeError, ValueError, AttributeError) as error:
-        why = str(error).removeprefix(f"{layout.CORPUS_JSON}: ").partition("; restore")[0]
+        why = reason(error).removeprefix(f"{layout.CORPUS_JSON}: ").partition("; restore")[0]
         report.find(layout.CORPUS_JSON, f"damaged ({type(error).__name__} {why})")
     else:
         return manifest
@@ -73,7 +99,9 @@ def check_top(path: Path, report: Report) -> None:
     known = {layout.CORPUS_JSON, layout.PLAN, layout.SOURCES, layout.DEPTH, *layout.PARTS}
     for entry in sorted(path.iterdir(), key=lambda entry: entry.name):
         if entry.name not in known and not entry.name.startswith(layout.LOCK):
-            report.find(entry.name, EXTRA if entry.name.endswith(".partial") else FOREIGN)
+            stem = entry.name.removesuffix(".partial")
+            ours = stem != entry.name and not known.isdisjoint((stem, stem.rpartition(".")[0]))
+            report.find(entry.name, EXTRA if ours else FOREIGN)
 
 
 def expected_plan(manifest: dict[str, Any], shapes: np.ndarray) -> np.ndarray:
@@ -93,10 +121,18 @@ def encode_plan(plan: np.ndarray) -> bytes:
 
 def check_plan(path: Path, manifest: dict[str, Any], report: Report) -> None:
     """Compare the plan with one made again from the manifest and the foregrounds' shapes, and with its hash."""
+    arrays = [name.split("/")[1] for name in manifest.get("sha256", {}) if name.startswith(layout.SOURCES)]
+    sizes = {name for name in arrays if name.startswith("background_")}
+    if sizes and sizes != {f"background_{manifest['parameters'][name]}" for name in ("size", "label_size")}:
+        report.find(layout.CORPUS_JSON, "sizes are not those of the sources")
+        return
     try:
         content = (path / layout.PLAN).read_bytes()
-    except OSError:
+    except FileNotFoundError:
         report.find(layout.PLAN, MISSING)
+        return
+    except OSError as error:
+        report.find(layout.PLAN, f"cannot be read ({reason(error)})")
         return
     report.files += 1
     report.bytes += len(content)
@@ -104,7 +140,7 @@ def check_plan(path: Path, manifest: dict[str, Any], report: Report) -> None:
     if recorded not in (None, hashlib.sha256(content).hexdigest()):
         report.find(layout.PLAN, f"another hash than {layout.CORPUS_JSON} records ({len(content):,} bytes)")
         return
-    if any(finding.part == layout.SOURCES for finding in report.findings):
+    if any(finding.part == layout.SOURCES and finding.what != EXTRA for finding in report.findings):
         return
     plan = expected_plan(manifest, read_shapes(path))
     if encode_plan(plan) != content:
@@ -174,23 +210,27 @@ def _check_pictures(corpus: Corpus, fast: bool, jobs: int, report: Report) -> No
     for part in SMALL_PARTS:
         if (corpus.path / part).is_dir():
             blocks.append((run, str(corpus.path), part, None, fast))
+        elif (corpus.path / part).exists():
+            report.find(part, NO_FOLDER)
         else:
             report.find(part, MISSING)
     drawn = {part for part in layout.PICTURE_PARTS if (corpus.path / part).is_dir()}
     if not drawn:
         report.notes.append("no composites drawn, none checked")
+    if (corpus.path / "bg_fg_depth").is_dir() and not fast and lacking_labels(corpus):
+        report.notes.append("views of depth not compared where there are no labels")
     views = {"bg_fg_depth"} if (corpus.path / "bg_fg_depth").is_dir() else set()
     for part in [*layout.PICTURE_PARTS, *sorted(views)]:
         if part not in drawn | views:
             if drawn and part in layout.PICTURE_PARTS:
-                report.find(part, MISSING)
+                report.find(part, NO_FOLDER if (corpus.path / part).exists() else MISSING)
             continue
         there = {entry.name for entry in os.scandir(corpus.path / part)}
         for name in sorted(there - set(folders)):
             report.find(f"{part}/{name}", EXTRA)
         for background, name in enumerate(folders):
             if not (corpus.path / part / name).is_dir():
-                report.find(f"{part}/{name}", MISSING)
+                report.find(f"{part}/{name}", NO_FOLDER if name in there else MISSING)
             elif part in views:
                 blocks.append((run, str(corpus.path), part, background, fast))
     for background, name in enumerate(folders):
@@ -216,15 +256,24 @@ def check_pictures(run: str, path: str, parts: str, background: int | None, fast
     """Check the files of a folder of `bg`, `fg` or `fg_mask`, or those of one background in each of `parts`."""
     corpus = _open(run, path)
     if background is None:
-        return _compare(
-            corpus.path, [parts], ((f"{parts}/{name}", code) for name, code in small_pictures(corpus, parts)), fast
-        )
+        small = ((name, b"") for name in _small_names(corpus, parts)) if fast else small_pictures(corpus, parts)
+        return _compare(corpus.path, [parts], ((f"{parts}/{name}", code) for name, code in small), fast)
     name = layout.background_name(background)
     folders = [f"{part}/{name}" for part in parts.split()]
     expected = drawn_files(corpus, background, parts.split(), names_only=fast)
     checked = _compare(corpus.path, folders, expected, fast)
     checked.rows = corpus.rows_per_background
     return checked
+
+
+def _small_names(corpus: Corpus, part: str) -> list[str]:
+    """Name the files of `bg`, `fg` or `fg_mask`."""
+    if part == "bg":
+        return [layout.background_name(number) + ".jpeg" for number in range(len(corpus.manifest["backgrounds"]))]
+    name_of = layout.foreground_name if part == "fg" else layout.foreground_mask_name
+    flips = (False, True) if corpus.manifest["parameters"]["flip"] else (False,)
+    count = len(corpus.manifest["foregrounds"])
+    return [name_of(number, flip) + ".png" for number in range(count) for flip in flips]
 
 
 def drawn_files(
@@ -238,7 +287,7 @@ def drawn_files(
     first = background * each_background
     folder = layout.background_name(background)
     views = "bg_fg_depth" in parts
-    unlabelled = corpus.unlabelled_blocks() if views and not names_only else []
+    unlabelled = lacking_labels(corpus) if views and not names_only else []
     if names_only or views:
         for start in range(first, first + each_background, 200):
             stop = min(start + 200, first + each_background)
@@ -261,6 +310,14 @@ def drawn_files(
             yield f"bg_fg/{folder}/{name}.jpeg", image
         if "bg_fg_mask" in parts:
             yield f"bg_fg_mask/{folder}/{name}_mask.png", mask
+
+
+def lacking_labels(corpus: Corpus) -> list[tuple[int, int]]:
+    """The blocks of rows without a depth to draw: all where the labels cannot be opened or are no metres."""
+    try:
+        return [(0, len(corpus))] if corpus.depth is None else corpus.unlabelled_blocks()
+    except Exception:  # whatever zarr raises: the labels' own check says so
+        return [(0, len(corpus))]
 
 
 def _depth_views(corpus: Corpus, start: int, stop: int) -> np.ndarray | None:
@@ -289,10 +346,14 @@ def _compare(root: Path, folders: list[str], expected: Iterable[tuple[str, bytes
         elif size <= 0:
             checked.findings.append(Finding(name, "empty" if size == 0 else "a folder, expected a file"))
         elif not fast and content:
-            found = (root / name).read_bytes()
+            try:
+                found = (root / name).read_bytes()
+            except OSError as error:
+                checked.findings.append(Finding(name, f"cannot be read ({reason(error)})"))
+                continue
             checked.bytes += len(found)
             if found != content:
-                what = f"not what the plan draws ({len(found):,} bytes, expected {len(content):,})"
+                what = f"{UNLIKE} ({len(found):,} bytes, expected {len(content):,})"
                 checked.findings.append(Finding(name, what))
     checked.findings += [Finding(name, EXTRA) for name in there]
     return checked
@@ -311,7 +372,10 @@ def check_labels(corpus: Corpus, fast: bool, jobs: int, report: Report) -> None:
         blocks = corpus.label_blocks()
         attributes = corpus.depth_attributes
     except Exception as error:  # zarr raises what it pleases on damaged metadata
-        report.find(layout.DEPTH, f"cannot be opened ({reason(error)})")
+        wrong = _bad_metadata(folder)
+        for file, what in wrong.items() or [(layout.DEPTH, f"cannot be opened ({reason(error)})")]:
+            report.find(file, what)
+        report.notes.append("labels were not checked, since they cannot be opened")
         return
     wanted = (len(corpus), corpus.size, corpus.size)
     if labels.shape != wanted or labels.dtype not in (np.uint16, np.float32):
@@ -346,6 +410,20 @@ def check_labels(corpus: Corpus, fast: bool, jobs: int, report: Report) -> None:
         for checked in each(check_label_block, tasks, jobs):
             report.add(checked)
             advance(checked.rows)
+
+
+def _bad_metadata(folder: Path) -> dict[str, str]:
+    """Say which of the labels' `zarr.json` is missing or no JSON."""
+    wrong = {}
+    there = [name for name in ("depth", "relative", "flip_error") if (folder / name).is_dir()]
+    for file in (f"{layout.DEPTH}/{name}zarr.json" for name in ("", *(f"{name}/" for name in there))):
+        try:
+            layout.read_json(folder.parent / file)
+        except FileNotFoundError:
+            wrong[file] = MISSING
+        except (DsgenError, OSError) as error:
+            wrong[file] = f"damaged ({reason(error).partition('; restore')[0].rpartition(': damaged, ')[2]})"
+    return wrong
 
 
 def _flip_errors(folder: Path) -> dict[str, zarr.Array]:

@@ -6,8 +6,10 @@ whole if either agrees; then what `SHA256SUMS` and `index.json` should hold foll
 
 import hashlib
 import re
-from collections import Counter
+from collections import Counter, defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ from dsgen.store import Shard
 
 _ZIP = ".zip"
 _SHARD = re.compile(r"(shard-\d+-of-(\d+)\.zarr(?:\.zip)?)(?:/|$)")
+_OURS = re.compile(rf"(?:shard-\d+-of-\d+\.zarr|{layout.INDEX}|{layout.SUMS})")
 
 
 @dataclass
@@ -34,7 +37,7 @@ class Inspected:
     `sizes` and `digests` are of the files there are; `listed`, by shard, what `SHA256SUMS` says and `vouched` what
     `index.json` says. `names` are the shards there should be, `bad` those that are not what they were, `unknown` those
     of which nothing says what they were. `sums` and `index` are what these two files should hold, None while a shard
-    is bad.
+    is bad. `leftovers` are what killed runs have left beside the shards, `source` the corpus it is compared with.
     """
 
     files: LocalFiles | UrlFiles
@@ -48,10 +51,21 @@ class Inspected:
     unknown: list[str] = field(default_factory=list)
     sums: bytes | None = None
     index: bytes | None = None
+    leftovers: list[str] = field(default_factory=list)
+    source: CorpusSource | None = None
+
+    @cached_property
+    def tops(self) -> dict[str, list[str]]:
+        """Every file there is, in order, by the file or folder at the top that it is or is in."""
+        return _by_top(self.sizes)
 
     def own(self, name: str) -> dict[str, str | None]:
         """Name and hash of every file a shard has."""
-        return {file: self.digests[file] for file in self.sizes if _belongs(file, name)}
+        return {file: self.digests[file] for file in self.tops.get(name, [])}
+
+    def sure(self, name: str) -> bool:
+        """Whether `SHA256SUMS` lists all files of a shard, and no others, as `index.json` vouches."""
+        return shard_digest(dict(self.listed[name])) == self.vouched.get(name)
 
     def made_from(self) -> dict[str, Any]:
         """What the store was made from, as its index says, or else a shard; `DsgenError` where nothing does."""
@@ -65,8 +79,11 @@ class Inspected:
         raise DsgenError(f"{self.files}: neither {layout.INDEX} nor a shard can be read; remove the store and pack it")
 
 
-def _belongs(file: str, name: str) -> bool:
-    return file == name or file.startswith(f"{name}/")
+def _by_top(files: Iterable[str]) -> dict[str, list[str]]:
+    tops: dict[str, list[str]] = defaultdict(list)
+    for file in files:
+        tops[file.partition("/")[0]].append(file)
+    return dict(tops)
 
 
 def shard_digest(table: dict[str, str | None]) -> str:
@@ -78,10 +95,11 @@ def _lines(table: dict[str, str | None]) -> bytes:
     return "".join(store.sums_line(file, str(table[file])) for file in sorted(table)).encode()
 
 
-def inspect_store(place: Path | str, jobs: int, report: Report) -> Inspected:
+def inspect_store(place: Path | str, jobs: int, report: Report, corpus: Path | None = None) -> Inspected:
     """Hash every file of a store and put what is wrong into `report`.
 
-    Raises `DsgenError` where there is no finished store, of which neither index nor hashes are there.
+    Raises `DsgenError` where there is no finished store, of which neither index nor hashes are there, and, before
+    anything is hashed, where `corpus` is given and not the one it was packed from.
     """
     files = open_files(place)
     sizes = files.sizes()
@@ -90,24 +108,26 @@ def inspect_store(place: Path | str, jobs: int, report: Report) -> Inspected:
         what = "an unfinished store" if begun else "no store"
         raise DsgenError(f"{place}: {what} (no {layout.INDEX}); run dsgen pack --out {place}")
     sizes = {name: size for name, size in sizes.items() if not name.startswith(layout.LOCK)}
-    digests: dict[str, str | None] = {}
-    with progress("verify", sum(sizes.values())) as advance:
-        for name, digest in hash_tree(files, sizes, jobs):
-            digests[name] = digest
-            advance(sizes[name])
-    report.files, report.bytes = len(sizes), sum(sizes.values())
     index, index_wrong = _read_index(files, sizes)
     lines, sums_wrong = _read_sums(files, sizes)
     names = [shard["name"] for shard in index["shards"]] if index else _guess_names([*lines, *sizes])
+    listed = _by_top(lines)
     found = Inspected(
         files,
         names,
         sizes,
-        digests,
-        {name: {file: digest for file, digest in lines.items() if _belongs(file, name)} for name in names},
+        {},
+        {name: {file: lines[file] for file in listed.get(name, [])} for name in names},
         {shard["name"]: shard["sha256"] for shard in index["shards"]} if index else {},
         index,
     )
+    if corpus is not None:
+        found.source = corpus_source(corpus, found.made_from())
+    with progress("verify", sum(sizes.values())) as advance:
+        for name, digest in hash_tree(files, sizes, jobs):
+            found.digests[name] = digest
+            advance(sizes[name])
+    report.files, report.bytes = len(sizes), sum(sizes.values())
     _check_shards(found, report)
     if not found.bad:
         expect(found)
@@ -115,24 +135,31 @@ def inspect_store(place: Path | str, jobs: int, report: Report) -> Inspected:
         sums_wrong = "damaged: not the hashes of the files"
     if index_wrong is None and found.index is not None and files.read(layout.INDEX) != found.index:
         index_wrong = "damaged: not what the shards say"
-    elif index is not None and found.sums is None and not sums_wrong:
-        content = files.read(layout.SUMS)
-        if hashlib.sha256(content).hexdigest() != index.get("sums_sha256"):
-            sums_wrong = f"{layout.INDEX} has another hash of it: one of the two is damaged"
+    elif index is not None and found.sums is None and sums_wrong is None:
+        sums_wrong = (
+            f"{layout.INDEX} has another hash of it: one of the two is damaged"
+            if found.digests[layout.SUMS] != index.get("sums_sha256")
+            else None
+        )
     for name, wrong in ((layout.INDEX, index_wrong), (layout.SUMS, sums_wrong)):
         if wrong:
             report.find(name, wrong)
-    known = {layout.INDEX, layout.SUMS}
-    for file in sizes:
-        if file not in known and not any(_belongs(file, name) for name in names):
-            report.find(file, EXTRA if is_leftover(file) else FOREIGN)
+    for top in found.tops.keys() - {layout.INDEX, layout.SUMS, *names}:
+        below = found.tops[top]
+        what = _stranger(top, below)
+        if what == EXTRA:
+            found.leftovers.append(top)
+        report.find(top, what + (f", files in it: {len(below):,}" if below != [top] else ""))
     return found
 
 
-def is_leftover(file: str) -> bool:
-    """Whether a file that is none of a store's can only be dsgen's, from a run that was killed or a larger store."""
-    top = file.partition("/")[0]
-    return top == layout.PACKING or top.endswith(".partial") or _SHARD.match(file) is not None
+def _stranger(top: str, below: list[str]) -> str:
+    """Say what a file or folder at the top is that is none of the store's: `EXTRA` if left there by a killed run."""
+    if top == layout.PACKING or (top.endswith(".partial") and _OURS.match(top)):
+        return EXTRA
+    if _SHARD.match(top):
+        return "a shard of another store" if top in below or f"{top}/{store.ROOT}" in below else EXTRA
+    return FOREIGN
 
 
 def _read_index(files: LocalFiles | UrlFiles, sizes: dict[str, int]) -> tuple[dict[str, Any] | None, str | None]:
@@ -151,6 +178,8 @@ def _read_index(files: LocalFiles | UrlFiles, sizes: dict[str, int]) -> tuple[di
             return None, "damaged"
     except DsgenError as error:
         return None, str(error).removeprefix(f"{layout.INDEX}: ").partition(";")[0]
+    except OSError as error:
+        return None, f"cannot be read ({reason(error)})"
     except (KeyError, IndexError, TypeError, AttributeError, ValueError):
         return None, "damaged: entries missing"
     return index, None
@@ -160,7 +189,10 @@ def _read_sums(files: LocalFiles | UrlFiles, sizes: dict[str, int]) -> tuple[dic
     """Return the hash of every file as far as `SHA256SUMS` can be read, and what is wrong with it."""
     if layout.SUMS not in sizes:
         return {}, MISSING
-    lines = files.read(layout.SUMS).decode(errors="replace").splitlines()
+    try:
+        lines = files.read(layout.SUMS).decode(errors="replace").splitlines()
+    except OSError as error:
+        return {}, f"cannot be read ({reason(error)})"
     pairs = [line.split("  ", 1) for line in lines]
     whole = all(len(pair) == 2 for pair in pairs)
     return {pair[1]: pair[0] for pair in pairs if len(pair) == 2}, None if whole else "damaged: no list of hashes"
@@ -192,7 +224,7 @@ def _check_shards(found: Inspected, report: Report) -> None:
                 for file in sorted(listed.keys() - own.keys()):
                     report.find(file, MISSING)
                 for file in sorted(own.keys() - listed.keys()):
-                    report.find(file, EXTRA)
+                    report.find(file, EXTRA if found.sure(name) else f"not in {layout.SUMS}")
                 for file in sorted(own.keys() & listed.keys()):
                     if own[file] != listed[file]:
                         size = found.sizes[file]
@@ -250,67 +282,128 @@ def corpus_source(corpus: Path, made_from: dict[str, Any]) -> CorpusSource:
     return source
 
 
-def check_pixels(found: Inspected, corpus: Path | None, jobs: int, report: Report) -> None:
-    """Decode every chunk of every shard that can be opened; compare all with a corpus, if given."""
-    source = None if corpus is None else corpus_source(corpus, found.made_from())
-    if source is None:
+def check_pixels(found: Inspected, jobs: int, report: Report) -> None:
+    """Decode every chunk of every shard that can be opened; compare all with the corpus, if there is one."""
+    if found.source is None:
         report.notes.append("pixels decoded, not compared with a corpus; give --corpus to compare them")
     blocks: list[tuple[Any, ...]] = []
-    total = first_row = 0
+    total = 0
+    expected: int | None = 0
     for name in found.names:
+        own, listed = found.own(name), found.listed[name]
+        root = name if name.endswith(_ZIP) else f"{name}/{store.ROOT}"
         try:
+            if root not in own or (root != name and own[root] != listed.get(root, own[root])):
+                raise DsgenError("its zarr.json is missing or damaged")
             shard = open_shard(found.files, name)
             first = int(shard.attributes["first_row"])
             block = int(shard.attributes["made_from"]["block_rows"])
-            if first != first_row:
-                report.find(name, f"begins at row {first:,}, expected {first_row:,}")
-        except (DsgenError, KeyError, TypeError) as error:
-            if found.own(name):
-                report.find(
-                    f"{name}/{store.ROOT}" if not name.endswith(_ZIP) else name, f"cannot be opened ({_why(error)})"
-                )
+            if min(block, shard.chunk, shard.rows) < 1:
+                raise ValueError(f"{shard.rows} rows in blocks of {block} and chunks of {shard.chunk}")
+        except (DsgenError, KeyError, TypeError, ValueError) as error:
+            if name in found.bad:
+                report.notes.append(f"{name}: no pixels checked ({_why(error)})")
+            else:
+                report.find(root, f"cannot be opened ({_why(error)})")
+            expected = None
             continue
-        first_row += shard.rows
+        if expected not in (None, first):
+            report.find(name, f"begins at row {first:,}, expected {expected:,}")
+        expected = first + shard.rows
         total += shard.rows
-        blocks.append((shard, name, source, None, None))
-        blocks += [
-            (shard, name, source, start, min(start + block, shard.rows)) for start in range(0, shard.rows, block)
-        ]
+        damaged = name in found.bad
+        edges = [(None, None), *((row, min(row + block, shard.rows)) for row in range(0, shard.rows, block))]
+        blocks += [(shard, name, found.source, damaged, *edge) for edge in edges]
     with progress("verify rows", total) as advance:
         for checked in each(check_block, blocks, jobs, threads=True):  # decoding and comparing leave Python's lock
             report.add(checked)
             advance(checked.rows)
 
 
-def check_block(shard: Shard, name: str, source: CorpusSource | None, first: int | None, last: int | None) -> Checked:
-    """Check rows `first` to `last`, exclusive, of a shard, or, where they are None, its columns and backgrounds."""
-    if first is None or last is None:
-        return _check_small(shard, name, source)
+def check_block(
+    shard: Shard, name: str, source: CorpusSource | None, damaged: bool, first: int | None, last: int | None
+) -> Checked:
+    """Check rows `first` to `last`, exclusive, of a shard, or, where they are None, its columns and backgrounds.
+
+    What a `damaged` shard, whose hashes are not right, makes fail in any way is a finding.
+    """
+    try:
+        if first is None or last is None:
+            return _check_small(shard, name, source)
+        return _check_rows(shard, name, source, first, last)
+    except DsgenError:
+        raise
+    except Exception as error:
+        if not damaged:
+            raise
+        what = "columns" if first is None or last is None else f"rows {first:,} to {last - 1:,} of the shard"
+        return Checked([Finding(name, f"{what} cannot be checked ({type(error).__name__} {reason(error)})")])
+
+
+def _check_rows(shard: Shard, name: str, source: CorpusSource | None, first: int, last: int) -> Checked:
     checked = Checked(rows=last - first)
     block = shard.attributes["made_from"]["block_rows"]
     start_row = shard.attributes["first_row"]
+    parts = tuple(part for part in shard.parts if part != "background")
+    decoded: dict[str, np.ndarray] = {}
+    unread: dict[tuple[str, str], list[int]] = {}  # runs of rows, by part and why
+
+    def file_of(part: str) -> str:
+        whole = name.endswith(_ZIP) or (shard.recipe and part in ("image", "mask"))
+        return name if whole else f"{name}/{store.block_name(part, first // block)}"
+
+    def tell_unread(part: str, why: str, run: list[int]) -> None:
+        rows = f"rows {start_row + run[0]:,} to {start_row + run[1] - 1:,}"
+        checked.findings.append(Finding(file_of(part), f"{rows}: {part} cannot be read ({why})"))
+
     for start in range(first, last, shard.chunk):
         stop = min(start + shard.chunk, last)
         truth = {} if source is None else _truth(source, start_row + start, start_row + stop)
-        for part in shard.parts:
-            if part == "background":
-                continue
-            drawn = shard.recipe and part in ("image", "mask")
-            file = name if drawn or name.endswith(_ZIP) else f"{name}/{store.block_name(part, start // block)}"
-            rows = f"rows {start_row + start:,} to {start_row + stop - 1:,}"
-            try:
-                values = shard.read(part, start, stop)
-            except DsgenError as error:
-                checked.findings.append(Finding(file, f"{rows}: {part} cannot be read ({_why(error)})"))
-                continue
+        found: dict[str, np.ndarray] = {}
+        try:
+            found = shard.samples(start, stop, parts, decoded)
+        except DsgenError:  # of which part, and why
+            for part in parts:
+                try:
+                    found[part] = shard.read(part, start, stop)
+                except DsgenError as error:
+                    why = _why(error)
+                    run = unread.get((part, why))
+                    if run is not None and run[1] == start:
+                        run[1] = stop
+                        continue
+                    if run is not None:
+                        tell_unread(part, why, run)
+                    unread[part, why] = [start, stop]
+        for part, values in found.items():
             checked.pixel_bytes += values.nbytes
-            if part == "mask" and source is None and ((values + np.uint8(1)) & 254).any():
-                checked.findings.append(Finding(file, f"{rows}: mask holds other values than 0 and 255"))
-            if source is not None and not np.array_equal(values, truth[part]):
+            if part == "mask" and source is None and not _only_0_and_255(values):
+                rows = f"rows {start_row + start:,} to {start_row + stop - 1:,}"
+                checked.findings.append(Finding(file_of(part), f"{rows}: mask holds other values than 0 and 255"))
+            if source is not None and not _same(values, truth[part]):
                 wrong = np.flatnonzero((values != truth[part]).reshape(stop - start, -1).any(axis=1))
                 row = f"row {start_row + start + int(wrong[0]):,}" + (f" and {len(wrong) - 1} more" * (len(wrong) > 1))
-                checked.findings.append(Finding(file, f"{row}: {part} is not that of the corpus"))
+                checked.findings.append(Finding(file_of(part), f"{row}: {part} is not that of the corpus"))
+        if stop - start == shard.chunk:  # the next chunk is decoded into the same memory
+            decoded = found
+    for (part, why), run in unread.items():
+        tell_unread(part, why, run)
     return checked
+
+
+def _wide(values: np.ndarray) -> np.ndarray:
+    """See bytes eight at a time, if they can be."""
+    flat = np.ascontiguousarray(values).reshape(-1).view(np.uint8)
+    return flat.view(np.uint64) if flat.size % 8 == 0 else flat
+
+
+def _same(one: np.ndarray, other: np.ndarray) -> bool:
+    return one.shape == other.shape and one.dtype == other.dtype and bool((_wide(one) == _wide(other)).all())
+
+
+def _only_0_and_255(mask: np.ndarray) -> bool:
+    signed = mask.view(np.int8)  # 255 is -1; seven times as fast as comparing
+    return bool(signed.min() >= -1 and signed.max() <= 0)
 
 
 def _truth(source: CorpusSource, first: int, last: int) -> dict[str, np.ndarray]:
@@ -337,7 +430,8 @@ def _check_small(shard: Shard, name: str, source: CorpusSource | None) -> Checke
         if not np.array_equal(shard.column("background_index"), index):
             find("background_index", "does not fit the numbers of the backgrounds")
     except DsgenError as error:
-        find("", f"columns cannot be read ({_why(error)})")
+        named = re.search(r"cannot read (\w+) ", reason(error))
+        find(named[1] if named else "", f"column cannot be read ({_why(error)})")
         return checked
     if source is not None:
         wanted = source.plan[first : first + shard.rows]
@@ -361,4 +455,5 @@ def _why(error: Exception) -> str:
     """The reason within the store's message about a damaged shard."""
     text = reason(error)
     found = re.search(r"\((.*)\), the shard is damaged", text)
-    return found[1] if found else text
+    why = found[1] if found else text
+    return "its file is missing" if "No such file" in why else why

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 MISSING, EXTRA, FOREIGN = "missing", "extra, not one of its files", "not dsgen's"
+UNLIKE = "not what the plan draws"
 _SHOWN = 200
 
 

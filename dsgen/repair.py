@@ -1,23 +1,24 @@
 """Make what is damaged in a corpus or a store again from the plan, and nothing else.
 
 Bad shards are packed beside the store and compared with the hashes it was finished with before any of its files is
-touched; then only the files that differ are replaced, each whole or not at all.
+touched; then only the files that differ are replaced, each whole or not at all. A repair that is killed is repeated.
 """
 
 import os
+import re
 import tempfile
 from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from dsgen import layout
 from dsgen.errors import DsgenError
-from dsgen.files import LocalFiles, UrlFiles, hash_tree
-from dsgen.findings import Finding, Report
-from dsgen.jobs import check_jobs, run_blocks
+from dsgen.files import LocalFiles, UrlFiles, hash_tree, is_url
+from dsgen.findings import EXTRA, Finding, Report
+from dsgen.jobs import alone, check_jobs, run_blocks
 from dsgen.verify import is_store, verify
 
 
@@ -41,7 +42,7 @@ class Repaired:
         """Say in a line what was done."""
         if not self.wrong:
             return f"{self.place}: nothing wrong, nothing done"
-        left = f"{len(self.left):,} still wrong" if self.left else "all is as it was made"
+        left = f"{len(self.left):,} still wrong" if self.left else "nothing wrong is left"
         return (
             f"{self.place}: {self.wrong:,} wrong; {len(self.replaced):,} made again, "
             f"{len(self.removed):,} removed; {left}"
@@ -71,56 +72,69 @@ def repair(
 
 
 def _repair_store(place: Path | str, corpus: Path, workers: int) -> Repaired:
-    from dsgen.check_store import corpus_source, inspect_store, is_leftover
+    from dsgen.check_store import inspect_store
 
-    report = Report(str(place), "store")
-    found = inspect_store(place, workers, report)
-    done = Repaired(str(place), len(report.findings))
-    if not report.findings:
-        return done
-    files = found.files
-    made: dict[str, dict[str, str]] = {}
-    with _locked(files), _room(files) as scratch:
-        for name in list(found.bad):
+    with _alone(place):
+        report = Report(str(place), "store")
+        found = inspect_store(place, workers, report)
+        done = Repaired(str(place), len(report.findings))
+        if not report.findings:
+            return done
+        files = found.files
+        extra, again = list(found.leftovers), list(found.unknown)
+        for name in found.bad:
             listed, own = found.listed[name], found.own(name)
-            kept = {file: digest for file, digest in own.items() if file in listed}
-            if kept == listed and kept:  # all there, and something beside it
-                for file in sorted(own.keys() - listed.keys()):
-                    files.remove(file)
-                    done.removed.append(file)
-                found.bad.remove(name)
-        remade = [name for name in found.names if name in {*found.bad, *found.unknown}]
-        if remade:
-            made_from = found.made_from()
-            source = corpus_source(corpus, made_from)
-            made = _remake(source, scratch, remade, found, made_from, workers)
-        for name, table in made.items():
-            own = found.own(name)
-            for file in sorted(table.keys() | own.keys()):
-                if file not in table:
-                    files.remove(file)
-                    done.removed.append(file)
-                elif own.get(file) != table[file]:
-                    _move(scratch / file, files, file)
-                    done.replaced.append(file)
-    for finding in report.findings:
-        if not any(finding.file.startswith(name) for name in found.names) and is_leftover(finding.file):
-            files.remove(finding.file)
-            done.removed.append(finding.file)
-    _write_sums_and_index(place, made, workers, done)
-    _remove_empty(files)
-    done.after = verify(place, fast=True, jobs=workers)
+            if found.sure(name) and listed.items() <= own.items():  # all there, and something beside it
+                extra += own.keys() - listed.keys()
+            else:
+                again.append(name)
+        made: dict[str, dict[str, str]] = {}
+        if again:
+            with _room(files) as scratch:
+                made = _remake(_open_source(corpus, found), scratch, sorted(again), found, workers)
+                for name, table in made.items():
+                    own = found.own(name)
+                    extra += own.keys() - table.keys()
+                    wrong = sorted(file for file in table if own.get(file) != table[file])
+                    if wrong and name in found.unknown:
+                        done.notes.append(f"{name}: nothing said what its hashes were; what differed was made again")
+                    for file in wrong:
+                        _move(scratch / file, files, file)
+                        done.replaced.append(file)
+        for file in sorted(extra):
+            files.remove(file)
+            done.removed.append(file)
+        _write_sums_and_index(found, made, done)
+        _remove_empty(files, found.names)
+        done.after = verify(place, fast=True, jobs=workers)
     return done
 
 
-def _remake(
-    source: Any, scratch: Path, names: list[str], found: Any, made_from: dict[str, Any], workers: int
-) -> dict[str, dict[str, str]]:
+def _open_source(corpus: Path, found: Any) -> Any:
+    """Open the corpus a store is made again from."""
+    from dsgen.check_store import corpus_source
+
+    made_from = found.made_from()
+    bad = len({*found.bad, *found.unknown})
+    if "corpus_sha256" not in made_from:
+        raise DsgenError(
+            f"{found.files}: {bad} bad shards, and packed from pictures (--images), which repair does not do; remove "
+            "the store and run the same dsgen pack"
+        )
+    if not (corpus / layout.CORPUS_JSON).is_file():
+        raise DsgenError(
+            f"{corpus}: no corpus, expected the one that {found.files} was packed from, to make {bad} bad shards "
+            "again; give it with --corpus"
+        )
+    return corpus_source(corpus, made_from)
+
+
+def _remake(source: Any, scratch: Path, names: list[str], found: Any, workers: int) -> dict[str, dict[str, str]]:
     """Pack shards again and return the hashes of their files, which must be those they were finished with."""
     from dsgen.check_store import shard_digest
     from dsgen.pack import pack_shards
 
-    tables = pack_shards(source, scratch, [found.names.index(name) for name in names], made_from, workers)
+    tables = pack_shards(source, scratch, [found.names.index(name) for name in names], found.made_from(), workers)
     made = {name: {file: digest for file, (_, digest) in table.items()} for name, table in tables.items()}
     for name, table in made.items():
         # where SHA256SUMS is damaged too, the bytes that are there vouch for a file as well
@@ -139,24 +153,23 @@ def _version(found: Any) -> str:
     return str((found.index_there or {}).get("dsgen", "of the same version"))
 
 
-def _write_sums_and_index(place: Path | str, made: dict[str, dict[str, str]], workers: int, done: Repaired) -> None:
-    """Write the two files at the top of a store anew where they are not what its shards, `made` again or not, say."""
-    from dsgen.check_store import expect, inspect_store
+def _write_sums_and_index(found: Any, made: dict[str, dict[str, str]], done: Repaired) -> None:
+    """Write the two files at the top of a store anew where they are not what its shards, made again or not, say."""
+    from dsgen.check_store import expect
 
-    found = inspect_store(place, workers, Report(str(place), "store"))
-    if found.bad and all(found.own(name) == made.get(name) for name in found.bad):
-        expect(found)
-    for name, content in ((layout.SUMS, found.sums), (layout.INDEX, found.index)):
-        if content is not None and (name not in found.sizes or found.files.read(name) != content):
-            found.files.write(name, content)
+    sizes = {name: size for name, size in found.files.sizes().items() if not name.startswith(layout.LOCK)}
+    digests = found.digests | {file: digest for table in made.values() for file, digest in table.items()}
+    now = replace(found, sizes=sizes, digests={file: digests[file] for file in sizes}, bad=[])
+    expect(now)
+    for name, content in ((layout.SUMS, now.sums), (layout.INDEX, now.index)):
+        if content is not None and (name not in sizes or now.files.read(name) != content):
+            now.files.write(name, content)
             done.replaced.append(name)
 
 
-@contextmanager
-def _locked(files: LocalFiles | UrlFiles) -> Iterator[None]:
-    """Keep others from writing to a store; in an object store there are no locks."""
-    with layout.lock(files.path) if isinstance(files, LocalFiles) else nullcontext():
-        yield
+def _alone(place: Path | str) -> AbstractContextManager[Any]:
+    """Keep others from writing to a store, and refuse while they do; in an object store there are no locks."""
+    return nullcontext() if is_url(place) else alone(Path(place), "pack", None)
 
 
 @contextmanager
@@ -176,29 +189,46 @@ def _room(files: LocalFiles | UrlFiles) -> Iterator[Path]:
 
 
 def _move(path: Path, files: LocalFiles | UrlFiles, name: str) -> None:
+    """Put a file in its place; into an object store a piece at a time, as a zip may be larger than memory."""
     if isinstance(files, LocalFiles):
         target = files.path / name
         if target.is_dir():
             files.remove(name)
         target.parent.mkdir(parents=True, exist_ok=True)
         path.replace(target)
+    elif name.endswith(".zip"):
+        import fsspec
+
+        fs, target = fsspec.core.url_to_fs(f"{files}/{name}")
+        fs.put_file(str(path), target)
     else:
         files.write(name, path.read_bytes())
 
 
-def _remove_empty(files: LocalFiles | UrlFiles) -> None:
-    """Remove folders that hold nothing, which removed files have left."""
+def _remove_empty(files: LocalFiles | UrlFiles, shards: list[str]) -> None:
+    """Remove folders of shards that hold nothing, which removed files have left."""
     if isinstance(files, LocalFiles):
-        for folder, _, _ in os.walk(files.path, topdown=False):
-            if folder != str(files.path) and not os.listdir(folder):
-                os.rmdir(folder)
+        for name in shards:
+            for folder, _, _ in os.walk(files.path / name, topdown=False):
+                if not os.listdir(folder):
+                    os.rmdir(folder)
+
+
+@contextmanager
+def _at_corpus(path: Path) -> Iterator[None]:
+    """Keep others from writing to a corpus, and refuse while they do, be it parts of its pictures or labels."""
+    with alone(path, "composite", None):
+        busy = layout.held_locks(path, rf"{re.escape(layout.LOCK)}-depth-.*")
+        if busy:
+            raise DsgenError(f"{path}: dsgen depth --part is at work here; wait for it or stop it")
+        yield
 
 
 def _repair_corpus(path: Path, backgrounds: Path | None, foregrounds: Path | None, workers: int) -> Repaired:
     from dsgen.check_corpus import check_plan, check_sources, read_manifest
 
     done = Repaired(str(path), 0)
-    with layout.lock(path):
+    with _at_corpus(path):
         # what the others are drawn from comes first
         report = Report(str(path), "corpus")
         manifest = read_manifest(path, report)
@@ -218,18 +248,34 @@ def _repair_corpus(path: Path, backgrounds: Path | None, foregrounds: Path | Non
         done.wrong += len(report.findings)
     report = verify(path, jobs=workers)
     done.wrong += len(report.findings)
-    done.notes += report.notes
     if not done.wrong:
+        done.notes += report.notes
         return done
-    with layout.lock(path):
-        removed = _remove_labels(path, report.findings, done)
-    if removed:
+    _refuse_all_unlike(path, report.findings)
+    with _at_corpus(path):
+        again = _remove_labels(path, report.findings, done)
+    if again:
+        done.notes.append("labels were made again; they are as before where the same device made them, no hash tells")
         _label_again(path, done)
         report = verify(path, jobs=workers)  # views of labels that could not be read were not compared
-    with layout.lock(path):
+    with _at_corpus(path):
         _repair_pictures(path, report.findings, workers, done)
     done.after = verify(path, jobs=workers)
+    done.notes += [note for note in done.after.notes if note not in done.notes]
+    left = {finding.file for finding in done.left}
+    done.replaced = [name for name in done.replaced if name not in left]
     return done
+
+
+def _refuse_all_unlike(path: Path, findings: list[Finding]) -> None:
+    from dsgen.check_corpus import all_unlike
+    from dsgen.corpus import Corpus
+
+    if findings and all_unlike(Corpus(path), findings):
+        raise DsgenError(
+            f"{path}: every composite is unlike what is drawn, so {layout.CORPUS_JSON} (its quality) has changed, or "
+            "another OpenCV drew them; no picture was changed: restore it, or remove bg and bg_fg to draw them anew"
+        )
 
 
 def _repair_sources(
@@ -244,7 +290,7 @@ def _repair_sources(
     """Normalise the source pictures again and replace the files that differ."""
     from dsgen.sources import hash_files, list_pictures, write_sources
 
-    extra = [finding.file for finding in findings if finding.what.startswith("extra")]
+    extra = [finding.file for finding in findings if finding.what == EXTRA]
     if len(extra) < len(findings):
         parameters = manifest["parameters"]
         paths = []
@@ -316,6 +362,7 @@ def _repair_plan(path: Path, manifest: dict[str, Any], findings: list[Finding], 
 
 def _repair_pictures(path: Path, findings: list[Finding], workers: int, done: Repaired) -> None:
     """Draw bad pictures again and remove what does not belong to the picture folders."""
+    from dsgen.check_corpus import NO_FOLDER, lacking_labels
     from dsgen.composite import SMALL_PARTS, draw_background, draw_small_parts, small_pictures
     from dsgen.corpus import Corpus
 
@@ -326,7 +373,7 @@ def _repair_pictures(path: Path, findings: list[Finding], workers: int, done: Re
     numbers = {layout.background_name(b): b for b in range(len(corpus.manifest["backgrounds"]))}
     for finding in findings:
         part, _, rest = finding.file.partition("/")
-        if finding.what.startswith("extra") and (part in layout.PARTS or part.endswith(".partial")):
+        if finding.what == EXTRA and (part in layout.PARTS or part.endswith(".partial")):
             files.remove(finding.file)
             done.removed.append(finding.file)
         elif part in SMALL_PARTS:
@@ -341,6 +388,8 @@ def _repair_pictures(path: Path, findings: list[Finding], workers: int, done: Re
                 wrong[folder].add(finding.file)
             if "/" not in rest:
                 done.replaced.append(finding.file)
+        if finding.what == NO_FOLDER:
+            files.remove(finding.file)
     draw_small_parts(corpus)
     for part in SMALL_PARTS:
         for name, content in small_pictures(corpus, part) if wrong[part] - {part} else ():
@@ -352,7 +401,7 @@ def _repair_pictures(path: Path, findings: list[Finding], workers: int, done: Re
     each = corpus.rows_per_background
     if tasks:
         run_blocks(draw_background, tasks, jobs=workers, title="draw", total=len(tasks) * each)
-    if views and (path / "bg_fg_depth").is_dir() and corpus.depth is not None and not corpus.unlabelled_blocks():
+    if views and (path / "bg_fg_depth").is_dir() and not lacking_labels(corpus):
         from dsgen.depth import draw_views
 
         blocks = [(str(path), b) for b in sorted(views)]
@@ -385,20 +434,31 @@ def draw_again(path: str, background: int, names: list[str]) -> int:
 
 
 def _remove_labels(path: Path, findings: list[Finding], done: Repaired) -> bool:
-    """Remove damaged blocks of labels, each with its flip errors; say whether any is to be made again."""
-    files, again = LocalFiles(path), False
+    """Remove damaged blocks of labels, each with its flip errors; say whether any is to be made again now.
+
+    Of unfinished labels none is: labelling goes on with those blocks, and would with all the others.
+    """
+    from dsgen.corpus import Corpus
+
+    files, again, complete = LocalFiles(path), False, True
+    if any(finding.file.startswith(f"{layout.DEPTH}/") and "/c/" in finding.file for finding in findings):
+        complete = bool(Corpus(path).depth_attributes.get("complete"))
     for finding in findings:
         names = finding.file.split("/")
         if names[0] != layout.DEPTH:
             continue
-        if finding.what.startswith("extra"):
+        if finding.what == EXTRA:
             files.remove(finding.file)
             done.removed.append(finding.file)
         elif len(names) > 3 and names[2] == "c":
             for file in (f"depth/c/{names[3]}/0/0", f"relative/c/{names[3]}/0/0", f"flip_error/c/{names[3]}"):
                 files.remove(f"{layout.DEPTH}/{file}")
-            done.replaced.append(finding.file)
-            again = True
+            again = complete
+            if complete:
+                done.replaced.append(finding.file)
+            else:
+                done.removed.append(finding.file)
+                done.notes.append(f"{finding.file}: removed; dsgen depth, which has not finished, labels it again")
         else:
             done.notes.append(f"{finding.file}: not made again; remove {path / layout.DEPTH} and run dsgen depth")
     return again
@@ -419,7 +479,7 @@ def _label_again(path: Path, done: Repaired) -> None:
             average_flip=average_flip,
         )
     except DsgenError as error:
-        done.notes.append(
+        done.notes[-1] = (
             f"damaged labels were removed; run dsgen depth as before, with {attributes.get('model')}, to make them "
             f"again ({error})"
         )

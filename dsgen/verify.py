@@ -21,16 +21,14 @@ def verify(place: Path | str, corpus: Path | None = None, *, fast: bool = False,
     workers = check_jobs(jobs)
     started = time.monotonic()
     if is_store(place):
-        from dsgen.check_store import check_pixels, corpus_source, inspect_store
+        from dsgen.check_store import check_pixels, inspect_store
 
         report = Report(str(place), "store")
-        found = inspect_store(place, workers, report)
-        if corpus is not None:
-            corpus_source(corpus, found.made_from())
+        found = inspect_store(place, workers, report, corpus)
         if fast:
             report.notes.append("files hashed, chunks not decoded (--fast)")
         else:
-            check_pixels(found, corpus, workers, report)
+            check_pixels(found, workers, report)
     else:
         from dsgen.check_corpus import check_corpus
 
@@ -47,7 +45,14 @@ def is_store(place: Path | str) -> bool:
     if is_url(place):
         return True
     path = Path(place)
-    if any((path / name).exists() for name in (layout.CORPUS_JSON, layout.PLAN, layout.SOURCES)):
+    if not path.is_dir():
+        what = "a file" if path.exists() else "no such folder"
+        raise DsgenError(f"{path}: {what}, expected a corpus or a store in a folder, or a URL")
+    if (path / "zarr.json").exists() and path.name.startswith("shard-"):
+        raise DsgenError(f"{path}: a shard, expected a store; give the folder that it is in")
+    if any((path / name).exists() for name in (layout.CORPUS_JSON, layout.PLAN)) or any(
+        path.glob(f"{layout.SOURCES}*")
+    ):
         return False
     if any((path / name).exists() for name in (layout.INDEX, layout.SUMS, layout.PACKING)) or any(path.glob("shard-*")):
         return True
