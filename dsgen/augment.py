@@ -285,7 +285,7 @@ def _record(pair: Tensor, chosen: dict[str, Tensor], numbers: _Numbers, strength
     _change(pair, chosen["noise"].repeat(2), noise, sigma, numbers.pairs(0, 1))
 
     quality = 100 - most * (100 - numbers.pairs(40, 95))
-    _change(pair, chosen["jpeg"].repeat(2), lambda some, q: jpeg(some, q[:, 0]), quality)
+    _change(pair, chosen["jpeg"].repeat(2), lambda some, q: jpeg(some.clamp(0, 1), q[:, 0]), quality)
 
 
 def jpeg(pictures: Tensor, quality: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 composite: against the ordinary script (Pillow, one picture at a time, same pictures, same number of processes).
 depth: labelling a corpus end to end against the bare network. store: bytes a sample against JPEG, packing, loading.
 unet: the U-Net as dsgen trains it against plain float32, and a training step against the same on a batch in memory.
-Both sides of a ratio run alternating in one go; the ratio is that of their medians.
+Both sides of a ratio run alternating in one go; the ratio is that of their medians, for unet the median of ratios.
 """
 
 import argparse
