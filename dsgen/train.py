@@ -437,7 +437,7 @@ class Trainer:
         self.scaler.update()
         self.steps += 1
         if self.averaged is not self.network:
-            _follow(self.averaged, self.network, self.steps)
+            follow(self.averaged, self.network, self.steps)
         return report, fed
 
     def _feed(self, batch: Batch, size: int, dice: torch.Generator) -> Fed:
@@ -623,7 +623,7 @@ def _is_out_of_memory(error: RuntimeError) -> bool:
 
 
 @torch.no_grad()
-def _follow(averaged: torch.nn.Module, network: torch.nn.Module, steps: int) -> None:
+def follow(averaged: torch.nn.Module, network: torch.nn.Module, steps: int) -> None:
     """Move averages of weights and batch statistics: all the way at first, in the end a hundredth a step.
 
     Single steps of Adam on small batches can leave batch statistics and weights far apart for a moment, and an epoch

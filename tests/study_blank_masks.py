@@ -10,6 +10,7 @@ that the file named by --out has already are kept, so a study that was stopped g
 """
 
 import argparse
+import copy
 import itertools
 import time
 from collections.abc import Callable
@@ -25,6 +26,7 @@ from torch import Tensor, nn
 from dsgen import layout, metrics
 from dsgen.loader import Loader
 from dsgen.losses import bce_dice, dissimilarity, l1_ssim
+from dsgen.train import follow
 from dsgen.unet import UNet, unet_metres
 
 COLUMNS = ("settings", "mask IoU", "white predicted", "IoU, batch statistics", "depth delta1", "SSIM", "minutes")
@@ -53,10 +55,11 @@ class Recipe:
     learning_rate: float = 0.01
     jpeg_masks: bool = True
     grey: bool = False
+    average: bool = False
 
 
 ORIGINAL = Recipe()
-OURS = Recipe(bce_dice, l1_ssim, 0.0, "adam", 3e-3, jpeg_masks=False)
+OURS = Recipe(bce_dice, l1_ssim, 0.0, "adam", 3e-3, jpeg_masks=False, average=True)
 VARIANTS = {
     "the original's, as known: BCE + SSIM, dropout 0.2, SGD 0.01, JPEG masks": ORIGINAL,
     "... with grey pictures": replace(ORIGINAL, grey=True),
@@ -68,7 +71,8 @@ VARIANTS = {
     "... Adam, 0.001": replace(ORIGINAL, optimizer="adam", learning_rate=1e-3),
     "... Adam, 0.003": replace(ORIGINAL, optimizer="adam", learning_rate=3e-3),
     "... Adam, 0.003, without dropout": replace(ORIGINAL, optimizer="adam", learning_rate=3e-3, dropout=0.0),
-    "ours: cross-entropy + Dice, L1 + SSIM, no dropout, Adam 0.003, PNG masks": OURS,
+    "ours: cross-entropy + Dice, L1 + SSIM, no dropout, Adam 0.003, PNG masks, weights averaged": OURS,
+    "... weights not averaged": replace(OURS, average=False),
     "... with dropout 0.2": replace(OURS, dropout=0.2),
     "... BCE": replace(OURS, mask=bce),
     "... SGD, 0.01": replace(OURS, optimizer="sgd", learning_rate=0.01),
@@ -104,6 +108,7 @@ def train(recipe: Recipe, store: str, size: int, samples: int, batch_size: int) 
         else torch.optim.SGD(parameters, lr=recipe.learning_rate, momentum=0.9)
     )
     loader = Loader(store, "train", batch_size, drop_last=True)
+    averaged, steps = copy.deepcopy(network), 0
     left = samples
     for epoch in itertools.count():
         loader.set_epoch(epoch)
@@ -115,9 +120,11 @@ def train(recipe: Recipe, store: str, size: int, samples: int, batch_size: int) 
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
+            steps += 1
+            follow(averaged, network, steps)
             left -= len(image)
             if left <= 0:
-                return network
+                return averaged if recipe.average else network
     raise AssertionError
 
 

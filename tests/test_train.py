@@ -614,12 +614,12 @@ def test_the_average_follows_the_weights():
     with torch.no_grad():
         network.weight.fill_(3.0)
     network.num_batches_tracked += 7
-    training._follow(averaged, network, 1)
+    training.follow(averaged, network, 1)
     assert averaged.weight.tolist() == [3.0, 3.0]
     assert averaged.num_batches_tracked == 7
     with torch.no_grad():
         network.weight.fill_(4.0)
-    training._follow(averaged, network, 10_000)
+    training.follow(averaged, network, 10_000)
     assert averaged.weight.tolist() == pytest.approx([3.01, 3.01])
 
 
