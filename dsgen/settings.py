@@ -149,20 +149,21 @@ def sizes_by_epoch(epochs: int, sizes: tuple[int, ...]) -> list[int]:
     return [size for size, count in zip(sizes, [epochs - sum(later), *later], strict=True) for _ in range(count)]
 
 
-def learning_rate(settings: Settings, history: History, size: int, epochs: int, share: float) -> float:
-    """Return the rate of a step, `share` of an epoch at `size` after the epochs of `history`, of `epochs` in all.
+def learning_rate(settings: Settings, history: History, sizes: Sequence[int], share: float) -> float:
+    """Return the rate of a step, `share` of an epoch after those of `history`, of a run whose epochs have these sizes.
 
     With `plateau` it halves when the validation loss has not improved by a thousandth for more than two epochs, and
     when the pictures grow, at which the count starts afresh, since losses of two sizes do not compare. `cosine` goes
-    down to 0 in half a wave (Loshchilov and Hutter, ICLR 2017, arXiv 1608.03983, without restarts). A warm-up rises to
-    either in a straight line.
+    down to 0 in half a wave over the run's work, an epoch's being its pixels (Loshchilov and Hutter, ICLR 2017, arXiv
+    1608.03983, without restarts). A warm-up rises to either in a straight line.
     """
-    rate, now = settings.learning_rate, len(history) + share
+    rate, done = settings.learning_rate, len(history)
     if settings.schedule == "plateau":
-        rate *= SLOWER ** _plateaus(history, size)
+        rate *= SLOWER ** _plateaus(history, sizes[done])
     elif settings.schedule == "cosine":
-        rate *= (1 + math.cos(math.pi * now / epochs)) / 2
-    return rate * min(1.0, now / settings.warm_up) if settings.warm_up else rate
+        work = [size**2 for size in sizes]
+        rate *= (1 + math.cos(math.pi * (sum(work[:done]) + share * work[done]) / sum(work))) / 2
+    return rate * min(1.0, (done + share) / settings.warm_up) if settings.warm_up else rate
 
 
 def _plateaus(history: History, size: int) -> int:

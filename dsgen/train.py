@@ -389,12 +389,12 @@ class Trainer:
             advance(count, note=_note(self.epoch + 1, epochs, recent))
             return stops > 0
 
-        begin, asked = place["samples"], False
+        begin, asked, sizes = place["samples"], False, self.sizes(epochs)
         pending: _Launched | None = None
         with closing(take(batches, samples, self.ranks)) as given:  # what is raised would keep its threads
             for step, (batch, end) in enumerate(given, place["step"]):
                 share = (begin + end) / 2 / samples
-                place["rate"] = learning_rate(self.settings, self.history, size, epochs, share)
+                place["rate"] = learning_rate(self.settings, self.history, sizes, share)
                 report, fed = self._launch(batch, size, step, place["rate"], pauses.asked())
                 launched = _Launched(report, batch, fed, end, batches.state_dict())
                 asked = asked or (pending is not None and settle(pending)) or (self.ranks.count == 1 and pauses.asked())

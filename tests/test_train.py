@@ -574,23 +574,24 @@ def test_the_rate_halves_on_a_plateau_and_when_pictures_grow():
     wanted = Settings(learning_rate=1.0)
     for k, loss in enumerate(found):
         history = past([(96, value) for value in found[:k]])
-        assert learning_rate(wanted, history, 96, 99, 0.5) == given.param_groups[0]["lr"]
+        assert learning_rate(wanted, history, [96] * 99, 0.5) == given.param_groups[0]["lr"]
         reference.step(loss)
     assert given.param_groups[0]["lr"] < 0.1
     grown = past([(96, 1.0), (96, 0.9), (96, 0.9), (96, 0.9), (192, 2.0), (192, 1.9)])
-    assert [learning_rate(wanted, grown[:k], (grown + grown[-1:])[k]["size"], 99, 0) for k in range(7)] == [
-        *(1.0, 1.0, 1.0, 1.0, 0.5, 0.5, 0.5)
-    ]
+    rates = [learning_rate(wanted, grown[:k], [96] * 4 + [192] * 3, 0) for k in range(7)]
+    assert rates == [1.0, 1.0, 1.0, 1.0, 0.5, 0.5, 0.5]
 
 
 def test_schedules():
-    """A warm-up rises in a line, cosine falls in half a wave, constant stays."""
+    """A warm-up rises in a line, cosine falls in half a wave over the work, not the epochs; constant stays."""
     cosine = Settings(learning_rate=2.0, schedule="cosine", warm_up=0.5)
     history = past([(96, 1.0)] * 10)
-    assert learning_rate(cosine, [], 96, 10, 0.25) == pytest.approx(2.0 * 0.5, rel=1e-2)
-    assert learning_rate(cosine, history[:5], 96, 10, 0.0) == pytest.approx(1.0)
-    assert learning_rate(cosine, history[:9], 96, 10, 1.0) == pytest.approx(0.0, abs=1e-9)
-    assert learning_rate(Settings(schedule="constant"), history, 192, 20, 0.3) == Settings().learning_rate
+    assert learning_rate(cosine, [], [96] * 10, 0.25) == pytest.approx(2.0 * 0.5, rel=1e-2)
+    assert learning_rate(cosine, history[:5], [96] * 10, 0.0) == pytest.approx(1.0)
+    assert learning_rate(cosine, history[:9], [96] * 10, 1.0) == pytest.approx(0.0, abs=1e-9)
+    growing = sizes_by_epoch(10, (96, 192))
+    assert learning_rate(cosine, past([(96, 1.0)] * 8), growing, 0.0) == pytest.approx(1.0)
+    assert learning_rate(Settings(schedule="constant"), history, [192] * 20, 0.3) == Settings().learning_rate
 
 
 @pytest.mark.usefixtures("no_pictures")
