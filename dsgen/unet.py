@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dsgen.errors import DsgenError
-from dsgen.networks import MAX_DEPTH_M, MIN_DEPTH_M
+from dsgen.networks import MAX_DEPTH_M, MIN_DEPTH_M, ExactConv2d
 
 COLOURS = ("rgb", "grey")
 OUTPUTS = ("full", "half")
@@ -63,7 +63,7 @@ class UNetBranch(nn.Module):
                 out = middles[max(level - 1, 0)]
                 self.up.append(DoubleConv(channels[level] + x, out, middles[level], dropout))
                 x = out
-        self.head = nn.Conv2d(x, 1, 1)
+        self.head = ExactConv2d(x, 1, 1)
 
     def forward(self, features: list[Tensor]) -> Tensor:
         """Map features (B,C,h,w), the shallowest first, to one map (B,1,H,W) of the size at which the way up ends."""

@@ -192,7 +192,11 @@ def test_half_precision_keeps_the_bundled_labels(tmp_path: Path):
         whole = network.depth_m(image)
         with torch.autocast("cpu", torch.bfloat16):
             half = network.depth_m(image)
+            answer = fold_batch_norms(network)(image)
     assert 0 < ((half - whole).abs() / whole).median() < 0.005
+    # answers of bfloat16 itself would be terraces
+    assert answer.dtype == torch.float32
+    assert (answer != answer.bfloat16()).float().mean() > 0.9
 
 
 def test_precision_is_a_choice_that_labels_keep(
