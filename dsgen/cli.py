@@ -411,11 +411,13 @@ def train(
     endpoint: Endpoint = None,
 ) -> None:
     """Train the two-headed U-Net on a store; several processes: torchrun --nproc-per-node 2 -m dsgen -- train."""
+    from dsgen.devices import tune_for_training
     from dsgen.ranks import is_first
     from dsgen.settings import Settings
     from dsgen.train import is_blank
     from dsgen.train import train as work
 
+    tune_for_training()
     _use_endpoint(endpoint)
     settings = Settings(
         seed=seed,
@@ -663,8 +665,10 @@ def train_depth(
     seed: Annotated[int, typer.Option(help="Decides first weights, order and augmentation.")] = 0,
 ) -> None:
     """Train a depth network on a folder of RGB-D frames."""
+    from dsgen.devices import tune_for_training
     from dsgen.train_depth import train_depth as work
 
+    tune_for_training()
     scores = work(
         frames,
         out,

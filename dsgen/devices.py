@@ -1,5 +1,8 @@
 """Pick the devices a network runs on, and the arithmetic they are good at."""
 
+import contextlib
+import ctypes
+import sys
 from typing import Any
 
 import torch
@@ -43,3 +46,27 @@ def _has_amx() -> bool:
     """Say whether the processor multiplies tiles of bfloat16 (Intel, from Sapphire Rapids on)."""
     capabilities: Any = getattr(torch.cpu, "get_capabilities", dict)()  # torch before 2.11 does not say
     return bool(capabilities.get("amx_bf16"))
+
+
+def tune_for_training() -> None:
+    """Make training on a CPU faster for this whole process, of which nothing else should be expected.
+
+    It keeps the memory it frees, and numbers too small for their type count as 0, with which processors are slow:
+    gradients of a mask that is nearly right are full of them. Threads begun before keep the old ways.
+    """
+    keep_freed_memory()
+    torch.set_flush_denormal(True)
+
+
+def keep_freed_memory(keep: bool = True) -> None:
+    """Under Linux's glibc let this process keep what it frees, for a program that asks for the same again and again.
+
+    By itself glibc gives every large tensor back to the kernel and gets its pages back one fault at a time, which
+    costs a fifth of a training step on a CPU (`make bench`). Elsewhere nothing happens. Not `keep` is as it was.
+    """
+    limits = {"M_MMAP_MAX": (-4, 0, 65536), "M_TRIM_THRESHOLD": (-1, 2**31 - 1, 131072)}  # of malloc.h
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError, AttributeError):  # another C library
+            libc = ctypes.CDLL(None)
+            for number, kept, usual in limits.values():
+                libc.mallopt(number, kept if keep else usual)

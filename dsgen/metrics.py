@@ -94,10 +94,17 @@ def ssim(a: Tensor, b: Tensor, data_range: float, valid: Tensor | None = None) -
 
 
 def _blur(maps: Tensor) -> Tensor:
-    """Convolve every channel with the Gaussian window, first along, then across; no padding."""
-    offset = torch.arange(SSIM_WINDOW, device=maps.device, dtype=maps.dtype) - SSIM_WINDOW // 2
-    window = (-(offset**2) / (2 * SSIM_SIGMA**2)).exp()
-    window = (window / window.sum()).reshape(1, 1, 1, -1)
-    batch, channels, *size = maps.shape
-    maps = F.conv2d(F.conv2d(maps.reshape(-1, 1, *size), window), window.transpose(2, 3))
-    return maps.reshape(batch, channels, *maps.shape[-2:])
+    """Convolve every channel with the Gaussian window, along and across, by two matrix products; no padding.
+
+    On a CPU convolutions of one channel are several times slower, and took a third of a training step.
+    """
+    height, width = maps.shape[-2:]
+    return _windows(height, maps) @ maps @ _windows(width, maps).T
+
+
+def _windows(length: int, like: Tensor) -> Tensor:
+    """Return (length - 10, length), a row for every place of the Gaussian window; rows add up to 1."""
+    place = torch.arange(length, device=like.device, dtype=like.dtype)
+    offset = place - place[: length - SSIM_WINDOW + 1, None] - SSIM_WINDOW // 2
+    window = torch.where(offset.abs() <= SSIM_WINDOW // 2, (-(offset**2) / (2 * SSIM_SIGMA**2)).exp(), 0.0)
+    return window / window.sum(1, keepdim=True)

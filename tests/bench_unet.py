@@ -11,6 +11,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from torch import Tensor
 from dsgen.augment import augment
 from dsgen.composite import Parameters, composite
 from dsgen.depth import label_corpus
-from dsgen.devices import half_type, pick_device
+from dsgen.devices import half_type, keep_freed_memory, pick_device, tune_for_training
 from dsgen.feeding import prepare
 from dsgen.loader import Batch, Loader
 from dsgen.pack import pack
@@ -84,10 +85,16 @@ def _arithmetic(device: torch.device, rounds: int, seconds: float) -> Iterator[L
     }
     if half is not None:
         ways[f"{str(half).removeprefix('torch.')}, channels last"] = _passes(device, torch.channels_last, half)
+    if device.type == "cpu":
+        ways[f"{[*ways][-1]}, freed memory kept"] = [*ways.values()][-1]
     plain, *_, own = ways  # how dsgen trains here comes last
-    took = _take_turns(
-        {name: lambda way=way: _seconds_each(way, device, seconds) for name, way in ways.items()}, rounds
-    )
+
+    def measure(name: str) -> float:
+        keep_freed_memory(name.endswith("kept"))
+        return _seconds_each(ways[name], device, seconds)
+
+    took = _take_turns({name: partial(measure, name) for name in ways}, rounds)
+    tune_for_training()
     for name in ways:
         text = f"{1000 * statistics.median(took[name]):,.1f} ms forward and backward"
         yield f"U-Net, {name}", text + (", as dsgen trains here" if name == own else "")
