@@ -385,7 +385,7 @@ def train(
     ] = "shared",
     encoder: Annotated[str | None, typer.Option(help="A timm feature encoder in place of its levels down.")] = None,
     mask_loss: Annotated[str, typer.Option(help="bce-dice, bce or iou.")] = "bce-dice",
-    depth_loss: Annotated[str, typer.Option(help="l1-ssim, log-ssim or ssim.")] = "l1-ssim",
+    depth_loss: Annotated[str, typer.Option(help="l1-ssim or ssim.")] = "l1-ssim",
     optimizer: Annotated[str, typer.Option(help="adam, adamw or sgd (momentum 0.9).")] = "adam",
     learning_rate: Annotated[float, typer.Option(help="The highest.")] = 5e-3,
     schedule: Annotated[str, typer.Option(help="Of the rate: plateau (halve on one), cosine or constant.")] = "plateau",

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from dsgen import metrics
-from dsgen.networks import MAX_DEPTH_M, MIN_DEPTH_M
+from dsgen.networks import MAX_DEPTH_M
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
@@ -51,22 +51,6 @@ def l1_ssim(raw: Tensor, truth_m: Tensor) -> Tensor:
     return error / valid.flatten(1).sum(1).clamp(min=1) + dissimilarity(raw, truth_m) / 2
 
 
-def log_ssim(raw: Tensor, truth_m: Tensor) -> Tensor:
-    """L1 of logarithms plus structural dissimilarity: mean |ln r - ln(T / 10)| + (1 - SSIM(r, T / 10)) / 2.
-
-    What counts is by how many times an answer is wrong, as it does for the scores delta1 and AbsRel (Eigen, Puhrsch and
-    Fergus, NIPS 2014, arXiv 1406.2283). Below `MIN_DEPTH_M` the logarithm goes on as its tangent, as answers may be
-    negative.
-    """
-    valid = metrics.valid_depth(truth_m)
-    least = MIN_DEPTH_M / MAX_DEPTH_M
-    r = raw.float()
-    logarithm = r.clamp(min=least).log() + (r.clamp(max=least) - least) / least
-    error = logarithm - (truth_m.clamp(min=MIN_DEPTH_M) / MAX_DEPTH_M).log()
-    error = torch.where(valid, error.abs(), 0.0).flatten(1).sum(1)
-    return error / valid.flatten(1).sum(1).clamp(min=1) + dissimilarity(raw, truth_m) / 2
-
-
 def dissimilarity(raw: Tensor, truth_m: Tensor) -> Tensor:
     """1 - SSIM(r, T / 10), between 0 and 2; see `metrics.ssim`."""
     likeness = metrics.ssim(raw, truth_m / MAX_DEPTH_M, data_range=1.0, valid=metrics.valid_depth(truth_m))
@@ -76,4 +60,4 @@ def dissimilarity(raw: Tensor, truth_m: Tensor) -> Tensor:
 
 
 MASK_LOSSES: dict[str, Loss] = {"bce-dice": bce_dice, "bce": metrics.bce, "iou": soft_iou}
-DEPTH_LOSSES: dict[str, Loss] = {"l1-ssim": l1_ssim, "log-ssim": log_ssim, "ssim": dissimilarity}
+DEPTH_LOSSES: dict[str, Loss] = {"l1-ssim": l1_ssim, "ssim": dissimilarity}
