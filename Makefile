@@ -5,9 +5,10 @@ PYTHON ?= python3
 READY := $(VENV)/.ready
 PEERS := .venv-peers
 DEMO := demo
+SCORES := scores
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench bench-peers dist clean
+.PHONY: help demo scores test check bench bench-peers dist clean
 
 help:  ## show this
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 13
@@ -24,6 +25,10 @@ $(READY): pyproject.toml tests/constraints.txt
 demo: $(READY)  ## the whole job on the bundled pictures, in demo/
 	mkdir -p $(DEMO)
 	cd $(DEMO) && PATH="$(CURDIR)/$(BIN):$$PATH" bash ../tests/demo.sh
+
+scores: $(READY)  ## the scores of the README: labels 40,000 rows and trains on them, in scores/; hours
+	mkdir -p $(SCORES)
+	cd $(SCORES) && PATH="$(CURDIR)/$(BIN):$$PATH" bash ../tests/scores.sh
 
 test: $(READY)  ## the tests
 	$(BIN)/python -m pytest
@@ -51,4 +56,4 @@ dist: $(READY)  ## the wheel
 	$(BIN)/python -m build --wheel
 
 clean:  ## remove what the targets above made
-	rm -rf $(VENV) $(PEERS) $(DEMO) bench build dist .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV) $(PEERS) $(DEMO) $(SCORES) bench build dist .pytest_cache .ruff_cache .mypy_cache
