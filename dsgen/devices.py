@@ -51,8 +51,8 @@ def _has_amx() -> bool:
 def tune_for_training() -> None:
     """Make training on a CPU faster for this whole process, of which nothing else should be expected.
 
-    It keeps the memory it frees, and numbers too small for their type count as 0, with which processors are slow:
-    gradients of a mask that is nearly right are full of them. Threads begun before keep the old ways.
+    It keeps the memory it frees, and denormal numbers, with which processors are slow, count as 0. Threads begun
+    before keep the old ways.
     """
     keep_freed_memory()
     torch.set_flush_denormal(True)
