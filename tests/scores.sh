@@ -12,5 +12,5 @@ step() {
 step dsgen composite --positions 2 --no-pictures
 step dsgen depth
 step dsgen pack --shards 6
-step dsgen train --batch-size 16 --schedule cosine --epochs 30 --epoch-samples 4000 --validation-samples 500
+step dsgen train --batch-size 16 --schedule cosine --epochs 19 --epoch-samples 4000 --validation-samples 500
 step dsgen evaluate --split test
