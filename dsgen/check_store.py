@@ -79,6 +79,11 @@ class Inspected:
         raise DsgenError(f"{self.files}: neither {layout.INDEX} nor a shard can be read; remove the store and pack it")
 
 
+def sizes_there(files: LocalFiles | UrlFiles) -> dict[str, int]:
+    """The size of every file there is in a store, but for locks."""
+    return {name: size for name, size in files.sizes().items() if not name.startswith(layout.LOCK)}
+
+
 def _by_top(files: Iterable[str]) -> dict[str, list[str]]:
     tops: dict[str, list[str]] = defaultdict(list)
     for file in files:
@@ -102,12 +107,11 @@ def inspect_store(place: Path | str, jobs: int, report: Report, corpus: Path | N
     anything is hashed, where `corpus` is given and not the one it was packed from.
     """
     files = open_files(place)
-    sizes = files.sizes()
+    sizes = sizes_there(files)
     if layout.INDEX not in sizes and layout.SUMS not in sizes:
         begun = any(name.startswith(("shard-", layout.PACKING)) for name in sizes)
         what = "an unfinished store" if begun else "no store"
         raise DsgenError(f"{place}: {what} (no {layout.INDEX}); run dsgen pack --out {place}")
-    sizes = {name: size for name, size in sizes.items() if not name.startswith(layout.LOCK)}
     index, index_wrong = _read_index(files, sizes)
     lines, sums_wrong = _read_sums(files, sizes)
     names = [shard["name"] for shard in index["shards"]] if index else _guess_names([*lines, *sizes])

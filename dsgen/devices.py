@@ -10,6 +10,7 @@ import torch
 from dsgen.errors import DsgenError
 
 PRECISIONS = ("auto", "float32", "bf16", "fp16")
+_TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # of glibc's malloc.h
 _HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -64,9 +65,8 @@ def keep_freed_memory(keep: bool = True) -> None:
     By itself glibc gives every large tensor back to the kernel and gets its pages back one fault at a time, which
     costs a fifth of a training step on a CPU (`make bench`). Elsewhere nothing happens. Not `keep` is as it was.
     """
-    limits = {"M_MMAP_MAX": (-4, 0, 65536), "M_TRIM_THRESHOLD": (-1, 2**31 - 1, 131072)}  # of malloc.h
     if sys.platform == "linux":
         with contextlib.suppress(OSError, AttributeError):  # another C library
             libc = ctypes.CDLL(None)
-            for number, kept, usual in limits.values():
-                libc.mallopt(number, kept if keep else usual)
+            libc.mallopt(_MMAP_MAX, 0 if keep else 65536)
+            libc.mallopt(_TRIM_THRESHOLD, 2**31 - 1 if keep else 131072)

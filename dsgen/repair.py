@@ -155,9 +155,9 @@ def _version(found: Any) -> str:
 
 def _write_sums_and_index(found: Any, made: dict[str, dict[str, str]], done: Repaired) -> None:
     """Write the two files at the top of a store anew where they are not what its shards, made again or not, say."""
-    from dsgen.check_store import expect
+    from dsgen.check_store import expect, sizes_there
 
-    sizes = {name: size for name, size in found.files.sizes().items() if not name.startswith(layout.LOCK)}
+    sizes = sizes_there(found.files)
     digests = found.digests | {file: digest for table in made.values() for file, digest in table.items()}
     now = replace(found, sizes=sizes, digests={file: digests[file] for file in sizes}, bad=[])
     expect(now)

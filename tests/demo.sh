@@ -2,11 +2,7 @@
 # The whole job on a small part of the bundled pictures, in the current directory. `make demo` calls it.
 set -euo pipefail
 
-step() {
-    echo
-    echo "\$ $*"
-    "$@"
-}
+. "$(dirname "$0")/step.sh"
 
 step dsgen composite --max-backgrounds 40 --max-foregrounds 40 --positions 1 --validation-share 0.2
 step dsgen depth

@@ -3,11 +3,7 @@
 # AMX. Works in the current directory; `make scores` calls it.
 set -euo pipefail
 
-step() {
-    echo
-    echo "\$ $*"
-    "$@"
-}
+. "$(dirname "$0")/step.sh"
 
 step dsgen composite --positions 2 --no-pictures
 step dsgen depth

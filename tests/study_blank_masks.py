@@ -108,8 +108,8 @@ def train(recipe: Recipe, store: str, size: int, samples: int, batch_size: int) 
         else torch.optim.SGD(parameters, lr=recipe.learning_rate, momentum=0.9)
     )
     loader = Loader(store, "train", batch_size, drop_last=True)
-    averaged, steps = copy.deepcopy(network), 0
-    left = samples
+    averaged = copy.deepcopy(network) if recipe.average else network
+    steps, left = 0, samples
     for epoch in itertools.count():
         loader.set_epoch(epoch)
         for batch in loader:
@@ -121,10 +121,11 @@ def train(recipe: Recipe, store: str, size: int, samples: int, batch_size: int) 
             loss.backward()
             optimizer.step()
             steps += 1
-            follow(averaged, network, steps)
+            if recipe.average:
+                follow(averaged, network, steps)
             left -= len(image)
             if left <= 0:
-                return averaged if recipe.average else network
+                return averaged
     raise AssertionError
 
 

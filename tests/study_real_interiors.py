@@ -43,12 +43,13 @@ def make_stores(store: Path, rooms: Path, work: Path) -> dict[str, Path]:
     composite(corpus, rooms, work / "people", parameters=Parameters(positions=1), pictures=False)
     label_corpus(corpus)
     pack(corpus, work / "pasted", shards=1)
-    rows = Store(work / "pasted").read(0, Store(work / "pasted").rows)
+    pasted = Store(work / "pasted")
+    rows = pasted.read(0, pasted.rows)
     rng = np.random.default_rng(0)
     folders = {part: work / "shots" / part for part in ("image", "mask", "depth", "background")}
     for folder in folders.values():
         folder.mkdir(parents=True, exist_ok=True)
-    for row in range(len(rows["row"])):
+    for row in range(pasted.rows):
         moved = np.roll(rows["background"][row], tuple(rng.integers(-1, 2, 2).tolist()), (0, 1))
         found = {part: rows[part][row] for part in ("mask", "depth")}
         found["image"] = _shot(rows["image"][row] * rng.uniform(1 - LIGHTER, 1 + LIGHTER), rng)
@@ -89,8 +90,9 @@ def main() -> None:
             scores = evaluate(run, store, split="all", size=arguments.size, out=out)
             ious.append(scores["scores"]["network"]["iou"])
         lines.append(f"| {run.name} | " + " | ".join(f"{iou:.3f}" for iou in ious) + " |")
-    layout.write_bytes(arguments.out, ("\n".join(lines) + "\n").encode())
-    print(arguments.out.read_text())
+    table = "\n".join(lines) + "\n"
+    layout.write_bytes(arguments.out, table.encode())
+    print(table)
 
 
 if __name__ == "__main__":

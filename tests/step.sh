@@ -1,0 +1,6 @@
+# For the scripts beside it: show a command, then run it.
+step() {
+    echo
+    echo "\$ $*"
+    "$@"
+}
