@@ -408,6 +408,9 @@ def train(
     save_every: Annotated[float, typer.Option(help="Minutes between checkpoints in mid-epoch.")] = 5.0,
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write TensorBoard events too.")] = False,
     seed: Annotated[int, typer.Option(help="Decides first weights, order and augmentation.")] = 0,
+    init: Annotated[
+        Path | None, typer.Option(help="A run (its best epoch) or checkpoint to take the first weights from.")
+    ] = None,
     endpoint: Endpoint = None,
 ) -> None:
     """Train the two-headed U-Net on a store; several processes: torchrun --nproc-per-node 2 -m dsgen -- train."""
@@ -450,6 +453,7 @@ def train(
         run,
         settings,
         epochs=epochs,
+        init=init,
         device=device,
         workers=workers,
         save_every=save_every,

@@ -18,6 +18,7 @@ equals one left alone, on the CPU bit for bit.
 """
 
 import copy
+import hashlib
 import io
 import logging
 import math
@@ -46,7 +47,7 @@ from dsgen.networks import MAX_DEPTH_M
 from dsgen.ranks import Ranks, join_ranks
 from dsgen.settings import Settings, in_words, is_over, learning_rate, sizes_by_epoch
 from dsgen.store import Store
-from dsgen.trained import FORMAT, damaged, read_checkpoint
+from dsgen.trained import FORMAT, damaged, find_checkpoint, read_checkpoint
 from dsgen.training_report import SCORES, draw_curves, draw_sheet, save_batch, tensorboard, write_metrics
 from dsgen.unet import UNet, unet_metres
 
@@ -66,6 +67,7 @@ def train(
     settings: Settings = _DEFAULTS,
     *,
     epochs: int = 10,
+    init: Path | None = None,
     device: str = "auto",
     workers: int = 2,
     save_every: float = 5.0,
@@ -76,6 +78,9 @@ def train(
     Pictures grow through the sizes of the settings: every size gets about the same work, so epochs in inverse
     proportion to its pixels, at least one; see `settings.sizes_by_epoch`. What the store lacks of background is fed as
     zeros, and of mask and depth just the one it has is trained. Under torchrun the batches are shared by the processes.
+
+    `init`, a run's folder or a checkpoint, gives the first weights, of a network with the same arguments; in a run
+    that is there they have been taken, and it is only compared with what they were taken from.
 
     A run that is there goes on if store and settings are the same, in mid-epoch too. With more `epochs` it goes on at
     the size reached. Every `save_every` minutes a checkpoint is written, and at Ctrl-C and SIGTERM, upon which
@@ -108,6 +113,7 @@ def train(
             run,
             settings,
             epochs=epochs,
+            init=init,
             device=target,
             ranks=ranks,
             mean_depth_m=mean_depth_m,
@@ -123,6 +129,7 @@ def fit(
     *,
     epochs: int,
     device: torch.device,
+    init: Path | None = None,
     ranks: Ranks = Ranks(),  # noqa: B008 - it is frozen
     mean_depth_m: float | None = None,
     save_every: float = 5.0,
@@ -139,7 +146,10 @@ def fit(
                 stack.enter_context(layout.lock(run))
             validation = open_batches("validation", max(settings.batch_size))
             trainer = Trainer(settings, validation.parts, validation.sha256, device, ranks, mean_depth_m)
-            if (run / "checkpoints/last.pt").exists():
+            begun = (run / "checkpoints/last.pt").exists()
+            if init is not None:
+                trainer.begin_with(find_checkpoint(init) if init.is_dir() else init)
+            if begun:
                 trainer.restore(run / "checkpoints/last.pt")
                 log.info("%s: %d of %d epochs done before", run, trainer.epoch, epochs)
             write_events = stack.enter_context(
@@ -260,6 +270,7 @@ class Trainer:
         self.half = half_type(settings.precision, device)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.half is torch.float16)
         self.steps = 0
+        self.init_sha256: str | None = None
         self.history: list[dict[str, float]] = []
         self.place: dict[str, Any] | None = None
         self._shown: Batch | None = None
@@ -304,6 +315,7 @@ class Trainer:
             "parameters": sum(parameter.numel() for parameter in self.network.parameters()),
             "store_sha256": self.store_sha256,
             "store_parts": list(self.parts),
+            "init_sha256": self.init_sha256,
         }
 
     def run_epoch(
@@ -546,6 +558,7 @@ class Trainer:
                 "format": FORMAT,
                 "settings": self.settings.as_dict(),
                 "store_sha256": self.store_sha256,
+                "init_sha256": self.init_sha256,
                 "config": self.network.config,
                 "network": self.averaged.state_dict(),
                 "training": self.network.state_dict(),
@@ -559,12 +572,31 @@ class Trainer:
         )
         return buffer.getvalue()
 
+    def begin_with(self, path: Path) -> None:
+        """Take a checkpoint's weights to begin with; those of another network are a `DsgenError`."""
+        saved = read_checkpoint(path)
+        try:
+            differing = differences(_as_options(self.network.config), _as_options(saved["config"]), "checkpoint")
+            if differing:
+                raise DsgenError(f"--init: {path} is of another network: got {'; '.join(differing)}; give the same")
+            for network in {self.network, self.averaged}:
+                network.load_state_dict(saved["network"])
+        except (RuntimeError, KeyError, TypeError, AttributeError) as error:
+            raise damaged(path, error) from error
+        self.init_sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+
     def restore(self, path: Path) -> None:
-        """Go back to a checkpoint; other settings or another store are a `DsgenError` that names all differences."""
+        """Go back to a checkpoint.
+
+        Other settings, another store and, if one was begun with, another checkpoint to begin with are a `DsgenError`
+        that names all differences.
+        """
         saved = read_checkpoint(path)
         try:
             now = {**self.settings.as_dict(), "store": self.store_sha256}
             was = {**saved["settings"], "store": saved["store_sha256"]}
+            if self.init_sha256 is not None:
+                now["init"], was["init"] = self.init_sha256, saved.get("init_sha256")
             differing = differences(_as_options(now), _as_options(was), "run")
             if differing:
                 raise DsgenError(
@@ -576,6 +608,7 @@ class Trainer:
             self.optimizer.load_state_dict(saved["optimizer"])
             if saved["scaler"] and self.scaler.is_enabled():  # empty unless the run was in float16
                 self.scaler.load_state_dict(saved["scaler"])
+            self.init_sha256 = saved.get("init_sha256")
             self.steps, self.history, self.place = saved["steps"], saved["history"], saved["place"]
         except (RuntimeError, ValueError, KeyError, TypeError) as error:
             raise damaged(path, error) from error

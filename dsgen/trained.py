@@ -46,13 +46,7 @@ class Trained:
 
 def open_trained(run: Path, checkpoint: str = "best", device: str = "cpu") -> Trained:
     """Open `run`/checkpoints/`checkpoint`.pt on a device; a run without it, and a damaged file, are a `DsgenError`."""
-    folder = run / "checkpoints"
-    path = folder / f"{checkpoint.removesuffix('.pt')}.pt"
-    if not path.is_file():
-        there = sorted(file.stem for file in folder.glob("*.pt"))
-        if not there:
-            raise DsgenError(f"{run}: no run (no checkpoints in {folder}); run dsgen train --run {run}")
-        raise DsgenError(f"--checkpoint: got {checkpoint}, expected one of {', '.join(there)}, which {folder} has")
+    path = find_checkpoint(run, checkpoint)
     saved = read_checkpoint(path)
     history = saved["history"]
     unlearnt = {MASK: "iou", DEPTH: "abs_rel"}  # scores that were never a number where there was no truth to learn from
@@ -68,6 +62,18 @@ def open_trained(run: Path, checkpoint: str = "best", device: str = "cpu") -> Tr
             if not history or any(not math.isnan(past[score]) for past in history)
         ),
     )
+
+
+def find_checkpoint(run: Path, checkpoint: str = "best") -> Path:
+    """Return `run`/checkpoints/`checkpoint`.pt; where it is not, a `DsgenError` says what is there."""
+    folder = run / "checkpoints"
+    path = folder / f"{checkpoint.removesuffix('.pt')}.pt"
+    if not path.is_file():
+        there = sorted(file.stem for file in folder.glob("*.pt"))
+        if not there:
+            raise DsgenError(f"{run}: no run (no checkpoints in {folder}); run dsgen train --run {run}")
+        raise DsgenError(f"--checkpoint: got {checkpoint}, expected one of {', '.join(there)}, which {folder} has")
+    return path
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:

@@ -467,6 +467,43 @@ def test_a_missing_checkpoint_is_an_error(tmp_path: Path):
         load_network(tmp_path / "best.pt", "cpu")
 
 
+def test_a_run_begins_with_the_weights_of_another(tmp_path: Path, finished: Path):
+    """They are the other's best; the run goes on with and without naming it again, and not with others."""
+    best, run = finished / "checkpoints/best.pt", tmp_path / "run"
+    trainer = Trainer(settings(seed=5), Scenes(4).parts, "", CPU)
+    trainer.begin_with(best)
+    wanted = read_checkpoint(best)["network"]
+    for network in (trainer.network, trainer.averaged):
+        assert all(torch.equal(value, wanted[name]) for name, value in network.state_dict().items())
+    # a rate of almost nothing leaves the weights where they began
+    changes: dict[str, Any] = {"learning_rate": 1e-9, "seed": 5}
+    short(run, **changes, options={"init": finished})
+    begun = load_network(run / "checkpoints/last.pt").state_dict()
+    torch.testing.assert_close(begun["depth.head.weight"], wanted["depth.head.weight"])
+    assert json.loads((run / "config.json").read_text())["init_sha256"] == trainer.init_sha256
+    short(run, epochs=2, **changes, options={"init": best})
+    short(run, epochs=3, **changes)
+    with pytest.raises(
+        DsgenError, match=r"begun with other settings: got --init [0-9a-f]{64} \(the run has [0-9a-f]{64}"
+    ):
+        short(run, epochs=4, **changes, options={"init": run})
+    with pytest.raises(DsgenError, match=r"begun with other settings: got --init [0-9a-f]{64} \(the run has None"):
+        short(finished, epochs=2, options={"init": run})
+
+
+def test_weights_to_begin_with_are_of_the_same_network(tmp_path: Path, finished: Path):
+    """Those of another are refused with the difference, and what is no run or checkpoint is named."""
+    for init, message in {
+        finished: r"--init: .*best\.pt is of another network: got --width 6 \(the checkpoint has 4\); give the same",
+        tmp_path: "no run",
+        tmp_path / "best.pt": "no such checkpoint",
+        finished / "config.json": "damaged checkpoint",
+    }.items():
+        with pytest.raises(DsgenError, match=message):
+            short(tmp_path / "run", width=6, options={"init": init})
+        assert not (tmp_path / "run").exists()
+
+
 def test_a_loss_that_is_no_number_stops_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """It stops with epoch, step and rows, leaves the batch to be looked at, and no checkpoint."""
     monkeypatch.setitem(losses.MASK_LOSSES, "bce-dice", lambda logits, _: logits.flatten(1).sum(1) * float("nan"))
