@@ -1,0 +1,90 @@
+"""The variants of the U-Net beside each other: trained for the same time on the same store, scored on its test split.
+
+    python tests/study_variants.py shards
+
+The original is trained on --samples. How many samples cost a variant as long is measured first: steps of all networks
+by turns, on one batch. Runs that are there are gone on with, so a study that was stopped goes on.
+"""
+
+import argparse
+import logging
+import statistics
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from dsgen import layout
+from dsgen.devices import pick_device, tune_for_training
+from dsgen.evaluate import evaluate
+from dsgen.loader import Loader
+from dsgen.settings import Settings
+from dsgen.train import Trainer, train
+
+EPOCHS, ROUNDS = 8, 7
+VARIANTS: dict[str, dict[str, Any]] = {
+    "the original": {},
+    "grey": {"colour": "grey"},
+    "answers of half the size": {"output": "half"},
+    "separate first blocks": {"blocks": "separate"},
+    "SGD": {"optimizer": "sgd", "learning_rate": 0.05},
+    "encoder resnet10t": {"encoder": "resnet10t"},
+    "encoder regnety_002": {"encoder": "regnety_002"},
+    "encoder mobilenetv4_conv_small": {"encoder": "mobilenetv4_conv_small"},
+}
+
+
+def step_seconds(store: str, all_settings: dict[str, Settings], size: int) -> dict[str, float]:
+    """Return the median time of a step of every variant, measured by turns."""
+    device = pick_device("auto")
+    loader = Loader(store, "train", all_settings["the original"].batch_size[0], device=device)
+    batch = next(iter(loader))
+    trainers = {name: Trainer(settings, loader.parts, "", device) for name, settings in all_settings.items()}
+    times: dict[str, list[float]] = {name: [] for name in trainers}
+    for step in range(ROUNDS + 1):
+        for name, trainer in trainers.items():
+            trainer.network.train()
+            started = time.perf_counter()
+            trainer._step(batch, size, step, 1e-3, asked=False)[0].tolist()
+            if step > 0:  # the first one warms up
+                times[name].append(time.perf_counter() - started)
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def main() -> None:
+    """Train and score every variant, and write a table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("store")
+    parser.add_argument("--size", type=int, default=96)
+    parser.add_argument("--samples", type=int, default=12_000, help="for the original")
+    parser.add_argument("--work", type=Path, default=Path("bench/variants"))
+    parser.add_argument("--out", type=Path, default=Path("variants.md"))
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.WARNING)
+    tune_for_training()
+    common: dict[str, Any] = {"sizes": (arguments.size,), "batch_size": (16,), "schedule": "cosine"}
+    all_settings = {name: Settings(**{**common, **changes}) for name, changes in VARIANTS.items()}
+    seconds = step_seconds(arguments.store, all_settings, arguments.size)
+    title = ["network", "parameters", "ms a step", "samples", "mask IoU", "depth delta1", "SSIM"]
+    lines = ["| " + " | ".join(title) + " |", "|---" * len(title) + "|"]
+    for name in VARIANTS:
+        run = arguments.work / name.replace(" ", "-")
+        plan = run / "samples.json"  # what was measured before decides for a run that is there
+        if not plan.is_file():
+            share = seconds["the original"] / seconds[name]
+            run.mkdir(parents=True, exist_ok=True)
+            layout.write_json(plan, {"epoch": round(arguments.samples * share / EPOCHS), "step": seconds[name]})
+        chosen = layout.read_json(plan)
+        settings = replace(all_settings[name], epoch_samples=chosen["epoch"], validation_samples=100)
+        train(arguments.store, run, settings, epochs=EPOCHS)
+        scores = evaluate(run, arguments.store, split="test", checkpoint="last", out=run / "test")["scores"]["network"]
+        parameters = layout.read_json(run / "config.json")["parameters"]
+        cells = [name, f"{parameters:,}", f"{chosen['step'] * 1000:.0f}", f"{chosen['epoch'] * EPOCHS:,}"]
+        cells += [f"{scores[key]:.3f}" for key in ("iou", "delta1", "ssim")]
+        lines.append("| " + " | ".join(cells) + " |")
+        print(lines[-1], flush=True)
+        layout.write_bytes(arguments.out, ("\n".join(lines) + "\n").encode())
+
+
+if __name__ == "__main__":
+    main()
