@@ -256,7 +256,7 @@ def check_pictures(run: str, path: str, parts: str, background: int | None, fast
     """Check the files of a folder of `bg`, `fg` or `fg_mask`, or those of one background in each of `parts`."""
     corpus = _open(run, path)
     if background is None:
-        small = ((name, b"") for name in _small_names(corpus, parts)) if fast else small_pictures(corpus, parts)
+        small = small_pictures(corpus, parts, names_only=fast)
         return _compare(corpus.path, [parts], ((f"{parts}/{name}", code) for name, code in small), fast)
     name = layout.background_name(background)
     folders = [f"{part}/{name}" for part in parts.split()]
@@ -264,16 +264,6 @@ def check_pictures(run: str, path: str, parts: str, background: int | None, fast
     checked = _compare(corpus.path, folders, expected, fast)
     checked.rows = corpus.rows_per_background
     return checked
-
-
-def _small_names(corpus: Corpus, part: str) -> list[str]:
-    """Name the files of `bg`, `fg` or `fg_mask`."""
-    if part == "bg":
-        return [layout.background_name(number) + ".jpeg" for number in range(len(corpus.manifest["backgrounds"]))]
-    name_of = layout.foreground_name if part == "fg" else layout.foreground_mask_name
-    flips = (False, True) if corpus.manifest["parameters"]["flip"] else (False,)
-    count = len(corpus.manifest["foregrounds"])
-    return [name_of(number, flip) + ".png" for number in range(count) for flip in flips]
 
 
 def drawn_files(

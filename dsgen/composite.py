@@ -260,20 +260,26 @@ def draw_small_parts(corpus: Corpus) -> None:
                     (folder / name).write_bytes(content)
 
 
-def small_pictures(corpus: Corpus, part: str) -> Iterator[tuple[str, bytes]]:
-    """Yield name and content of the files of `bg`, `fg` or `fg_mask`: the normalised pictures themselves."""
+def small_pictures(corpus: Corpus, part: str, *, names_only: bool = False) -> Iterator[tuple[str, bytes]]:
+    """Yield name and content, or b"", of the files of `bg`, `fg` or `fg_mask`: the normalised pictures themselves."""
     if part == "bg":
         quality = corpus.manifest["parameters"]["quality"]
         for number in range(len(corpus.manifest["backgrounds"])):
-            yield layout.background_name(number) + ".jpeg", images.encode_jpeg(corpus.background(number), quality)
+            content = b"" if names_only else images.encode_jpeg(corpus.background(number), quality)
+            yield f"{layout.background_name(number)}.jpeg", content
         return
     name_of = layout.foreground_name if part == "fg" else layout.foreground_mask_name
     for number in range(len(corpus.manifest["foregrounds"])):
         for flip in (False, True) if corpus.manifest["parameters"]["flip"] else (False,):
-            rgba = corpus.foreground(number, flip)
-            mask = np.where(rgba[..., 3] >= 128, 255, 0).astype(np.uint8)
-            content = images.encode_png(rgba) if part == "fg" else images.encode_png(mask, runs=True)
+            content = b"" if names_only else _foreground_png(corpus.foreground(number, flip), part)
             yield f"{name_of(number, flip)}.png", content
+
+
+def _foreground_png(rgba: np.ndarray, part: str) -> bytes:
+    """Encode a cut-out (H,W,4), for `fg_mask` its mask."""
+    if part == "fg":
+        return images.encode_png(rgba)
+    return images.encode_png(np.where(rgba[..., 3] >= 128, 255, 0).astype(np.uint8), runs=True)
 
 
 def _check_space(corpus: Corpus, rows: int) -> None:

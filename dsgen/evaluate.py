@@ -59,7 +59,6 @@ FOREGROUND_SCORES = {
 SCORES = (*MASK_SCORES, *DEPTH_SCORES, *FOREGROUND_SCORES)
 SHARES = (0.0, 0.01, 0.02, 0.04, 0.08, 0.16, 1.0)  # bounds of the mask's share of the picture
 BOUNDARY = 0.02  # of the diagonal
-BLANK_MARGIN = 0.01  # of IoU that a network has to be better than all-zero masks
 WORST = 32
 _LISTED = 5  # worst and best pictures named in scores.json
 _ALL = "all"
@@ -279,7 +278,7 @@ def _summarise(
         "scores": {answer: _means(values) for answer, values in scores.items()},
     }
     ours, blank = (result["scores"].get(answer, {}).get("iou") for answer in (NETWORK, BLANK))
-    result["blank"] = ours is not None and blank is not None and not ours > blank + BLANK_MARGIN
+    result["blank"] = ours is not None and blank is not None and not ours > blank + metrics.BLANK_MARGIN
     for kind in ("background", "foreground"):
         groups = _groups(kind, plan, network)
         result[f"by_{kind}"] = {"count": len(groups), "worst": groups[:_LISTED], "best": groups[: -_LISTED - 1 : -1]}

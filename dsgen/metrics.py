@@ -14,6 +14,7 @@ from dsgen.networks import MAX_DEPTH_M, MIN_DEPTH_M
 
 SSIM_WINDOW = 11
 SSIM_SIGMA = 1.5
+BLANK_MARGIN = 0.01  # of IoU that a network has to be better than all-zero masks
 
 
 def iou(logits: Tensor, truth: Tensor) -> Tensor:

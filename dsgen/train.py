@@ -54,7 +54,6 @@ from dsgen.unet import UNet, unet_metres
 log = logging.getLogger("dsgen")
 
 PREDICTIONS = 6
-BLANK_MARGIN = 0.01
 _DEFAULTS = Settings()
 _MOMENTUM = 0.9
 _RECENT = 20  # steps
@@ -808,7 +807,7 @@ def evaluate(
 def is_blank(scores: dict[str, float]) -> bool:
     """Say whether the masks are no better than all-zero ones; where there are none to compare with they are not."""
     zero = scores.get("zero_iou", math.nan)
-    return not math.isnan(zero) and not scores.get("iou", math.nan) > zero + BLANK_MARGIN
+    return not math.isnan(zero) and not scores.get("iou", math.nan) > zero + metrics.BLANK_MARGIN
 
 
 def _blank_words(scores: dict[str, float]) -> str:
