@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# The scores of the README: 403 bundled rooms and 100 people, a training with augmentation, a polish without, both scored. An hour and a half on two cores with AMX. Works in the current directory; `make scores` calls it.
+# The scores of the README: 403 bundled rooms and 100 people, a training with augmentation, a polish without, both
+# scored. An hour and a half on two cores with AMX. Works in the current directory; `make scores` calls it.
 set -euo pipefail
 
 . "$(dirname "$0")/step.sh"
