@@ -31,6 +31,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "encoder resnet10t": {"encoder": "resnet10t"},
     "encoder regnety_002": {"encoder": "regnety_002"},
     "encoder mobilenetv4_conv_small": {"encoder": "mobilenetv4_conv_small"},
+    "encoder lcnet_050": {"encoder": "lcnet_050"},
+    "encoder edgenext_xx_small": {"encoder": "edgenext_xx_small"},
 }
 
 
