@@ -204,7 +204,7 @@ def bench_store(folder: Path, processes: int) -> None:
 
 def report(what: str, value: str) -> None:
     """Print a line of the result."""
-    print(f"{what:<34}{value}", flush=True)
+    print(f"{what:<50}{value}", flush=True)
 
 
 def main() -> None:
