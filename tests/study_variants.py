@@ -66,12 +66,15 @@ def main() -> None:
     logging.basicConfig(level=logging.WARNING)
     tune_for_training()
     common: dict[str, Any] = {"sizes": (arguments.size,), "batch_size": (16,), "schedule": "cosine"}
-    names = [name for name in VARIANTS if name == "the original" or name in arguments.only]
-    all_settings = {name: Settings(**{**common, **VARIANTS[name]}) for name in names}
+    all_settings = {
+        name: Settings(**{**common, **changes})
+        for name, changes in VARIANTS.items()
+        if name == "the original" or name in arguments.only
+    }
     seconds = step_seconds(arguments.store, all_settings, arguments.size)
     title = ["network", "parameters", "ms a step", "samples", "mask IoU", "depth delta1", "SSIM"]
     lines = ["| " + " | ".join(title) + " |", "|---" * len(title) + "|"]
-    for name in names:
+    for name in all_settings:
         run = arguments.work / name.replace(" ", "-")
         plan = run / "samples.json"  # what was measured before decides for a run that is there
         if not plan.is_file():
