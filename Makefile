@@ -33,10 +33,11 @@ scores: $(READY)  ## the scores of the README: labels 47,300 rows and trains on 
 test: $(READY)  ## the tests
 	$(BIN)/python -m pytest
 
-check: $(READY)  ## format, lint, types
+check: $(READY)  ## format, lint, types, and which package may import which
 	$(BIN)/ruff format --check dsgen tests
 	$(BIN)/ruff check dsgen tests
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache --no-logo
 
 bench: $(READY)  ## the measurements of the README
 	$(BIN)/python tests/bench.py
