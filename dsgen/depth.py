@@ -37,9 +37,8 @@ from dsgen.labellers import (
     check_batch_size,
     default_batch_size,
     make_labellers,
-    millimetres,
 )
-from dsgen.networks import MAX_DEPTH_M, MIN_DEPTH_M
+from dsgen.units import MAX_DEPTH_M, MIN_DEPTH_M, to_millimetres
 
 VIEW_MAX_MM = 10_000
 _BLOCK_ROWS = 480
@@ -379,7 +378,7 @@ def _label_some(
             if fit:
                 depth = fit(corpus.plan["background"][first:last], depth)
             _check_finite(depth, first)
-            labels.append(millimetres(depth) if metric else depth)
+            labels.append(to_millimetres(depth) if metric else depth)
             if disagreement is not None:
                 errors.append(disagreement)
             if last == stop:

@@ -30,8 +30,8 @@ from dsgen.labellers import (
     check_batch_size,
     default_batch_size,
     make_labellers,
-    millimetres,
 )
+from dsgen.units import to_millimetres
 
 _BATCH_PIXELS = 8_000_000  # at once; of a CPU, which gains nothing by more, a quarter
 _TURNED = range(5, 9)  # EXIF orientations that swap height and width
@@ -231,7 +231,7 @@ def _keep(
 
         draw_depth(out / _view_name(name), picture, depth, title, metric=labeller.kind == METRIC)
     if name.suffix == ".png":
-        stored = millimetres(depth)
+        stored = to_millimetres(depth)
         layout.write_bytes(out / name, images.encode_png(stored))
         depth = stored.astype(np.float32) / 1000
     else:

@@ -29,10 +29,10 @@ from dsgen.errors import DsgenError
 from dsgen.feeding import prepare, take
 from dsgen.jobs import progress
 from dsgen.loader import Loader
-from dsgen.networks import MAX_DEPTH_M, MIN_DEPTH_M
 from dsgen.plan import SPLITS
 from dsgen.store import Store
 from dsgen.trained import DEPTH, MASK, Trained, open_trained
+from dsgen.units import MAX_DEPTH_M, MIN_DEPTH_M
 from dsgen.worst_sheet import draw_worst
 
 NETWORK, BLANK, MEAN, BACKGROUND = "network", "all-zero mask", "mean depth", "background's depth"

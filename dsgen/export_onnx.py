@@ -22,9 +22,9 @@ from torch import Tensor, nn
 
 from dsgen import __version__, layout
 from dsgen.errors import DsgenError
-from dsgen.networks import MAX_DEPTH_M, MIN_DEPTH_M
 from dsgen.trained import DEPTH, MASK, Trained, open_trained
 from dsgen.unet import unet_metres
+from dsgen.units import MAX_DEPTH_M, MIN_DEPTH_M
 
 OPSET = 18
 INPUTS = ("background", "image")

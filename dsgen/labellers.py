@@ -25,7 +25,6 @@ from dsgen.weights import DepthModel, load_depth_model
 
 METRIC, INVERSE = "metric", "inverse"
 HUGGING_FACE = "hf:"
-MOST_MM = 65_535
 # what `transformers` does not say in the configuration, by its model_type
 _KINDS = {"zoedepth": METRIC, "glpn": METRIC, "depth_pro": METRIC, "dpt": INVERSE}
 
@@ -304,8 +303,3 @@ def check_batch_size(batch_size: int | None) -> None:
     """Refuse a batch of nothing."""
     if batch_size is not None and batch_size < 1:
         raise DsgenError(f"--batch-size: got {batch_size}, expected 1 or more")
-
-
-def millimetres(depth_m: np.ndarray) -> np.ndarray:
-    """Round metres to uint16 millimetres, at most 65.535 m; 0 stays the mark of no depth, so the least is 1."""
-    return np.rint(depth_m * 1000).clip(1, MOST_MM).astype(np.uint16)

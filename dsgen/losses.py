@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from dsgen import metrics
-from dsgen.networks import MAX_DEPTH_M
+from dsgen.units import MAX_DEPTH_M
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dsgen.networks import MAX_DEPTH_M, MIN_DEPTH_M
+from dsgen.units import MAX_DEPTH_M, MIN_DEPTH_M
 
 SSIM_WINDOW = 11
 SSIM_SIGMA = 1.5

@@ -12,9 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from dsgen.errors import DsgenError
+from dsgen.units import MAX_DEPTH_M, MIN_DEPTH_M
 
-MAX_DEPTH_M = 10.0
-MIN_DEPTH_M = 0.1
 SLOPE = 0.2  # of DenseDepth's leaky activations below zero
 KERAS_EPSILON = 1.001e-5  # of the batch norms of Keras' DenseNets; torch's default costs 4e-4 of the depth
 

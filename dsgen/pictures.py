@@ -18,11 +18,11 @@ from dsgen import images, store
 from dsgen.errors import DsgenError
 from dsgen.plan import DTYPE, assign_splits, split_counts
 from dsgen.sources import list_pictures, list_problems
+from dsgen.units import MAX_DEPTH_MM
 
 log = logging.getLogger("dsgen")
 
 _CHUNK = 20
-_MOST_MM = 65_535
 
 
 class Pictures:
@@ -133,7 +133,7 @@ class Pictures:
             depth_m = _read_depth(path, self._unit_m)
             if not (depth_m > 0).any():
                 raise DsgenError(f"{path}: no valid depth, expected some values above 0; leave the picture out")
-            if depth_m.max() * 1000 > _MOST_MM:
+            if depth_m.max() * 1000 > MAX_DEPTH_MM:
                 raise DsgenError(
                     f"{path}: depth up to {depth_m.max():,.1f} m, expected at most 65.535 m; check --png-unit, or set "
                     "farther values to 0"

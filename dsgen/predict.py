@@ -32,8 +32,8 @@ from dsgen import __version__, images, layout
 from dsgen.errors import DsgenError
 from dsgen.folders import FORMATS, attempt, output_names
 from dsgen.jobs import ahead, progress
-from dsgen.networks import MAX_DEPTH_M, MIN_DEPTH_M
 from dsgen.trained import DEPTH, MASK, Trained, open_trained
+from dsgen.units import MAX_DEPTH_M, MIN_DEPTH_M
 
 log = logging.getLogger("dsgen")
 

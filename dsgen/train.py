@@ -43,13 +43,13 @@ from dsgen.feeding import Batch, Batches, prepare, shrink_depth, shrink_mask, ta
 from dsgen.jobs import progress
 from dsgen.loader import Loader
 from dsgen.losses import DEPTH_LOSSES, MASK_LOSSES
-from dsgen.networks import MAX_DEPTH_M
 from dsgen.ranks import Ranks, join_ranks
 from dsgen.settings import Settings, in_words, is_over, learning_rate, sizes_by_epoch
 from dsgen.store import Store
 from dsgen.trained import FORMAT, damaged, find_checkpoint, read_checkpoint
 from dsgen.training_report import SCORES, draw_curves, draw_sheet, save_batch, tensorboard, write_metrics
 from dsgen.unet import UNet, unet_metres
+from dsgen.units import MAX_DEPTH_M
 
 log = logging.getLogger("dsgen")
 

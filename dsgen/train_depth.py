@@ -25,7 +25,8 @@ from torch import Tensor
 from dsgen import layout
 from dsgen.devices import half_type
 from dsgen.errors import DsgenError
-from dsgen.networks import MAX_DEPTH_M, DenseDepth, to_metres
+from dsgen.networks import DenseDepth, to_metres
+from dsgen.units import MAX_DEPTH_M
 from dsgen.weights import save_depth_network
 
 FOCAL = 0.85  # focal length over picture width of a typical frame (61 degrees): what pasted people are scaled by

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from dsgen import layout
 from dsgen.errors import DsgenError
-from dsgen.networks import MAX_DEPTH_M
 from dsgen.settings import History
+from dsgen.units import MAX_DEPTH_M
 
 MASK_SCORES = ("iou", "zero_iou", "dice", "zero_dice", "bce", "blind_bce")
 DEPTH_SCORES = ("abs_rel", "mean_depth_abs_rel", "rmse_m", "delta1", "mean_depth_delta1", "ssim")

@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dsgen.errors import DsgenError
-from dsgen.networks import MAX_DEPTH_M, MIN_DEPTH_M, ExactConv2d
+from dsgen.networks import ExactConv2d
+from dsgen.units import MAX_DEPTH_M, MIN_DEPTH_M
 
 COLOURS = ("rgb", "grey")
 OUTPUTS = ("full", "half")

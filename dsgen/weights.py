@@ -18,7 +18,8 @@ from torch import Tensor
 from dsgen import layout
 from dsgen.errors import DsgenError
 from dsgen.keras_weights import is_hdf5, is_zip, read_keras
-from dsgen.networks import MAX_DEPTH_M, DenseDepth, check_max_depth
+from dsgen.networks import DenseDepth, check_max_depth
+from dsgen.units import MAX_DEPTH_M
 
 BUNDLED = "depth/depth.safetensors"
 METADATA = "dsgen_network"

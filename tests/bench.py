@@ -167,12 +167,12 @@ def compression_rate(depth_m: np.ndarray) -> float:
     """How many depth maps a second one core rounds and compresses as the labels are."""
     from numcodecs import Blosc
 
-    from dsgen.labellers import millimetres
+    from dsgen.units import to_millimetres
 
     codec = Blosc(cname="zstd", clevel=5, shuffle=Blosc.BITSHUFFLE)
     started = time.perf_counter()
     for _ in range(10):
-        codec.encode(millimetres(depth_m))
+        codec.encode(to_millimetres(depth_m))
     return 10 * len(depth_m) / (time.perf_counter() - started)
 
 

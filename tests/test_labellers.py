@@ -9,7 +9,14 @@ import torch
 from conftest import draw_background
 
 from dsgen.errors import DsgenError
-from dsgen.labellers import METRIC, FunctionLabeller, Labeller, TransformersLabeller, make_labellers, state_sha256
+from dsgen.labellers import (
+    METRIC,
+    FunctionLabeller,
+    Labeller,
+    TransformersLabeller,
+    make_labellers,
+    state_sha256,
+)
 
 CPU = torch.device("cpu")
 
