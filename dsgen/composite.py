@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from dsgen import __version__, images, layout
+from dsgen import __version__, encoders, images, layout
 from dsgen.corpus import FORMAT, Corpus, open_cached
 from dsgen.errors import DsgenError, differences
 from dsgen.files import LocalFiles, hash_tree
@@ -327,8 +327,8 @@ def draw_background(path: str, background: int, corpus_sha256: str | None = None
 def composites(corpus: Corpus, background: int) -> Iterator[tuple[str, bytes, bytes]]:
     """Yield the name without ending, the JPEG and the mask's PNG of every row of one background."""
     each = corpus.rows_per_background
-    jpeg = images.JpegPatcher(corpus.background(background), corpus.manifest["parameters"]["quality"])
-    png = images.MaskEncoder(corpus.size)
+    jpeg = encoders.JpegPatcher(corpus.background(background), corpus.manifest["parameters"]["quality"])
+    png = encoders.MaskEncoder(corpus.size)
     for _, foreground, flip, position, top, left, _ in corpus.plan[background * each :][:each].tolist():
         cutout = corpus.cutout(foreground, flip)
         name = layout.composite_name(background, foreground, flip, position)

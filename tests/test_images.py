@@ -10,7 +10,7 @@ import pytest
 from conftest import draw_background, draw_cutout
 from PIL import Image
 
-from dsgen import images
+from dsgen import encoders, images
 from dsgen.errors import DsgenError
 from dsgen.render import Cutout, render
 
@@ -124,7 +124,7 @@ def test_png_is_lossless(shape, kind):
 @pytest.mark.parametrize(("size", "height"), [(48, 20), (48, 48), (300, 299)])
 def test_mask_encoder_makes_the_whole_mask(tmp_path: Path, size: int, height: int):
     """What is encoded by window decodes, checksums and all, to the whole mask; the same bytes for the same mask."""
-    encoder = images.MaskEncoder(size)
+    encoder = encoders.MaskEncoder(size)
     rng = np.random.default_rng(0)
     room = size - height
     for top, left in [(0, 0), (room, room), (0, room), (room, 0), *rng.integers(0, room + 1, (5, 2)).tolist()]:
@@ -132,7 +132,7 @@ def test_mask_encoder_makes_the_whole_mask(tmp_path: Path, size: int, height: in
         whole = np.zeros((size, size), np.uint8)
         whole[top : top + height, left : left + height] = window
         code = encoder.encode(window, top, left)
-        assert code == images.MaskEncoder(size).encode(window, top, left)
+        assert code == encoders.MaskEncoder(size).encode(window, top, left)
         (tmp_path / "mask.png").write_bytes(code)
         with Image.open(tmp_path / "mask.png") as picture:
             np.testing.assert_array_equal(np.asarray(picture), whole)
@@ -147,7 +147,7 @@ def test_patched_jpeg_is_the_jpeg_of_the_whole_picture(size: int):
     """Byte for byte, at every edge, for sizes that are and are not multiples of 16."""
     background = draw_background(3, size, size)
     cutout = Cutout.from_rgba(draw_cutout(1, 21, 17))
-    patcher = images.JpegPatcher(background, 95)
+    patcher = encoders.JpegPatcher(background, 95)
     far = size - 21, size - 17
     for top, left in [(0, 0), far, (0, far[1]), (far[0], 0), (5, 11), (16, 16), (15, 17)]:
         row = np.array([(0, 0, 0, top, left)], [(n, "i4") for n in ("background", "foreground", "flip", "top", "left")])
