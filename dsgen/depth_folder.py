@@ -227,7 +227,7 @@ def _keep(
         return {"picture": title, "error": f"{path}: the network's depth is not finite; nothing was stored"}
     (out / name).parent.mkdir(parents=True, exist_ok=True)
     if previews:
-        from dsgen.preview import draw_depth
+        from dsgen.colours import draw_depth
 
         draw_depth(out / _view_name(name), picture, depth, title, metric=labeller.kind == METRIC)
     if name.suffix == ".png":

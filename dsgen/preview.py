@@ -91,25 +91,3 @@ def draw_sheet(
     picture = io.BytesIO()
     FigureCanvasAgg(figure).print_png(picture)
     layout.write_bytes(out, picture.getvalue())
-
-
-def draw_depth(out: Path, picture: np.ndarray, depth: np.ndarray, title: str, *, metric: bool) -> None:
-    """Draw a picture (h,w,3) and its depth (h,w), metres or a relative model's answer, side by side with the scale."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    height, width = depth.shape
-    step = max(1, round(max(height, width) / 640))  # a view, not a copy
-    figure = Figure(figsize=(9, max(1.5, 3.9 * height / width) + 0.4), dpi=100, layout="constrained")
-    left, right = figure.subplots(1, 2)
-    for axis in (left, right):
-        axis.set_axis_off()
-    left.imshow(picture[::step, ::step])
-    left.set_title(title, fontsize=8, loc="left", parse_math=False)
-    low, high = np.percentile(depth, [0.5, 99.5])
-    limits = (0.0, max(0.1, float(high))) if metric else (float(low), max(float(high), float(low) + 1e-6))
-    shown = right.imshow(depth[::step, ::step], cmap="turbo_r" if metric else "turbo", vmin=limits[0], vmax=limits[1])
-    figure.colorbar(shown, ax=right, label="depth, m" if metric else "inverse depth, no unit", fraction=0.05)
-    content = io.BytesIO()
-    FigureCanvasAgg(figure).print_jpg(content)
-    layout.write_bytes(out, content.getvalue())
