@@ -23,6 +23,8 @@ from dsgen.errors import DsgenError
 from dsgen.files import LocalFiles, hash_tree
 from dsgen.findings import EXTRA, FOREIGN, MISSING, UNLIKE, Checked, Finding, Report, each, reason
 from dsgen.jobs import progress
+from dsgen.json_files import encode_json, parse_json, read_json
+from dsgen.locks import LOCK
 from dsgen.plan import make_plan, split_counts
 
 NO_FOLDER = "not a folder"
@@ -75,12 +77,12 @@ def read_manifest(path: Path, report: Report) -> dict[str, Any] | None:
     try:
         content = (path / layout.CORPUS_JSON).read_bytes()
         report.bytes += len(content)
-        manifest: dict[str, Any] = layout.parse_json(content, layout.CORPUS_JSON)
+        manifest: dict[str, Any] = parse_json(content, layout.CORPUS_JSON)
         if manifest["format"] != FORMAT:
             raise ValueError(f"format {manifest['format']}, expected {FORMAT}")
         Parameters(**manifest["parameters"]).check()
         expected_plan(manifest, np.ones((len(manifest["foregrounds"]), 2), np.int64))
-        if content != layout.encode_json(manifest):
+        if content != encode_json(manifest):
             raise ValueError("not as dsgen writes it")
     except FileNotFoundError:
         report.find(layout.CORPUS_JSON, MISSING)
@@ -98,7 +100,7 @@ def check_top(path: Path, report: Report) -> None:
     """Find what lies in the corpus' folder and is no part of it."""
     known = {layout.CORPUS_JSON, layout.PLAN, layout.SOURCES, layout.DEPTH, *layout.PARTS}
     for entry in sorted(path.iterdir(), key=lambda entry: entry.name):
-        if entry.name not in known and not entry.name.startswith(layout.LOCK):
+        if entry.name not in known and not entry.name.startswith(LOCK):
             stem = entry.name.removesuffix(".partial")
             ours = stem != entry.name and not known.isdisjoint((stem, stem.rpartition(".")[0]))
             report.find(entry.name, EXTRA if ours else FOREIGN)
@@ -408,7 +410,7 @@ def _bad_metadata(folder: Path) -> dict[str, str]:
     there = [name for name in ("depth", "relative", "flip_error") if (folder / name).is_dir()]
     for file in (f"{layout.DEPTH}/{name}zarr.json" for name in ("", *(f"{name}/" for name in there))):
         try:
-            layout.read_json(folder.parent / file)
+            read_json(folder.parent / file)
         except FileNotFoundError:
             wrong[file] = MISSING
         except (DsgenError, OSError) as error:

@@ -15,19 +15,22 @@ from typing import Any
 
 import numpy as np
 
-from dsgen import layout, store
+from dsgen import store
 from dsgen.corpus import Corpus
 from dsgen.errors import DsgenError, differences
 from dsgen.files import LocalFiles, UrlFiles, hash_tree, open_files
 from dsgen.findings import EXTRA, FOREIGN, MISSING, Checked, Finding, Report, each, reason
 from dsgen.jobs import progress
+from dsgen.json_files import encode_json, parse_json
+from dsgen.locks import LOCK
 from dsgen.pack import CorpusSource, open_shard, sums_and_index
 from dsgen.plan import DTYPE
 from dsgen.store import Shard
+from dsgen.store_layout import INDEX_JSON, PACKING, SHA256SUMS, shard_name
 
 _ZIP = ".zip"
 _SHARD = re.compile(r"(shard-\d+-of-(\d+)\.zarr(?:\.zip)?)(?:/|$)")
-_OURS = re.compile(rf"(?:shard-\d+-of-\d+\.zarr|{layout.INDEX}|{layout.SUMS})")
+_OURS = re.compile(rf"(?:shard-\d+-of-\d+\.zarr|{INDEX_JSON}|{SHA256SUMS})")
 
 
 @dataclass
@@ -76,12 +79,12 @@ class Inspected:
                 return dict(open_shard(self.files, name).attributes["made_from"])
             except DsgenError:
                 continue
-        raise DsgenError(f"{self.files}: neither {layout.INDEX} nor a shard can be read; remove the store and pack it")
+        raise DsgenError(f"{self.files}: neither {INDEX_JSON} nor a shard can be read; remove the store and pack it")
 
 
 def sizes_there(files: LocalFiles | UrlFiles) -> dict[str, int]:
     """The size of every file there is in a store, but for locks."""
-    return {name: size for name, size in files.sizes().items() if not name.startswith(layout.LOCK)}
+    return {name: size for name, size in files.sizes().items() if not name.startswith(LOCK)}
 
 
 def _by_top(files: Iterable[str]) -> dict[str, list[str]]:
@@ -108,10 +111,10 @@ def inspect_store(place: Path | str, jobs: int, report: Report, corpus: Path | N
     """
     files = open_files(place)
     sizes = sizes_there(files)
-    if layout.INDEX not in sizes and layout.SUMS not in sizes:
-        begun = any(name.startswith(("shard-", layout.PACKING)) for name in sizes)
+    if INDEX_JSON not in sizes and SHA256SUMS not in sizes:
+        begun = any(name.startswith(("shard-", PACKING)) for name in sizes)
         what = "an unfinished store" if begun else "no store"
-        raise DsgenError(f"{place}: {what} (no {layout.INDEX}); run dsgen pack --out {place}")
+        raise DsgenError(f"{place}: {what} (no {INDEX_JSON}); run dsgen pack --out {place}")
     index, index_wrong = _read_index(files, sizes)
     lines, sums_wrong = _read_sums(files, sizes)
     names = [shard["name"] for shard in index["shards"]] if index else _guess_names([*lines, *sizes])
@@ -135,20 +138,20 @@ def inspect_store(place: Path | str, jobs: int, report: Report, corpus: Path | N
     _check_shards(found, report)
     if not found.bad:
         expect(found)
-    if sums_wrong is None and found.sums is not None and files.read(layout.SUMS) != found.sums:
+    if sums_wrong is None and found.sums is not None and files.read(SHA256SUMS) != found.sums:
         sums_wrong = "damaged: not the hashes of the files"
-    if index_wrong is None and found.index is not None and files.read(layout.INDEX) != found.index:
+    if index_wrong is None and found.index is not None and files.read(INDEX_JSON) != found.index:
         index_wrong = "damaged: not what the shards say"
     elif index is not None and found.sums is None and sums_wrong is None:
         sums_wrong = (
-            f"{layout.INDEX} has another hash of it: one of the two is damaged"
-            if found.digests[layout.SUMS] != index.get("sums_sha256")
+            f"{INDEX_JSON} has another hash of it: one of the two is damaged"
+            if found.digests[SHA256SUMS] != index.get("sums_sha256")
             else None
         )
-    for name, wrong in ((layout.INDEX, index_wrong), (layout.SUMS, sums_wrong)):
+    for name, wrong in ((INDEX_JSON, index_wrong), (SHA256SUMS, sums_wrong)):
         if wrong:
             report.find(name, wrong)
-    for top in found.tops.keys() - {layout.INDEX, layout.SUMS, *names}:
+    for top in found.tops.keys() - {INDEX_JSON, SHA256SUMS, *names}:
         below = found.tops[top]
         what = _stranger(top, below)
         if what == EXTRA:
@@ -159,7 +162,7 @@ def inspect_store(place: Path | str, jobs: int, report: Report, corpus: Path | N
 
 def _stranger(top: str, below: list[str]) -> str:
     """Say what a file or folder at the top is that is none of the store's: `EXTRA` if left there by a killed run."""
-    if top == layout.PACKING or (top.endswith(".partial") and _OURS.match(top)):
+    if top == PACKING or (top.endswith(".partial") and _OURS.match(top)):
         return EXTRA
     if _SHARD.match(top):
         return "a shard of another store" if top in below or f"{top}/{store.ROOT}" in below else EXTRA
@@ -168,20 +171,20 @@ def _stranger(top: str, below: list[str]) -> str:
 
 def _read_index(files: LocalFiles | UrlFiles, sizes: dict[str, int]) -> tuple[dict[str, Any] | None, str | None]:
     """Return the index if it can be relied on, and what is wrong with it."""
-    if layout.INDEX not in sizes:
+    if INDEX_JSON not in sizes:
         return None, MISSING
     try:
-        index = layout.parse_json(files.read(layout.INDEX), layout.INDEX)
+        index = parse_json(files.read(INDEX_JSON), INDEX_JSON)
         if index["format"] != store.FORMAT:
             return None, f"format {index['format']}, expected {store.FORMAT}: damaged, or of another dsgen"
         names = [shard["name"] for shard in index["shards"]]
         ending = _ZIP if names[0].endswith(_ZIP) else ""
-        if names != [layout.shard_name(k, len(names)) + ending for k in range(len(names))]:
+        if names != [shard_name(k, len(names)) + ending for k in range(len(names))]:
             return None, "damaged: names of shards"
         if not all(isinstance(shard["sha256"], str) for shard in index["shards"]) or not dict(index["made_from"]):
             return None, "damaged"
     except DsgenError as error:
-        return None, str(error).removeprefix(f"{layout.INDEX}: ").partition(";")[0]
+        return None, str(error).removeprefix(f"{INDEX_JSON}: ").partition(";")[0]
     except OSError as error:
         return None, f"cannot be read ({reason(error)})"
     except (KeyError, IndexError, TypeError, AttributeError, ValueError):
@@ -191,10 +194,10 @@ def _read_index(files: LocalFiles | UrlFiles, sizes: dict[str, int]) -> tuple[di
 
 def _read_sums(files: LocalFiles | UrlFiles, sizes: dict[str, int]) -> tuple[dict[str, str], str | None]:
     """Return the hash of every file as far as `SHA256SUMS` can be read, and what is wrong with it."""
-    if layout.SUMS not in sizes:
+    if SHA256SUMS not in sizes:
         return {}, MISSING
     try:
-        lines = files.read(layout.SUMS).decode(errors="replace").splitlines()
+        lines = files.read(SHA256SUMS).decode(errors="replace").splitlines()
     except OSError as error:
         return {}, f"cannot be read ({reason(error)})"
     pairs = [line.split("  ", 1) for line in lines]
@@ -209,7 +212,7 @@ def _guess_names(files: list[str]) -> list[str]:
         return []
     count = int(Counter(match[2] for match in matches).most_common(1)[0][0])
     ending = Counter(_ZIP if match[1].endswith(_ZIP) else "" for match in matches).most_common(1)[0][0]
-    return [layout.shard_name(k, count) + ending for k in range(count)]
+    return [shard_name(k, count) + ending for k in range(count)]
 
 
 def _check_shards(found: Inspected, report: Report) -> None:
@@ -228,14 +231,14 @@ def _check_shards(found: Inspected, report: Report) -> None:
                 for file in sorted(listed.keys() - own.keys()):
                     report.find(file, MISSING)
                 for file in sorted(own.keys() - listed.keys()):
-                    report.find(file, EXTRA if found.sure(name) else f"not in {layout.SUMS}")
+                    report.find(file, EXTRA if found.sure(name) else f"not in {SHA256SUMS}")
                 for file in sorted(own.keys() & listed.keys()):
                     if own[file] != listed[file]:
                         size = found.sizes[file]
                         what = "cannot be read" if own[file] is None else f"another hash ({size:,} bytes)"
                         report.find(file, what)
             if len(report.findings) == before:
-                report.find(name, f"another hash; {layout.SUMS} cannot say of which file")
+                report.find(name, f"another hash; {SHA256SUMS} cannot say of which file")
 
 
 def expect(found: Inspected) -> None:
@@ -278,7 +281,7 @@ def corpus_source(corpus: Path, made_from: dict[str, Any]) -> CorpusSource:
         raise DsgenError(f"--corpus: {corpus} is not the corpus the store was packed from; give that one")
     depth = made_from["depth"] is not None
     source = CorpusSource(corpus, made_from.get("max_flip_error"), opened.sha256, depth)
-    said = layout.parse_json(layout.encode_json(source.made_from), "the corpus")
+    said = parse_json(encode_json(source.made_from), "the corpus")
     wanted = {name: made_from.get(name) for name in said}
     if said != wanted:
         shown = "; ".join(differences(said, wanted, "store"))

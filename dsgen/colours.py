@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dsgen import layout
+from dsgen.atomic import write_bytes
 
 
 def draw_depth(out: Path, picture: np.ndarray, depth: np.ndarray, title: str, *, metric: bool) -> None:
@@ -27,4 +27,4 @@ def draw_depth(out: Path, picture: np.ndarray, depth: np.ndarray, title: str, *,
     figure.colorbar(shown, ax=right, label="depth, m" if metric else "inverse depth, no unit", fraction=0.05)
     content = io.BytesIO()
     FigureCanvasAgg(figure).print_jpg(content)
-    layout.write_bytes(out, content.getvalue())
+    write_bytes(out, content.getvalue())

@@ -17,10 +17,14 @@ from typing import Any
 import numpy as np
 
 from dsgen import __version__, encoders, images, layout
+from dsgen.assets import asset
+from dsgen.atomic import clear_unfinished, write_folder, write_json
 from dsgen.corpus import FORMAT, Corpus, open_cached
 from dsgen.errors import DsgenError, differences
 from dsgen.files import LocalFiles, hash_tree
 from dsgen.jobs import Part, alone, check_jobs, once, run_blocks, share
+from dsgen.json_files import read_json
+from dsgen.locks import LOCK
 from dsgen.plan import SPLITS, assign_splits, make_plan, save_plan, split_counts
 from dsgen.sources import SourceFile, hash_files, list_pictures, list_problems, name_problems, write_sources
 
@@ -90,8 +94,8 @@ def composite(
     parameters = parameters or Parameters()
     parameters.check()
     workers = check_jobs(jobs)
-    background_folder = backgrounds or layout.asset("backgrounds")
-    foreground_folder = foregrounds or layout.asset("foregrounds")
+    background_folder = backgrounds or asset("backgrounds")
+    foreground_folder = foregrounds or asset("foregrounds")
     background_paths = list_pictures(background_folder, "backgrounds", max_backgrounds)
     foreground_paths = list_pictures(foreground_folder, "foregrounds", max_foregrounds)
     background_files = hash_files(background_paths, workers)
@@ -117,14 +121,14 @@ def _check_existing(
     if path.exists() and not path.is_dir():
         raise DsgenError(f"--corpus: {path} is a file, expected a folder or nothing; choose another name")
     if not (path / layout.CORPUS_JSON).exists():
-        names = [p.name for p in path.iterdir() if not p.name.startswith(layout.LOCK)] if path.is_dir() else []
+        names = [p.name for p in path.iterdir() if not p.name.startswith(LOCK)] if path.is_dir() else []
         others = [name for name in names if name.removesuffix(".partial") not in ours]
         if others:
             raise DsgenError(
                 f"--corpus: {path} holds other files ({', '.join(sorted(others)[:5])}); choose another name"
             )
         return
-    manifest = layout.read_json(path / layout.CORPUS_JSON)
+    manifest = read_json(path / layout.CORPUS_JSON)
     now, was = asdict(parameters), manifest["parameters"]
     differing = differences(
         {f"--{name.replace('_', '-')}": value for name, value in now.items()},
@@ -155,7 +159,7 @@ def _make(
 ) -> None:
     """Write sources, plan, and last the manifest; `problems` are those already found with the pictures."""
     scales = sorted({1, parameters.label_size // parameters.size})
-    with layout.write_folder(path / layout.SOURCES) as unfinished:
+    with write_folder(path / layout.SOURCES) as unfinished:
         shapes = write_sources(
             unfinished,
             *paths,
@@ -187,7 +191,7 @@ def _make(
         ]
         for kind, part, kept in zip(("backgrounds", "foregrounds"), files, names, strict=True)
     }
-    layout.write_json(
+    write_json(
         path / layout.CORPUS_JSON,
         {
             "format": FORMAT,
@@ -218,7 +222,7 @@ def _draw(corpus: Corpus, workers: int, pictures: bool, part: Part | None, clust
     if missing:
         names = {layout.background_name(background) for background in missing}
         for folder in layout.PICTURE_PARTS:
-            layout.clear_unfinished(corpus.path / folder, names)
+            clear_unfinished(corpus.path / folder, names)
         _check_space(corpus, len(missing) * rows_each)
         path = corpus.path if cluster is None else corpus.path.absolute()
         run_blocks(
@@ -232,7 +236,7 @@ def _draw(corpus: Corpus, workers: int, pictures: bool, part: Part | None, clust
             shared=(path,),
         )
         for folder in layout.PICTURE_PARTS:  # a worker of a cluster may have died in the middle of one
-            layout.clear_unfinished(corpus.path / folder, names)
+            clear_unfinished(corpus.path / folder, names)
     left = sum(not picture_folders_done(corpus.path, b) for b in backgrounds) if pictures else 0
     return {
         "corpus": str(corpus.path),
@@ -255,7 +259,7 @@ def draw_small_parts(corpus: Corpus) -> None:
     """Write those of `bg`, `fg` and `fg_mask` that are not there."""
     for part in SMALL_PARTS:
         if not (corpus.path / part).is_dir():
-            with layout.write_folder(corpus.path / part) as folder:
+            with write_folder(corpus.path / part) as folder:
                 for name, content in small_pictures(corpus, part):
                     (folder / name).write_bytes(content)
 
@@ -314,8 +318,8 @@ def draw_background(path: str, background: int, corpus_sha256: str | None = None
         return corpus.rows_per_background
     folder = layout.background_name(background)
     with (
-        layout.write_folder(corpus.path / "bg_fg_mask" / folder, apart=True) as mask_folder,
-        layout.write_folder(corpus.path / "bg_fg" / folder, apart=True) as image_folder,
+        write_folder(corpus.path / "bg_fg_mask" / folder, apart=True) as mask_folder,
+        write_folder(corpus.path / "bg_fg" / folder, apart=True) as image_folder,
     ):
         images_at, masks_at = f"{image_folder}{os.sep}", f"{mask_folder}{os.sep}"
         for name, image, mask in composites(corpus, background):

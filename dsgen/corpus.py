@@ -11,6 +11,7 @@ import zarr
 from dsgen import layout
 from dsgen.cache import Cache
 from dsgen.errors import DsgenError
+from dsgen.json_files import parse_json
 from dsgen.plan import load_plan
 from dsgen.render import Cutout, render
 
@@ -34,7 +35,7 @@ class Corpus:
             raise DsgenError(f"{self.path}: {what}; run dsgen composite --corpus {self.path}")
         content = manifest.read_bytes()
         self.sha256 = hashlib.sha256(content).hexdigest()
-        self.manifest: dict[str, Any] = layout.parse_json(content, manifest)
+        self.manifest: dict[str, Any] = parse_json(content, manifest)
         if self.manifest.get("format") != FORMAT:
             raise DsgenError(
                 f"{manifest}: format {self.manifest.get('format')}, expected {FORMAT}; use the dsgen that made it"

@@ -25,6 +25,7 @@ from torch import Tensor
 from zarr.codecs import BloscCodec, Crc32cCodec
 
 from dsgen import __version__, images, layout
+from dsgen.atomic import clear_unfinished, write_folder
 from dsgen.corpus import Corpus, open_array
 from dsgen.devices import pick_devices
 from dsgen.errors import DsgenError, differences
@@ -275,7 +276,7 @@ def _begin_labels(corpus: Corpus, attributes: dict[str, Any]) -> None:
         "fill_value": 0,
         "dimension_names": ("sample", "y", "x"),
     }
-    with layout.write_folder(corpus.path / layout.DEPTH) as unfinished:
+    with write_folder(corpus.path / layout.DEPTH) as unfinished:
         group = zarr.create_group(unfinished, attributes=attributes | {"dsgen": __version__, "complete": False})
         if attributes["units"] == "mm":
             group.create_array(
@@ -447,7 +448,7 @@ def _draw_views(corpus: Corpus, workers: int, cluster: str | None) -> None:
     views = corpus.path / "bg_fg_depth"
     missing = [b for b in range(count) if not (views / layout.background_name(b)).is_dir()]
     names = {layout.background_name(background) for background in missing}
-    layout.clear_unfinished(views, names)
+    clear_unfinished(views, names)
     path = corpus.path if cluster is None else corpus.path.absolute()
     run_blocks(
         draw_views,
@@ -459,7 +460,7 @@ def _draw_views(corpus: Corpus, workers: int, cluster: str | None) -> None:
         cluster=cluster,
         shared=(path,),
     )
-    layout.clear_unfinished(views, names)
+    clear_unfinished(views, names)
 
 
 def draw_views(path: str, background: int) -> int:
@@ -468,7 +469,7 @@ def draw_views(path: str, background: int) -> int:
     assert corpus.depth is not None
     folder = layout.background_name(background)
     each = corpus.rows_per_background
-    with layout.write_folder(corpus.path / "bg_fg_depth" / folder, apart=True) as unfinished:
+    with write_folder(corpus.path / "bg_fg_depth" / folder, apart=True) as unfinished:
         for start in range(background * each, (background + 1) * each, 200):
             stop = min(start + 200, (background + 1) * each)
             views = view_8bit(np.asarray(corpus.depth[start:stop]))

@@ -18,11 +18,13 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from dsgen import __version__, images, layout
+from dsgen import __version__, images
+from dsgen.atomic import write_bytes, write_json
 from dsgen.devices import pick_device
 from dsgen.errors import DsgenError
 from dsgen.folders import FORMATS, attempt, output_names
 from dsgen.jobs import ahead, cores, progress
+from dsgen.json_files import read_json
 from dsgen.labellers import (
     METRIC,
     DepthFunction,
@@ -31,8 +33,11 @@ from dsgen.labellers import (
     default_batch_size,
     make_labellers,
 )
+from dsgen.locks import exclusive_lock
 from dsgen.units import to_millimetres
 
+DEPTH_CSV = "depth.csv"
+DEPTH_JSON = "depth.json"
 _BATCH_PIXELS = 8_000_000  # at once; of a CPU, which gains nothing by more, a quarter
 _TURNED = range(5, 9)  # EXIF orientations that swap height and width
 
@@ -89,9 +94,9 @@ def label_folder(
         raise DsgenError(f"--format: got png, but {labeller.name} answers no metres; take npy")
     pictures = [path.relative_to(folder) for path in paths]
     names = dict(zip(paths, output_names(pictures, f".{ending}"), strict=True))
-    with layout.lock(out):
+    with exclusive_lock(out):
         _settle_parameters(out, labeller, ending)
-        before = _read_table(out / layout.DEPTH_CSV)
+        before = _read_table(out / DEPTH_CSV)
         missing = [path for path in paths if not _is_there(path, out, names[path], previews)]
         table: dict[Path, dict[str, Any]] = {}
         for path in set(paths).difference(missing):
@@ -101,7 +106,7 @@ def label_folder(
             for path, entry in _label_all(folder, missing, out, names, labeller, batch_size, previews):
                 table[path] = entry
                 advance(1)
-        _write_table(out / layout.DEPTH_CSV, [table[path] for path in paths], labeller)
+        _write_table(out / DEPTH_CSV, [table[path] for path in paths], labeller)
     failed = [entry["error"] for path in paths if (entry := table[path]).get("error")]
     return {
         "folder": str(folder),
@@ -127,9 +132,9 @@ def _settle_parameters(out: Path, labeller: Labeller, ending: str) -> None:
         "format": ending,
         "units": {"png": "mm", "npy": "m"}[ending] if labeller.kind == METRIC else "1",
     }
-    path = out / layout.DEPTH_JSON
-    if not path.is_file() or layout.read_json(path) != parameters:
-        layout.write_json(path, parameters)
+    path = out / DEPTH_JSON
+    if not path.is_file() or read_json(path) != parameters:
+        write_json(path, parameters)
 
 
 def _is_there(picture: Path, out: Path, name: Path, previews: bool) -> bool:
@@ -137,7 +142,7 @@ def _is_there(picture: Path, out: Path, name: Path, previews: bool) -> bool:
     wanted = [out / name] + [out / _view_name(name)] * previews
     if not all(path.is_file() for path in wanted):
         return False
-    newest = max(picture.stat().st_mtime_ns, (out / layout.DEPTH_JSON).stat().st_mtime_ns)
+    newest = max(picture.stat().st_mtime_ns, (out / DEPTH_JSON).stat().st_mtime_ns)
     return min(path.stat().st_mtime_ns for path in wanted) >= newest
 
 
@@ -232,12 +237,12 @@ def _keep(
         draw_depth(out / _view_name(name), picture, depth, title, metric=labeller.kind == METRIC)
     if name.suffix == ".png":
         stored = to_millimetres(depth)
-        layout.write_bytes(out / name, images.encode_png(stored))
+        write_bytes(out / name, images.encode_png(stored))
         depth = stored.astype(np.float32) / 1000
     else:
         content = io.BytesIO()
         np.save(content, depth.astype(np.float32))
-        layout.write_bytes(out / name, content.getvalue())
+        write_bytes(out / name, content.getvalue())
     return _describe(title, name, depth, labeller) | {"seconds": seconds}
 
 
@@ -278,4 +283,4 @@ def _write_table(path: Path, table: list[dict[str, Any]], labeller: Labeller) ->
     writer = csv.DictWriter(text, _columns(labeller), lineterminator="\n", extrasaction="ignore")
     writer.writeheader()
     writer.writerows(table)
-    layout.write_bytes(path, text.getvalue().encode())
+    write_bytes(path, text.getvalue().encode())

@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dsgen import __version__, layout, metrics
+from dsgen.atomic import write_bytes, write_json
 from dsgen.background_depth import LEAST_MEDIAN_ROWS, MEDIAN_ROWS, BackgroundDepth
 from dsgen.errors import DsgenError
 from dsgen.feeding import prepare, take
@@ -117,11 +118,11 @@ def evaluate(
 
     out.mkdir(parents=True, exist_ok=True)
     network = scores[NETWORK]
-    layout.write_bytes(out / "rows.csv", _rows_csv(rows, plan, found["share"], network))
+    write_bytes(out / "rows.csv", _rows_csv(rows, plan, found["share"], network))
     for kind in ("background", "foreground"):
-        layout.write_bytes(out / f"{kind}s.csv", _groups_csv(kind, _groups(kind, plan, network)))
+        write_bytes(out / f"{kind}s.csv", _groups_csv(kind, _groups(kind, plan, network)))
     draw_worst(out / "worst.png", trained, opened, result["worst"], side)
-    layout.write_json(out / "scores.json", result)
+    write_json(out / "scores.json", result)
     return {"out": str(out), **result}
 
 

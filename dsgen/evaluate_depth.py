@@ -17,7 +17,8 @@ from typing import Any
 import cv2
 import numpy as np
 
-from dsgen import images, layout
+from dsgen import images
+from dsgen.atomic import write_json
 from dsgen.errors import DsgenError
 from dsgen.jobs import ahead, progress
 
@@ -160,7 +161,7 @@ def evaluate_depth(
     }
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
-        layout.write_json(out, result)
+        write_json(out, result)
     return result
 
 

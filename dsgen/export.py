@@ -25,10 +25,13 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from dsgen import __version__, layout
+from dsgen import __version__
+from dsgen.atomic import partial_path, write_bytes, write_json
 from dsgen.errors import DsgenError
 from dsgen.images import encode_jpeg, encode_png
 from dsgen.jobs import check_jobs, run_blocks
+from dsgen.json_files import read_json
+from dsgen.locks import LOCK, exclusive_lock
 from dsgen.plan import DTYPE, SPLITS
 from dsgen.store import Store
 
@@ -110,20 +113,20 @@ def export_store(
     }
     files = [file for name in splits for file in _divide(name, opened.splits[name], rows_per_file, file_format)]
     _check_out(out, made_from, files)
-    with layout.lock(out):
-        before = layout.read_json(out / EXPORT) if (out / EXPORT).exists() else {}
+    with exclusive_lock(out):
+        before = read_json(out / EXPORT) if (out / EXPORT).exists() else {}
         missing = [file for file in files if not _is_whole(out, file, before)]
         if missing or not before.get("complete"):
             for file in missing:  # while it is still noted how long it should be
                 (out / file.name).unlink(missing_ok=True)
-            layout.write_json(out / EXPORT, {"format": VERSION, "complete": False, "made_from": made_from})
+            write_json(out / EXPORT, {"format": VERSION, "complete": False, "made_from": made_from})
             blocks = [(opened.path, opened.sha256, out, file, settings) for file in missing]
             total, lacking = _count(files), _count(missing)
             run_blocks(export_file, blocks, jobs=workers, title="export", total=total, done=total - lacking)
             index = _make_index(opened, out, made_from, settings, files)
             if file_format == "parquet" and not (out / CARD).exists():  # people write their licence into it
-                layout.write_bytes(out / CARD, _card(opened, index, settings).encode())
-            layout.write_json(out / EXPORT, index)
+                write_bytes(out / CARD, _card(opened, index, settings).encode())
+            write_json(out / EXPORT, index)
     return {
         "out": str(out),
         "format": file_format,
@@ -194,7 +197,7 @@ def _check_out(out: Path, made_from: dict[str, Any], files: list[_File]) -> None
     if not out.is_dir():
         return
     if (out / EXPORT).is_file():
-        was = layout.read_json(out / EXPORT).get("made_from", {})
+        was = read_json(out / EXPORT).get("made_from", {})
         differences = [
             f"{name.replace('_', ' ')} {made_from.get(name, 'none')} (the export has {was.get(name, 'none')})"
             for name in dict.fromkeys([*made_from, *was])
@@ -205,10 +208,10 @@ def _check_out(out: Path, made_from: dict[str, Any], files: list[_File]) -> None
                 f"{out}: exported from another store or with other settings: got {'; '.join(differences)}; use the "
                 "same, or another folder, or remove this one"
             )
-        known = {layout.LOCK, EXPORT, CARD, *(file.name for file in files)}
+        known = {LOCK, EXPORT, CARD, *(file.name for file in files)}
     else:
-        known = {layout.LOCK}
-    known |= {layout.partial(Path(name)).as_posix() for name in (EXPORT, *known)}
+        known = {LOCK}
+    known |= {partial_path(Path(name)).as_posix() for name in (EXPORT, *known)}
     there = sorted(path.relative_to(out).as_posix() for path in out.rglob("*") if not path.is_dir())
     others = [name for name in there if name not in known]
     if others:
@@ -239,7 +242,7 @@ def export_file(store: Path | str, sha256: str, out: Path, file: _File, settings
 def _write_file(path: Path) -> Iterator[BinaryIO]:
     """Yield a file to write to; it takes its final name when the block ends well."""
     path.parent.mkdir(exist_ok=True)
-    unfinished = layout.partial(path)
+    unfinished = partial_path(path)
     try:
         with unfinished.open("wb") as file:
             yield file

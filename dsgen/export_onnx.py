@@ -20,7 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dsgen import __version__, layout
+from dsgen import __version__
+from dsgen.atomic import write_bytes
 from dsgen.errors import DsgenError
 from dsgen.trained import DEPTH, MASK, Trained, open_trained
 from dsgen.unet import unet_metres
@@ -76,7 +77,7 @@ def export_onnx(run: Path, out: Path, *, checkpoint: str = "best", opset: int = 
                 "most; not written, try another opset or version of onnxruntime"
             )
     out.parent.mkdir(parents=True, exist_ok=True)
-    layout.write_bytes(out, content)
+    write_bytes(out, content)
     return {
         "bytes": len(content),
         "opset": opset,

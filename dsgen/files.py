@@ -17,7 +17,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
-from dsgen import layout
+from dsgen.atomic import partial_path, write_bytes
 from dsgen.errors import DsgenError
 
 _EXTRAS = {"s3": "s3", "s3a": "s3"}
@@ -104,7 +104,7 @@ class LocalFiles:
         """Write a file whole or not at all, making its folders; two may write the same one at once."""
         path = self.path / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        layout.write_bytes(path, content, apart=True)
+        write_bytes(path, content, apart=True)
 
     def remove(self, name: str) -> None:
         """Remove a file or a folder with all that is in it, if it is there."""
@@ -328,7 +328,7 @@ class _Ranges(io.RawIOBase):
 
 def write_zip(path: Path, entries: Iterable[tuple[str, bytes]]) -> None:
     """Write a zip of stored entries whole or not at all; the bytes depend on names and contents alone."""
-    unfinished = layout.partial(path)
+    unfinished = partial_path(path)
     try:
         with unfinished.open("wb") as file:
             with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:

@@ -4,17 +4,17 @@ from pathlib import Path
 
 import numpy as np
 
-from dsgen import layout
 from dsgen.composite import picture_folders_done
 from dsgen.corpus import Corpus
 from dsgen.errors import DsgenError
 from dsgen.files import is_url
+from dsgen.store_layout import INDEX_JSON, PACKING
 
 
 def describe(place: Path | str) -> str:
     """Describe the corpus or store at a folder or URL, a line per fact; raise `DsgenError` where there is neither."""
     path = Path(place)
-    begun = (layout.INDEX, layout.PACKING)
+    begun = (INDEX_JSON, PACKING)
     if is_url(place) or any((path / name).exists() for name in begun) or any(path.glob("shard-*")):
         return describe_store(place)
     if not path.is_dir():

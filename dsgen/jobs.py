@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import uuid4
 
-from dsgen import __version__, layout
+from dsgen import __version__
 from dsgen.errors import DsgenError
+from dsgen.locks import LOCK, exclusive_lock, held_locks
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -77,18 +78,18 @@ def alone(folder: Path, stage: str, part: Part | None) -> Iterator[None]:
     for what is done once, see `once`: until it gets that it waits. Lock files stay, after a part that was refused as
     the only ones: another part may wait for them. They are empty, keep nobody out, and make no corpus of the folder.
     """
-    ours = rf"{re.escape(layout.LOCK)}-{stage}-\d+-of-\d+"
+    ours = rf"{re.escape(LOCK)}-{stage}-\d+-of-\d+"
     if part is None:
-        with layout.lock(folder):
-            busy = layout.held_locks(folder, ours)
+        with exclusive_lock(folder):
+            busy = held_locks(folder, ours)
             if busy:
                 raise DsgenError(f"{folder}: dsgen {_in_words(busy[0])} is at work here; wait for it or stop it")
             yield
         return
-    name = f"{layout.LOCK}-{stage}-{part.number}-of-{part.count}"
-    with layout.lock(folder, name, doing=f"running {_in_words(name)}"):
+    name = f"{LOCK}-{stage}-{part.number}-of-{part.count}"
+    with exclusive_lock(folder, name, doing=f"running {_in_words(name)}"):
         with once(folder, part):
-            busy = [name for name in layout.held_locks(folder, ours) if not name.endswith(f"-of-{part.count}")]
+            busy = [name for name in held_locks(folder, ours) if not name.endswith(f"-of-{part.count}")]
         if busy:
             raise DsgenError(
                 f"{folder}: dsgen {_in_words(busy[0])} is at work here, which divides the work differently from "
@@ -99,13 +100,13 @@ def alone(folder: Path, stage: str, part: Part | None) -> Iterator[None]:
 
 def _in_words(lock: str) -> str:
     """Turn `.dsgen.lock-depth-3-of-8` into `depth --part 3/8`."""
-    stage, number, _, count = lock.removeprefix(f"{layout.LOCK}-").rsplit("-", 3)
+    stage, number, _, count = lock.removeprefix(f"{LOCK}-").rsplit("-", 3)
     return f"{stage} --part {number}/{count}"
 
 
 def once(folder: Path, part: Part | None) -> AbstractContextManager[None]:
     """Hold the folder's lock, for which a part waits; a run without parts holds it already."""
-    return nullcontext() if part is None else layout.lock(folder, wait=True)
+    return nullcontext() if part is None else exclusive_lock(folder, wait=True)
 
 
 def pick_cluster(backend: str, scheduler: str | None) -> str | None:
@@ -256,7 +257,7 @@ def _check_workers(client: "Client", shared: Sequence[Path]) -> None:
             return f"does not see the folder {unseen[0]}; use a folder on a file system that all machines share"
         return None
 
-    marks = [folder.absolute() / f"{layout.LOCK}-seen-{uuid4().hex}" for folder in shared]
+    marks = [folder.absolute() / f"{LOCK}-seen-{uuid4().hex}" for folder in shared]
     try:
         for mark in marks:
             mark.touch()

@@ -30,7 +30,10 @@ from dsgen.corpus import Corpus
 from dsgen.errors import DsgenError, differences
 from dsgen.files import LocalFiles, UrlFiles, ZipFiles, open_files, write_zip
 from dsgen.jobs import Part, alone, check_jobs, once, run_blocks, share
+from dsgen.json_files import encode_json, parse_json
+from dsgen.locks import LOCK
 from dsgen.plan import SPLITS, split_counts
+from dsgen.store_layout import INDEX_JSON, PACKING, SHA256SUMS, shard_name
 
 log = logging.getLogger("dsgen")
 
@@ -114,16 +117,16 @@ def pack_source(
     _check_out(files, made_from)
     # in an object store there are no locks: whoever does the same work twice writes the same bytes
     with alone(files.path, "pack", part) if isinstance(files, LocalFiles) else contextlib.nullcontext():
-        if files.has(layout.INDEX):
+        if files.has(INDEX_JSON):
             if not work.lost():
                 work.tidy()
                 return _summary(store.Store(out), packed=0)
-            files.remove(layout.INDEX)  # no index while anything is missing: it vouches for the whole
+            files.remove(INDEX_JSON)  # no index while anything is missing: it vouches for the whole
         packed = work.fill(workers, part, cluster)
         with once(files.path, part) if isinstance(files, LocalFiles) else contextlib.nullcontext():
             if work.seal():
                 work.finish()
-        if files.has(layout.INDEX):
+        if files.has(INDEX_JSON):
             return _summary(store.Store(out), packed)
         return {"store": str(out), "rows": len(source.plan), "packed": packed, "unfinished": True}
 
@@ -291,13 +294,11 @@ def _check_out(files: LocalFiles | UrlFiles, made_from: dict[str, Any]) -> None:
     if isinstance(files, LocalFiles) and files.path.exists() and not files.path.is_dir():
         raise DsgenError(f"--out: {files} is a file, expected a folder or nothing; choose another name")
     entries = files.top()
-    known = {layout.INDEX, layout.SUMS, layout.PACKING}
+    known = {INDEX_JSON, SHA256SUMS, PACKING}
     others = [
         name
         for name in entries
-        if name.removesuffix(".partial") not in known
-        and not _SHARD.fullmatch(name)
-        and not name.startswith(layout.LOCK)
+        if name.removesuffix(".partial") not in known and not _SHARD.fullmatch(name) and not name.startswith(LOCK)
     ]
     if others:
         raise DsgenError(f"--out: {files} holds other files ({', '.join(others[:5])}); choose another name")
@@ -312,10 +313,10 @@ def _check_out(files: LocalFiles | UrlFiles, made_from: dict[str, Any]) -> None:
 
 def _made_before(files: LocalFiles | UrlFiles, entries: list[str]) -> Iterator[dict[str, Any]]:
     """Yield what is said of a store's making: by its index, or by what is there of an unfinished one."""
-    for name in (layout.INDEX, f"{layout.PACKING}/{_MADE_FROM}"):
+    for name in (INDEX_JSON, f"{PACKING}/{_MADE_FROM}"):
         with contextlib.suppress(FileNotFoundError):
-            content = layout.parse_json(files.read(name), f"{files}/{name}")
-            yield content["made_from"] if name == layout.INDEX else content
+            content = parse_json(files.read(name), f"{files}/{name}")
+            yield content["made_from"] if name == INDEX_JSON else content
             return
     for name in entries:
         if _SHARD.fullmatch(name) and not name.endswith(".partial"):
@@ -353,7 +354,7 @@ class _Packing:
         self._zip: bool = made_from["zip"]
         self._block: int = made_from["block_rows"]
         ending = _ZIP if self._zip else ""
-        self._names = [layout.shard_name(k, len(bounds)) + ending for k in numbers]
+        self._names = [shard_name(k, len(bounds)) + ending for k in numbers]
         recipe = made_from["recipe"]
         self._stored = tuple(part for part in source.parts if not (recipe and part in ("image", "mask")))
 
@@ -366,7 +367,7 @@ class _Packing:
 
     def _staged(self, name: str) -> str:
         """Where a shard's blocks are written: in place, or beside until they are put into a zip."""
-        return f"{layout.PACKING}/{name.removesuffix(_ZIP)}" if self._zip else name
+        return f"{PACKING}/{name.removesuffix(_ZIP)}" if self._zip else name
 
     def _there(self) -> set[str]:
         return set(self._files.sizes())
@@ -376,7 +377,7 @@ class _Packing:
         folder, number = self._staged(name), (start - first) // self._block
         parts = [part for part in self._stored if part != "background"]
         files = [f"{folder}/{store.block_name(part, number)}" for part in parts]
-        return there.issuperset([f"{layout.PACKING}/{_record(start)}", *files])
+        return there.issuperset([f"{PACKING}/{_record(start)}", *files])
 
     def _blocks(self, first: int, last: int) -> list[tuple[int, int]]:
         return [(start, min(start + self._block, last)) for start in range(first, last, self._block)]
@@ -400,7 +401,7 @@ class _Packing:
         if not missing:
             return 0
         self._check_space(left)
-        self._files.write(f"{layout.PACKING}/{_MADE_FROM}", layout.encode_json(self._made_from))
+        self._files.write(f"{PACKING}/{_MADE_FROM}", encode_json(self._made_from))
         return run_blocks(
             pack_block,
             missing,
@@ -461,9 +462,9 @@ class _Packing:
         files, staged = self._files, self._staged(name)
         with ThreadPoolExecutor(_WRITERS) as pool:
             read = [
-                layout.parse_json(content, record)
+                parse_json(content, record)
                 for content, record in zip(
-                    pool.map(lambda record: files.read(f"{layout.PACKING}/{record}"), records), records, strict=True
+                    pool.map(lambda record: files.read(f"{PACKING}/{record}"), records), records, strict=True
                 )
             ]
         table: dict[str, list[Any]] = {file: entry for record in read for file, entry in record["files"].items()}
@@ -540,13 +541,13 @@ class _Packing:
                 yield store.block_name(part, block * each + k), code
 
     def _save_table(self, name: str, table: dict[str, list[Any]]) -> None:
-        self._files.write(f"{layout.PACKING}/{name}.json", layout.encode_json(table))
+        self._files.write(f"{PACKING}/{name}.json", encode_json(table))
 
     def _table(self, name: str, sizes: dict[str, int]) -> dict[str, list[Any]]:
         """Every file of a sealed shard with bytes and hash, as its sealing left them, or read anew."""
         with contextlib.suppress(FileNotFoundError):
-            file = f"{layout.PACKING}/{name}.json"
-            return layout.parse_json(self._files.read(file), f"{self._files}/{file}")
+            file = f"{PACKING}/{name}.json"
+            return parse_json(self._files.read(file), f"{self._files}/{file}")
         names = [file for file in sizes if file == name or file.startswith(f"{name}/")]
         with ThreadPoolExecutor(_WRITERS) as pool:
             return dict(zip(names, pool.map(lambda file: _entry(self._files.read(file)), names), strict=True))
@@ -561,14 +562,14 @@ class _Packing:
         tables = self.tables()
         shards = {name: open_shard(self._files, name) for name in self._names}
         lines, index = sums_and_index(self._source.plan, shards, tables)
-        self._files.write(layout.SUMS, lines)
-        self._files.write(layout.INDEX, index)
+        self._files.write(SHA256SUMS, lines)
+        self._files.write(INDEX_JSON, index)
         self.tidy()
 
     def tidy(self) -> None:
         """Remove what says how far the work was, and what a kill left of a write."""
         for leftover in self._files.top():
-            if leftover == layout.PACKING or leftover.endswith(".partial"):
+            if leftover == PACKING or leftover.endswith(".partial"):
                 self._files.remove(leftover)
 
 
@@ -613,7 +614,7 @@ def sums_and_index(
             for name, shard in shards.items()
         ],
     }
-    return lines, layout.encode_json(index)
+    return lines, encode_json(index)
 
 
 def _image_bytes(shard: store.Shard, table: dict[str, list[Any]], name: str) -> int:
@@ -673,7 +674,7 @@ def pack_block(
             files.write(f"{folder}/{name}", content)
             written[name] = _entry(content)
     record = json.dumps({"sums": sums, "files": written}).encode()
-    files.write(f"{layout.PACKING}/{_record(start)}", record)
+    files.write(f"{PACKING}/{_record(start)}", record)
     return stop - start
 
 

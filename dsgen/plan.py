@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dsgen import layout
+from dsgen.atomic import write_bytes
 from dsgen.errors import DsgenError
 
 SPLITS = ("train", "validation", "test", "unused")
@@ -135,7 +135,7 @@ def save_plan(path: Path, plan: np.ndarray) -> None:
     """Write the plan atomically as `.npy`."""
     buffer = io.BytesIO()
     np.save(buffer, plan, allow_pickle=False)
-    layout.write_bytes(path, buffer.getvalue())
+    write_bytes(path, buffer.getvalue())
 
 
 def load_plan(path: Path) -> np.ndarray:

@@ -28,10 +28,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dsgen import __version__, images, layout
+from dsgen import __version__, images
+from dsgen.atomic import write_bytes, write_json
 from dsgen.errors import DsgenError
 from dsgen.folders import FORMATS, attempt, output_names
 from dsgen.jobs import ahead, progress
+from dsgen.json_files import read_json
+from dsgen.locks import exclusive_lock
 from dsgen.trained import DEPTH, MASK, Trained, open_trained
 from dsgen.units import MAX_DEPTH_M, MIN_DEPTH_M
 
@@ -108,7 +111,7 @@ def predict(
     if not pairs:
         more = f" (and {len(failed) - 1:,} more)" if len(failed) > 1 else ""
         raise DsgenError(f"{next(iter(failed.values()))}{more}")
-    with layout.lock(out):
+    with exclusive_lock(out):
         _settle_parameters(out, trained, fed, file_format)
         before = _read_table(out / CSV)
         missing = [pair for pair in pairs if not _is_there(pair, before, out)]
@@ -217,8 +220,8 @@ def _settle_parameters(out: Path, trained: Trained, size: int, file_format: str)
         "depth_range_m": [MIN_DEPTH_M, MAX_DEPTH_M],
     }
     path = out / JSON
-    if not path.is_file() or layout.read_json(path) != parameters:
-        layout.write_json(path, parameters)
+    if not path.is_file() or read_json(path) != parameters:
+        write_json(path, parameters)
 
 
 def _is_there(pair: _Pair, before: dict[str, dict[str, Any]], out: Path) -> bool:
@@ -304,9 +307,9 @@ def _answer(
     for path in pair.files.values():
         path.parent.mkdir(parents=True, exist_ok=True)
     if MASK in pair.files:
-        layout.write_bytes(pair.files[MASK], images.encode_png(mask, runs=True))
+        write_bytes(pair.files[MASK], images.encode_png(mask, runs=True))
     if DEPTH in pair.files:
-        layout.write_bytes(pair.files[DEPTH], _encode_depth(depth_m, pair.files[DEPTH].suffix))
+        write_bytes(pair.files[DEPTH], _encode_depth(depth_m, pair.files[DEPTH].suffix))
     if "view" in pair.files:
         shown = {MASK: mask, DEPTH: depth_m}
         draw_view(pair.files["view"], picture, pair.title, **{k: v for k, v in shown.items() if k in pair.files})
@@ -360,7 +363,7 @@ def draw_view(
         figure.colorbar(shown, ax=axes[1], label="depth, m", fraction=0.05)
     content = io.BytesIO()
     FigureCanvasAgg(figure).print_jpg(content)
-    layout.write_bytes(out, content.getvalue())
+    write_bytes(out, content.getvalue())
 
 
 def _read_table(path: Path) -> dict[str, dict[str, Any]]:
@@ -376,4 +379,4 @@ def _write_table(path: Path, entries: dict[str, dict[str, Any]]) -> None:
     writer = csv.DictWriter(text, _COLUMNS, lineterminator="\n")
     writer.writeheader()
     writer.writerows(entries[title] for title in sorted(entries))
-    layout.write_bytes(path, text.getvalue().encode())
+    write_bytes(path, text.getvalue().encode())

@@ -9,9 +9,11 @@ from pathlib import Path
 import numpy as np
 
 from dsgen import layout
+from dsgen.atomic import write_bytes
 from dsgen.corpus import Corpus
 from dsgen.errors import DsgenError
 from dsgen.files import is_url
+from dsgen.store_layout import INDEX_JSON
 
 
 def preview(place: Path | str, out: Path = Path("preview.png"), *, count: int = 12, seed: int = 0) -> Path:
@@ -21,7 +23,7 @@ def preview(place: Path | str, out: Path = Path("preview.png"), *, count: int = 
     if out.suffix.lower() != ".png":
         raise DsgenError(f"--out: got {out}, expected a name ending in .png")
     path = Path(place)
-    if is_url(place) or (path / layout.INDEX).exists():
+    if is_url(place) or (path / INDEX_JSON).exists():
         draw_sheet(out, *_read_store(place, count, seed), title=str(place))
         return out
     if not path.is_dir():
@@ -90,4 +92,4 @@ def draw_sheet(
     figure.suptitle(title, fontsize=9)
     picture = io.BytesIO()
     FigureCanvasAgg(figure).print_png(picture)
-    layout.write_bytes(out, picture.getvalue())
+    write_bytes(out, picture.getvalue())

@@ -15,10 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from dsgen import layout
+from dsgen.assets import asset
+from dsgen.atomic import partial_path, write_bytes, write_folder
 from dsgen.errors import DsgenError
 from dsgen.files import LocalFiles, UrlFiles, hash_tree, is_url
 from dsgen.findings import EXTRA, Finding, Report
 from dsgen.jobs import alone, check_jobs, run_blocks
+from dsgen.locks import LOCK, held_locks
+from dsgen.store_layout import INDEX_JSON, PACKING, SHA256SUMS
 from dsgen.verify import is_store, verify
 
 
@@ -161,7 +165,7 @@ def _write_sums_and_index(found: Any, made: dict[str, dict[str, str]], done: Rep
     digests = found.digests | {file: digest for table in made.values() for file, digest in table.items()}
     now = replace(found, sizes=sizes, digests={file: digests[file] for file in sizes}, bad=[])
     expect(now)
-    for name, content in ((layout.SUMS, now.sums), (layout.INDEX, now.index)):
+    for name, content in ((SHA256SUMS, now.sums), (INDEX_JSON, now.index)):
         if content is not None and (name not in sizes or now.files.read(name) != content):
             now.files.write(name, content)
             done.replaced.append(name)
@@ -179,13 +183,13 @@ def _room(files: LocalFiles | UrlFiles) -> Iterator[Path]:
         with tempfile.TemporaryDirectory() as folder:
             yield Path(folder)
         return
-    room = files.path / layout.PACKING / "repair"
-    files.remove(layout.PACKING)
+    room = files.path / PACKING / "repair"
+    files.remove(PACKING)
     room.mkdir(parents=True)
     try:
         yield room
     finally:
-        files.remove(layout.PACKING)
+        files.remove(PACKING)
 
 
 def _move(path: Path, files: LocalFiles | UrlFiles, name: str) -> None:
@@ -218,7 +222,7 @@ def _remove_empty(files: LocalFiles | UrlFiles, shards: list[str]) -> None:
 def _at_corpus(path: Path) -> Iterator[None]:
     """Keep others from writing to a corpus, and refuse while they do, be it parts of its pictures or labels."""
     with alone(path, "composite", None):
-        busy = layout.held_locks(path, rf"{re.escape(layout.LOCK)}-depth-.*")
+        busy = held_locks(path, rf"{re.escape(LOCK)}-depth-.*")
         if busy:
             raise DsgenError(f"{path}: dsgen depth --part is at work here; wait for it or stop it")
         yield
@@ -296,7 +300,7 @@ def _repair_sources(
         paths = []
         for kind, folder in (("backgrounds", backgrounds), ("foregrounds", foregrounds)):
             wanted = {picture["file"]: picture["sha256"] for picture in manifest[kind]}
-            place = folder or layout.asset(kind)
+            place = folder or asset(kind)
             chosen = [picture for picture in list_pictures(place, kind) if picture.name in wanted]
             there = {file.file: file.sha256 for file in hash_files(chosen, workers)}
             wrong = sorted(name for name in wanted if there.get(name) != wanted[name])
@@ -306,8 +310,8 @@ def _repair_sources(
                     f"are not in {place} (the first {wrong[0]}); give the folder with --{kind}"
                 )
             paths.append(sorted(chosen, key=lambda picture: list(wanted).index(picture.name)))
-        unfinished = layout.partial(path / layout.SOURCES)
-        with layout.write_folder(unfinished) as scratch:
+        unfinished = partial_path(path / layout.SOURCES)
+        with write_folder(unfinished) as scratch:
             write_sources(
                 scratch,
                 *paths,
@@ -356,7 +360,7 @@ def _repair_plan(path: Path, manifest: dict[str, Any], findings: list[Finding], 
             f"{path}/{layout.CORPUS_JSON}: names or parameters are not those the plan was made with; remove it and run "
             "dsgen composite with the same pictures and options, which makes it again"
         )
-    layout.write_bytes(path / layout.PLAN, content)
+    write_bytes(path / layout.PLAN, content)
     done.replaced.append(layout.PLAN)
 
 
@@ -415,7 +419,7 @@ def _repair_pictures(path: Path, findings: list[Finding], workers: int, done: Re
 def _write(path: Path, name: str, content: bytes) -> None:
     if (path / name).is_dir():
         LocalFiles(path).remove(name)
-    layout.write_bytes(path / name, content)
+    write_bytes(path / name, content)
 
 
 def draw_again(path: str, background: int, names: list[str]) -> int:

@@ -38,12 +38,13 @@ import numpy as np
 from numcodecs import blosc
 from numcodecs.zstd import Zstd
 
-from dsgen import layout
 from dsgen.cache import Cache
 from dsgen.errors import DsgenError
 from dsgen.files import Files, ZipFiles, open_files
+from dsgen.json_files import parse_json
 from dsgen.plan import DTYPE, SPLITS
 from dsgen.render import Cutout, render
+from dsgen.store_layout import INDEX_JSON, PACKING, SHA256SUMS
 
 FORMAT = 1
 PICTURES = ("image", "mask", "depth")
@@ -239,13 +240,13 @@ def sums_line(name: str, sha256: str) -> str:
 def read_sums(files: Files) -> dict[str, str]:
     """Return the SHA-256 of every file of a store, by name, as `SHA256SUMS` has them."""
     try:
-        lines = files.read(layout.SUMS).decode().splitlines()
+        lines = files.read(SHA256SUMS).decode().splitlines()
         return {name: digest for digest, name in (line.split("  ", 1) for line in lines)}
     except FileNotFoundError as error:
-        raise DsgenError(f"{files}/{layout.SUMS}: missing; remove {layout.INDEX} and run dsgen pack again") from error
+        raise DsgenError(f"{files}/{SHA256SUMS}: missing; remove {INDEX_JSON} and run dsgen pack again") from error
     except ValueError as error:
         raise DsgenError(
-            f"{files}/{layout.SUMS}: damaged ({error}); remove {layout.INDEX} and run dsgen pack again"
+            f"{files}/{SHA256SUMS}: damaged ({error}); remove {INDEX_JSON} and run dsgen pack again"
         ) from error
 
 
@@ -448,16 +449,16 @@ class Store:
         self.path = place
         self.files = open_files(place)
         try:
-            content = self.files.read(layout.INDEX)
+            content = self.files.read(INDEX_JSON)
         except FileNotFoundError as error:
-            begun = any(name.startswith(("shard-", layout.PACKING)) for name in self.files.top())
+            begun = any(name.startswith(("shard-", PACKING)) for name in self.files.top())
             what = "an unfinished store" if begun else "no store"
-            raise DsgenError(f"{place}: {what} (no {layout.INDEX}); run dsgen pack --out {place}") from error
+            raise DsgenError(f"{place}: {what} (no {INDEX_JSON}); run dsgen pack --out {place}") from error
         self.sha256 = hashlib.sha256(content).hexdigest()
-        self.index: dict[str, Any] = layout.parse_json(content, f"{place}/{layout.INDEX}")
+        self.index: dict[str, Any] = parse_json(content, f"{place}/{INDEX_JSON}")
         if self.index.get("format") != FORMAT:
             raise DsgenError(
-                f"{place}/{layout.INDEX}: format {self.index.get('format')}, expected {FORMAT}; "
+                f"{place}/{INDEX_JSON}: format {self.index.get('format')}, expected {FORMAT}; "
                 "use the dsgen that made it"
             )
         self.rows: int = self.index["rows"]
@@ -483,11 +484,11 @@ class Store:
             found = bool(below)
         if not found:
             raise DsgenError(
-                f"{self.path}/{name}: missing, {layout.INDEX} lists it; run dsgen pack --out {self.path} again"
+                f"{self.path}/{name}: missing, {INDEX_JSON} lists it; run dsgen pack --out {self.path} again"
             )
         shard = Shard(ZipFiles(self.files, name) if below is None else self.files.child(name))
         if shard.rows != rows:
-            raise DsgenError(f"{self.path}/{name}: {shard.rows} rows, expected {rows} as {layout.INDEX} says; {remedy}")
+            raise DsgenError(f"{self.path}/{name}: {shard.rows} rows, expected {rows} as {INDEX_JSON} says; {remedy}")
         with _reading(shard.files):
             missing = shard.missing_files(below)
         if missing:

@@ -35,13 +35,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dsgen import __version__, layout, metrics
+from dsgen import __version__, metrics
+from dsgen.atomic import write_bytes, write_json
 from dsgen.augment import augment
 from dsgen.devices import half_type
 from dsgen.errors import DsgenError, differences
 from dsgen.feeding import Batch, Batches, prepare, shrink_depth, shrink_mask, take
 from dsgen.jobs import progress
 from dsgen.loader import Loader
+from dsgen.locks import exclusive_lock
 from dsgen.losses import DEPTH_LOSSES, MASK_LOSSES
 from dsgen.ranks import Ranks, join_ranks
 from dsgen.settings import Settings, in_words, is_over, learning_rate, sizes_by_epoch
@@ -142,7 +144,7 @@ def fit(
     with ExitStack() as stack:
         with ranks.together():
             if ranks.first:
-                stack.enter_context(layout.lock(run))
+                stack.enter_context(exclusive_lock(run))
             validation = open_batches("validation", max(settings.batch_size))
             trainer = Trainer(settings, validation.parts, validation.sha256, device, ranks, mean_depth_m)
             begun = (run / "checkpoints/last.pt").exists()
@@ -156,7 +158,7 @@ def fit(
             )
         if ranks.first:
             (run / "checkpoints").mkdir(exist_ok=True)
-            layout.write_json(run / "config.json", trainer.describe(epochs))
+            write_json(run / "config.json", trainer.describe(epochs))
         interrupted = stack.enter_context(_interrupts(patient=ranks.count > 1))
         pauses = _Pauses(interrupted, save_every * 60, lambda: _save(trainer, run), run)
         while trainer.epoch < epochs and not is_over(settings, trainer.history):
@@ -205,7 +207,7 @@ def _unseen(count: int, note: str = "") -> None:
 
 def _save(trainer: "Trainer", run: Path) -> None:
     if trainer.ranks.first:
-        layout.write_bytes(run / "checkpoints/last.pt", trainer.checkpoint())
+        write_bytes(run / "checkpoints/last.pt", trainer.checkpoint())
 
 
 def _write_epoch(
@@ -214,15 +216,15 @@ def _write_epoch(
     """Write what an epoch leaves; `last.pt` comes last, so that a kill before it repeats all of this."""
     past = trainer.history[-1]
     checkpoint = trainer.checkpoint()
-    layout.write_bytes(run / f"checkpoints/epoch-{trainer.epoch:03d}.pt", checkpoint)
+    write_bytes(run / f"checkpoints/epoch-{trainer.epoch:03d}.pt", checkpoint)
     if trainer.best() is past:
-        layout.write_bytes(run / "checkpoints/best.pt", checkpoint)
+        write_bytes(run / "checkpoints/best.pt", checkpoint)
     write_metrics(run / "metrics.csv", trainer.history)
     draw_curves(run / "curves.png", trainer.history)
     sheet = run / f"predictions/epoch-{trainer.epoch:03d}.png"
     draw_sheet(sheet, trainer.predictions(validation, int(past["size"])))
     write_events(past, sheet)
-    layout.write_bytes(run / "checkpoints/last.pt", checkpoint)
+    write_bytes(run / "checkpoints/last.pt", checkpoint)
     if is_blank(past):
         log.error("epoch %d: THE MASKS ARE BLANK. %s", past["epoch"], _blank_words(past))
 

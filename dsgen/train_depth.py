@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dsgen import layout
+from dsgen.atomic import write_bytes
 from dsgen.devices import half_type
 from dsgen.errors import DsgenError
 from dsgen.networks import DenseDepth, to_metres
@@ -390,7 +390,7 @@ def train_depth(
         content = io.BytesIO()
         kept = {name: part.state_dict() for name, part in parts.items()}
         torch.save(kept | {"settings": settings, "done": epoch + 1, "minutes": minutes}, content)
-        layout.write_bytes(checkpoint, content.getvalue())
+        write_bytes(checkpoint, content.getvalue())
     result = score(averaged, frames, held_out, sizes[-1])
     print("held-out rooms: " + " ".join(f"{name} {value:.4f}" for name, value in result.items()), flush=True)
     checkpoint.unlink(missing_ok=True)

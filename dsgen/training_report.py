@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dsgen import layout
+from dsgen.atomic import write_bytes
 from dsgen.errors import DsgenError
 from dsgen.settings import History
 from dsgen.units import MAX_DEPTH_M
@@ -39,7 +39,7 @@ def write_metrics(path: Path, history: History) -> None:
     table.writerow(COLUMNS)
     for past in history:
         table.writerow("" if math.isnan(past[name]) else f"{past[name]:.6g}" for name in COLUMNS)
-    layout.write_bytes(path, text.getvalue().encode())
+    write_bytes(path, text.getvalue().encode())
 
 
 def draw_curves(path: Path, history: History) -> None:
@@ -61,7 +61,7 @@ def draw_curves(path: Path, history: History) -> None:
         axes.set_xlabel("epoch")
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.legend(fontsize="small")
-    layout.write_bytes(path, _encode(figure))
+    write_bytes(path, _encode(figure))
 
 
 def draw_sheet(path: Path, columns: dict[str, Tensor]) -> None:
@@ -79,7 +79,7 @@ def draw_sheet(path: Path, columns: dict[str, Tensor]) -> None:
         name = f"{title}, 0 to {MAX_DEPTH_M:.0f} m" if title == "depth" else title
         axes.text((k + 0.5) / len(columns), 1.02 ** (2 / height), name, transform=axes.transAxes, ha="center")
     path.parent.mkdir(parents=True, exist_ok=True)
-    layout.write_bytes(path, _encode(figure))
+    write_bytes(path, _encode(figure))
 
 
 def _shown(title: str, maps: Tensor) -> np.ndarray:
@@ -104,7 +104,7 @@ def save_batch(path: Path, batch: dict[str, Tensor]) -> None:
     """Write a loader's batch as an npz file with an array for every part."""
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **{name: values.cpu().numpy() for name, values in batch.items()})  # type: ignore[arg-type]
-    layout.write_bytes(path, buffer.getvalue())
+    write_bytes(path, buffer.getvalue())
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from dsgen.errors import DsgenError
 from dsgen.files import is_url
 from dsgen.findings import Report
 from dsgen.jobs import check_jobs
+from dsgen.store_layout import INDEX_JSON, PACKING, SHA256SUMS
 
 
 def verify(place: Path | str, corpus: Path | None = None, *, fast: bool = False, jobs: int | None = None) -> Report:
@@ -54,6 +55,6 @@ def is_store(place: Path | str) -> bool:
         path.glob(f"{layout.SOURCES}*")
     ):
         return False
-    if any((path / name).exists() for name in (layout.INDEX, layout.SUMS, layout.PACKING)) or any(path.glob("shard-*")):
+    if any((path / name).exists() for name in (INDEX_JSON, SHA256SUMS, PACKING)) or any(path.glob("shard-*")):
         return True
     raise DsgenError(f"{path}: neither a corpus nor a store; run dsgen composite or dsgen pack")

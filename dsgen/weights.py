@@ -15,7 +15,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from dsgen import layout
+from dsgen.assets import asset
+from dsgen.atomic import partial_path, write_bytes
 from dsgen.errors import DsgenError
 from dsgen.keras_weights import is_hdf5, is_zip, read_keras
 from dsgen.networks import DenseDepth, check_max_depth
@@ -46,7 +47,7 @@ def load_depth_model(
     Keras file does not say: without it, it is 80 m if the file's name has "kitti" in it, else 10 m.
     """
     bundled = path is None
-    path = path or layout.asset(BUNDLED)
+    path = path or asset(BUNDLED)
     if max_depth_m is not None:
         check_max_depth(max_depth_m)
     if not path.is_file():
@@ -93,7 +94,7 @@ def load_depth_model(
 def save_depth_network(network: DenseDepth, out: Path) -> None:
     """Write a network as a weights file that says which network it is for, whole or not at all."""
     state = {name: value.contiguous() for name, value in network.state_dict().items()}
-    layout.write_bytes(out, save(state, {METADATA: json.dumps(network.config)}))
+    write_bytes(out, save(state, {METADATA: json.dumps(network.config)}))
 
 
 def convert_weights(source: Path, out: Path, max_depth_m: float | None = None) -> dict[str, Any]:
@@ -105,7 +106,7 @@ def convert_weights(source: Path, out: Path, max_depth_m: float | None = None) -
         raise DsgenError(f"{source}: no such file, expected a Keras HDF5 file")
     if not (is_hdf5(source) or is_zip(source)):
         raise DsgenError(f"{source}: no HDF5 file, expected Keras weights; a safetensors file needs no conversion")
-    unfinished = layout.partial(out)
+    unfinished = partial_path(out)
     if any(path.exists() and path.samefile(source) for path in (out, unfinished)):
         raise DsgenError(f"{out}: is the file to convert; give the result another name")
     if out.is_dir():

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dsgen import layout
+from dsgen.atomic import write_bytes
 from dsgen.feeding import prepare
 from dsgen.images import encode_png
 from dsgen.store import Store
@@ -54,7 +54,7 @@ def draw_worst(out: Path, trained: Trained, store: Store, worst: list[dict[str, 
     for (top, left), entry in zip(places, worst, strict=True):
         known = [f"{title} {entry[name]:.3f}" for name, title in _CAPTIONED.items() if entry.get(name) is not None]
         pen.text((left, top + 3), f"row {entry['row']}, {entry['composite']}: {', '.join(known)}", "black", font)
-    layout.write_bytes(out, encode_png(np.asarray(picture)))
+    write_bytes(out, encode_png(np.asarray(picture)))
 
 
 def _panels(trained: Trained, store: Store, row: int, side: int) -> dict[str, np.ndarray]:

@@ -20,6 +20,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from dsgen import images, layout
+from dsgen.assets import asset
 from dsgen.composite import Parameters, composite, draw_background
 from dsgen.corpus import Corpus
 from dsgen.jobs import cores
@@ -31,7 +32,7 @@ def ordinary_script(corpus: str, out: str, background: int) -> int:
     opened = Corpus(corpus)
     plan = opened.plan[opened.plan["background"] == background]
     size, height = opened.size, opened.manifest["parameters"]["fg_height"]
-    backgrounds, foregrounds = layout.asset("backgrounds"), layout.asset("foregrounds")
+    backgrounds, foregrounds = asset("backgrounds"), asset("foregrounds")
     canvas = Image.open(backgrounds / opened.manifest["backgrounds"][background]["file"]).convert("RGB")
     canvas = canvas.resize((size, size))
     folder = Path(out) / layout.background_name(background)

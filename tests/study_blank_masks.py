@@ -23,7 +23,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dsgen import layout, metrics
+from dsgen import metrics
+from dsgen.atomic import write_bytes
 from dsgen.loader import Loader
 from dsgen.losses import bce_dice, dissimilarity, l1_ssim
 from dsgen.train import follow
@@ -179,7 +180,7 @@ def main() -> None:
         cells = [name, *(f"{scores[column]:.3f}" for column in COLUMNS[1:-1]), f"{minutes:.1f}"]
         lines.append("| " + " | ".join(cells) + " |")
         print(lines[-1], flush=True)
-        layout.write_bytes(arguments.out, ("\n".join(lines) + "\n").encode())
+        write_bytes(arguments.out, ("\n".join(lines) + "\n").encode())
 
 
 if __name__ == "__main__":

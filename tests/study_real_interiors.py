@@ -18,7 +18,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from dsgen import layout
+from dsgen.atomic import write_bytes
 from dsgen.composite import Parameters, composite
 from dsgen.depth import label_corpus
 from dsgen.evaluate import evaluate
@@ -91,7 +91,7 @@ def main() -> None:
             ious.append(scores["scores"]["network"]["iou"])
         lines.append(f"| {run.name} | " + " | ".join(f"{iou:.3f}" for iou in ious) + " |")
     table = "\n".join(lines) + "\n"
-    layout.write_bytes(arguments.out, table.encode())
+    write_bytes(arguments.out, table.encode())
     print(table)
 
 

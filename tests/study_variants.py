@@ -14,9 +14,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from dsgen import layout
+from dsgen.atomic import write_bytes, write_json
 from dsgen.devices import pick_device, tune_for_training
 from dsgen.evaluate import evaluate
+from dsgen.json_files import read_json
 from dsgen.loader import Loader
 from dsgen.settings import Settings
 from dsgen.train import Trainer, train
@@ -80,17 +81,17 @@ def main() -> None:
         if not plan.is_file():
             share = seconds["the original"] / seconds[name]
             run.mkdir(parents=True, exist_ok=True)
-            layout.write_json(plan, {"epoch": round(arguments.samples * share / EPOCHS), "step": seconds[name]})
-        chosen = layout.read_json(plan)
+            write_json(plan, {"epoch": round(arguments.samples * share / EPOCHS), "step": seconds[name]})
+        chosen = read_json(plan)
         settings = replace(all_settings[name], epoch_samples=chosen["epoch"], validation_samples=100)
         train(arguments.store, run, settings, epochs=EPOCHS)
         scores = evaluate(run, arguments.store, split="test", checkpoint="last", out=run / "test")["scores"]["network"]
-        parameters = layout.read_json(run / "config.json")["parameters"]
+        parameters = read_json(run / "config.json")["parameters"]
         cells = [name, f"{parameters:,}", f"{chosen['step'] * 1000:.0f}", f"{chosen['epoch'] * EPOCHS:,}"]
         cells += [f"{scores[key]:.3f}" for key in ("iou", "delta1", "ssim")]
         lines.append("| " + " | ".join(cells) + " |")
         print(lines[-1], flush=True)
-        layout.write_bytes(arguments.out, ("\n".join(lines) + "\n").encode())
+        write_bytes(arguments.out, ("\n".join(lines) + "\n").encode())
 
 
 if __name__ == "__main__":

@@ -18,11 +18,13 @@ from conftest import SMALL, draw_background, draw_cutout, make_corpus
 from PIL import Image
 
 from dsgen import images, layout
+from dsgen.atomic import write_folder
 from dsgen.composite import Parameters, composite
 from dsgen.composite import draw_background as draw_folder
 from dsgen.corpus import Corpus
 from dsgen.errors import DsgenError
 from dsgen.jobs import Part
+from dsgen.locks import LOCK, exclusive_lock
 
 
 def digest(folder: Path) -> dict[str, str]:
@@ -30,7 +32,7 @@ def digest(folder: Path) -> dict[str, str]:
     return {
         str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest()
         for p in sorted(folder.rglob("*"))
-        if p.is_file() and not p.name.startswith(layout.LOCK)
+        if p.is_file() and not p.name.startswith(LOCK)
     }
 
 
@@ -298,7 +300,7 @@ def test_folders_that_will_not_do_are_refused(tmp_path: Path, pictures: Path):
 
 def test_a_second_run_in_the_same_folder_is_refused(tmp_path: Path, pictures: Path):
     """While one dsgen writes, another says so and leaves."""
-    with layout.lock(tmp_path / "c"), pytest.raises(DsgenError, match="another dsgen is writing here"):
+    with exclusive_lock(tmp_path / "c"), pytest.raises(DsgenError, match="another dsgen is writing here"):
         composite(tmp_path / "c", pictures / "backgrounds", pictures / "foregrounds", SMALL)
 
 
@@ -395,7 +397,7 @@ def test_a_part_waits_for_the_one_that_makes_the_corpus(
     held, enough = threading.Event(), threading.Event()
 
     def hold() -> None:
-        with layout.lock(tmp_path / "c"):
+        with exclusive_lock(tmp_path / "c"):
             held.set()
             enough.wait(20)
 
@@ -411,7 +413,7 @@ def test_a_part_waits_for_the_one_that_makes_the_corpus(
 
 def test_of_two_that_make_one_folder_the_first_stays(tmp_path: Path):
     """Neither disturbs the other, and nothing is left over."""
-    with layout.write_folder(tmp_path / "f", apart=True) as one, layout.write_folder(tmp_path / "f", apart=True) as two:
+    with write_folder(tmp_path / "f", apart=True) as one, write_folder(tmp_path / "f", apart=True) as two:
         (one / "a").write_text("later")
         (two / "a").write_text("first")
     assert [path.name for path in tmp_path.iterdir()] == ["f"]

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dsgen import layout
 from dsgen.errors import DsgenError
 from dsgen.evaluate_depth import METRICS, evaluate_depth, median_ratio, resize_depth, scores, table
+from dsgen.json_files import read_json
 
 
 def draw(seed: int, height: int = 12, width: int = 16, holes: float = 0.2) -> np.ndarray:
@@ -401,7 +401,7 @@ def test_the_result_is_written(tmp_path, capsys):
     predictions, truth = folders(tmp_path, {"a.npy": (draw(23), draw(24))})
     out = tmp_path / "new" / "scores.json"
     result = evaluate_depth(predictions, truth, out=out, crop="1,9,1,9", max_depth_m=8)
-    assert layout.read_json(out) == result
+    assert read_json(out) == result
     json.dumps(result, allow_nan=False)
     assert [path.name for path in out.parent.iterdir()] == ["scores.json"]
     protocol = result["protocol"]

@@ -20,11 +20,13 @@ import zarr
 from PIL import Image
 from typer.testing import CliRunner
 
-from dsgen import export, images, layout
+from dsgen import export, images
 from dsgen.cli import app
 from dsgen.errors import DsgenError
 from dsgen.export import export_store
 from dsgen.images import encode_jpeg
+from dsgen.json_files import read_json
+from dsgen.locks import LOCK
 from dsgen.pack import pack
 from dsgen.plan import SPLITS
 from dsgen.store import Store
@@ -56,7 +58,7 @@ def files(folder: Path) -> dict[str, bytes]:
     return {
         p.relative_to(folder).as_posix(): p.read_bytes()
         for p in sorted(folder.rglob("*"))
-        if p.is_file() and p.name != layout.LOCK
+        if p.is_file() and p.name != LOCK
     }
 
 
@@ -87,7 +89,7 @@ def test_webdataset_reads_it(tmp_path: Path, store: Path) -> None:
     result = export_store(store, tmp_path / "out", split="all", backgrounds=True, rows_per_file=7, jobs=1)
     opened = Store(store)
     assert (result["rows"], result["exported"], result["already_there"]) == (72, 72, 0)
-    index = layout.read_json(tmp_path / "out" / "export.json")
+    index = read_json(tmp_path / "out" / "export.json")
     assert index["complete"] is True
     for split, part in index["splits"].items():
         urls = str(tmp_path / "out" / part["files"])
@@ -234,7 +236,7 @@ def test_a_store_without_depth(tmp_path: Path, corpus: Path, file_format: str) -
     """Has no depth to export, and says nothing of it."""
     pack(corpus, tmp_path / "store", shards=1, jobs=1)
     export_store(tmp_path / "store", tmp_path / "out", file_format, split="validation", jobs=1)
-    index = layout.read_json(tmp_path / "out" / "export.json")
+    index = read_json(tmp_path / "out" / "export.json")
     assert set(index["pictures"]) == {"image.png", "mask.png"}
     assert set(index["units"]) == {"top", "left"}
     if file_format == "parquet":

@@ -7,7 +7,7 @@ import pytest
 
 from dsgen.errors import DsgenError
 from dsgen.jobs import Part, ahead, alone, check_jobs, parse_part, pick_cluster, progress, run_blocks, share
-from dsgen.layout import LOCK
+from dsgen.locks import LOCK
 
 
 def count(number: int) -> int:

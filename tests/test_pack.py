@@ -18,14 +18,16 @@ import pytest
 import zarr
 from PIL import Image
 
-from dsgen import layout, store
+from dsgen import store
 from dsgen.composite import Parameters, composite
 from dsgen.corpus import Corpus
 from dsgen.errors import DsgenError
 from dsgen.files import LocalFiles
 from dsgen.jobs import Part
+from dsgen.locks import LOCK
 from dsgen.pack import pack, shard_bounds
 from dsgen.store import Store
+from dsgen.store_layout import PACKING, shard_name
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -33,7 +35,7 @@ def files(folder: Path) -> dict[str, bytes]:
     return {
         p.relative_to(folder).as_posix(): p.read_bytes()
         for p in sorted(folder.rglob("*"))
-        if p.is_file() and p.name != layout.LOCK
+        if p.is_file() and p.name != LOCK
     }
 
 
@@ -86,7 +88,7 @@ def test_every_row_is_exact(tmp_path: Path, labelled_corpus: Path, shards: int) 
     assert result["rows"] == result["packed"] == 72
     assert result["shards"] == shards
     assert result["depth"] is True
-    assert not [name for name in files(tmp_path / "s") if "partial" in name or layout.PACKING in name]
+    assert not [name for name in files(tmp_path / "s") if "partial" in name or PACKING in name]
 
 
 def test_workers_do_not_show(tmp_path: Path, labelled_corpus: Path, small_blocks: None) -> None:
@@ -126,7 +128,7 @@ def test_index_counts(tmp_path: Path, corpus: Path) -> None:
     pack(corpus, tmp_path / "s", shards=3, jobs=1)
     opened, index = Corpus(corpus), Store(tmp_path / "s").index
     assert index["splits"] == opened.manifest["splits"]
-    assert [shard["name"] for shard in index["shards"]] == [layout.shard_name(k, 3) for k in range(3)]
+    assert [shard["name"] for shard in index["shards"]] == [shard_name(k, 3) for k in range(3)]
     assert [shard["first_row"] for shard in index["shards"]] == [0, 20, 40]
     assert sum(shard["rows"] for shard in index["shards"]) == 72
     for name, count in index["splits"].items():
@@ -410,7 +412,7 @@ def test_parts_make_the_whole(
         with pytest.raises(DsgenError, match="an unfinished store"):
             Store(out)
     assert "unfinished" not in pack(labelled_corpus, out, shards=2, part=Part(2, 3), jobs=1)
-    assert {name: content for name, content in files(out).items() if layout.LOCK not in name} == whole
+    assert {name: content for name, content in files(out).items() if LOCK not in name} == whole
 
 
 def test_full_disk_is_refused_before_work(tmp_path: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:

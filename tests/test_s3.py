@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 from joblib.externals.loky import get_reusable_executor
 
-from dsgen import layout
 from dsgen.errors import DsgenError
 from dsgen.files import UrlFiles
+from dsgen.locks import LOCK
 from dsgen.pack import pack
 from dsgen.store import Store
 
@@ -69,7 +69,7 @@ def bucket() -> Iterator[str]:
 
 def contents(files: Any) -> dict[str, bytes]:
     """Every file of a tree but locks, by name."""
-    return {name: files.read(name) for name in files.sizes() if layout.LOCK not in name}
+    return {name: files.read(name) for name in files.sizes() if LOCK not in name}
 
 
 @pytest.fixture(scope="module")

@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 
 from dsgen import layout, store
 from dsgen import repair as repair_module
+from dsgen.atomic import write_json
 from dsgen.cli import app
 from dsgen.composite import composite
 from dsgen.corpus import Corpus
@@ -26,8 +27,10 @@ from dsgen.depth import draw_views
 from dsgen.errors import DsgenError
 from dsgen.files import LocalFiles, hash_tree
 from dsgen.findings import Report
+from dsgen.locks import LOCK, exclusive_lock
 from dsgen.pack import open_shard, pack, sums_and_index
 from dsgen.repair import repair
+from dsgen.store_layout import INDEX_JSON, PACKING, SHA256SUMS, shard_name
 from dsgen.verify import verify
 
 
@@ -165,7 +168,7 @@ def test_hashes_and_index_are_made_again(
     """Either or both, with a damaged block beside them; without either the store is an unfinished one."""
     path = linked(stores / "folder", tmp_path / "s")
     whole = files(path)
-    for name in (*names, f"{layout.shard_name(0, 2)}/image/c/1/0/0/0"):
+    for name in (*names, f"{shard_name(0, 2)}/image/c/1/0/0/0"):
         damage(path / name)
     if damage is delete and len(names) == 2:
         with pytest.raises(DsgenError, match=r"an unfinished store \(no index.json\); run dsgen pack"):
@@ -180,15 +183,15 @@ def test_lines_lost_from_the_hashes_lose_no_file(tmp_path: Path, stores: Path, l
     """A good file that `SHA256SUMS` no longer lists, where no index vouches for it, is no file too many."""
     path = linked(stores / "folder", tmp_path / "s")
     whole = files(path)
-    delete(path / layout.INDEX)
-    put(path / layout.SUMS, b"".join(whole[layout.SUMS].splitlines(keepends=True)[:9]))
+    delete(path / INDEX_JSON)
+    put(path / SHA256SUMS, b"".join(whole[SHA256SUMS].splitlines(keepends=True)[:9]))
     with pytest.raises(DsgenError, match=r"no corpus, expected the one that .* was packed from, to make 2 bad shards"):
         repair(path, tmp_path / "none", jobs=1)
     assert {name: content for name, content in whole.items() if name.startswith("shard-")}.items() <= files(
         path
     ).items()
     done = repair(path, labelled_corpus, jobs=1)
-    assert (sorted(done.replaced), done.removed) == ([layout.SUMS, layout.INDEX], [])
+    assert (sorted(done.replaced), done.removed) == ([SHA256SUMS, INDEX_JSON], [])
     assert files(path) == whole
 
 
@@ -228,7 +231,7 @@ def test_a_killed_repair_is_gone_on_with(
 
 @contextmanager
 def _never_cleared(place: LocalFiles) -> Iterator[Path]:
-    room = place.path / layout.PACKING / "repair"
+    room = place.path / PACKING / "repair"
     room.mkdir(parents=True)
     yield room
 
@@ -236,20 +239,20 @@ def _never_cleared(place: LocalFiles) -> Iterator[Path]:
 def test_a_shard_that_cannot_be_opened_blames_no_other(tmp_path: Path, stores: Path, labelled_corpus: Path) -> None:
     """Its rows are passed over, with a note; one damaged or lost file of a shard is not many findings."""
     path = linked(stores / "folder", tmp_path / "s")
-    root = f"{layout.shard_name(0, 2)}/zarr.json"
+    root = f"{shard_name(0, 2)}/zarr.json"
     for old, new in (("block_rows", "block_rose"), ('"first_row": 0', '"first_row": "x"'), ("{", "[")):
         put(path / root, (stores / "folder" / root).read_bytes().replace(old.encode(), new.encode()))
         report = verify(path, labelled_corpus, jobs=1)
         assert named(report) == {root}
         assert report.rows == 32
-        assert f"{layout.shard_name(0, 2)}: no pixels checked (its zarr.json is missing or damaged)" in report.notes
+        assert f"{shard_name(0, 2)}: no pixels checked (its zarr.json is missing or damaged)" in report.notes
 
 
 def test_a_lost_file_is_told_with_its_rows(tmp_path: Path, labelled_corpus: Path, monkeypatch: Any) -> None:
     """All of them in one finding, though they are several chunks."""
     monkeypatch.setattr(store, "_BLOCK_SAMPLES", 40)
     pack(labelled_corpus, tmp_path / "s", shards=1, jobs=1)
-    image = f"{layout.shard_name(0, 1)}/image/c/0/0/0/0"
+    image = f"{shard_name(0, 1)}/image/c/0/0/0/0"
     delete(tmp_path / "s" / image)
     found = {(finding.file, finding.what) for finding in verify(tmp_path / "s", labelled_corpus, jobs=1).findings}
     assert found == {(image, "missing"), (image, "rows 0 to 39: image cannot be read (its file is missing)")}
@@ -259,22 +262,22 @@ def test_what_is_not_the_stores_is_left(tmp_path: Path, stores: Path, labelled_c
     """Other files, a shard of another store, folders without files; what a killed run left goes."""
     path = linked(stores / "folder", tmp_path / "s")
     whole = files(path)
-    shutil.copytree(path / layout.shard_name(0, 2), path / layout.shard_name(3, 9), copy_function=os.link)
-    for folder in ("packing", layout.shard_name(4, 9), "notes/empty"):
+    shutil.copytree(path / shard_name(0, 2), path / shard_name(3, 9), copy_function=os.link)
+    for folder in ("packing", shard_name(4, 9), "notes/empty"):
         (path / folder).mkdir(parents=True)
     for name in ("film.partial", "notes/a", "notes/b"):
         (path / name).write_bytes(b"more")
     theirs = files(path)
-    for name in ("packing/made_from.json", f"{layout.shard_name(4, 9)}/a", "index.json.0123456789ab.partial"):
+    for name in ("packing/made_from.json", f"{shard_name(4, 9)}/a", "index.json.0123456789ab.partial"):
         (path / name).write_bytes(b"more")
     wrong = {finding.file: finding.what for finding in verify(path, fast=True, jobs=1).findings}
     assert {name: what for name, what in wrong.items() if not what.startswith("extra")} == {
         "film.partial": "not dsgen's",
         "notes": "not dsgen's, files in it: 2",
-        layout.shard_name(3, 9): f"a shard of another store, files in it: {sum('00000' in n for n in whole)}",
+        shard_name(3, 9): f"a shard of another store, files in it: {sum('00000' in n for n in whole)}",
     }
     done = repair(path, labelled_corpus, jobs=1)
-    assert sorted(done.removed) == ["index.json.0123456789ab.partial", "packing", layout.shard_name(4, 9)]
+    assert sorted(done.removed) == ["index.json.0123456789ab.partial", "packing", shard_name(4, 9)]
     assert files(path) == theirs
     assert (path / "notes/empty").is_dir()
 
@@ -290,9 +293,9 @@ def test_a_store_of_pictures_is_not_repaired(tmp_path: Path, pictures: Path) -> 
         Image.open(pictures / "backgrounds" / f"room{number}.png").resize((48, 48)).save(folder / f"{number}.png")
     pack_source(Pictures(folder, size=48), tmp_path / "s", shards=1, jobs=1)
     assert verify(tmp_path / "s", jobs=1).findings == []
-    add(tmp_path / "s" / layout.shard_name(0, 1) / "row/c/0")
+    add(tmp_path / "s" / shard_name(0, 1) / "row/c/0")
     assert repair(tmp_path / "s", jobs=1).left == []
-    flip(tmp_path / "s" / layout.shard_name(0, 1) / "image/c/0/0/0/0")
+    flip(tmp_path / "s" / shard_name(0, 1) / "image/c/0/0/0/0")
     with pytest.raises(
         DsgenError, match=r"1 bad shards, and packed from pictures \(--images\).*run the same dsgen pack"
     ):
@@ -307,7 +310,7 @@ def test_rows_left_out_for_doubtful_depth(tmp_path: Path, labelled_corpus: Path)
     pack(path, tmp_path / "s", shards=2, jobs=1, max_flip_error=0.2)
     whole = files(tmp_path / "s")
     assert verify(tmp_path / "s", path, jobs=1).findings == []
-    flip(tmp_path / "s" / layout.shard_name(1, 2) / "split/c/0")
+    flip(tmp_path / "s" / shard_name(1, 2) / "split/c/0")
     assert repair(tmp_path / "s", path, jobs=1).left == []
     assert files(tmp_path / "s") == whole
 
@@ -315,7 +318,7 @@ def test_rows_left_out_for_doubtful_depth(tmp_path: Path, labelled_corpus: Path)
 def test_another_corpus_repairs_nothing(tmp_path: Path, stores: Path, pictures: Path, labelled_corpus: Path) -> None:
     """Another corpus, and one whose labels have changed, are refused; the store stays as it is."""
     path = linked(stores / "folder", tmp_path / "s")
-    flip(path / layout.shard_name(0, 2) / "depth/c/0/0/0")
+    flip(path / shard_name(0, 2) / "depth/c/0/0/0")
     before = files(path)
     composite(tmp_path / "other", pictures / "backgrounds", pictures / "foregrounds", SMALL, max_backgrounds=2, jobs=1)
     with pytest.raises(DsgenError, match=r"--corpus: .*other is not the corpus the store was packed from"):
@@ -337,7 +340,7 @@ def test_a_store_packed_before_its_corpus_was_labelled(tmp_path: Path, corpus: P
     pack(corpus, tmp_path / "s", shards=2, jobs=1)
     whole = files(tmp_path / "s")
     assert verify(tmp_path / "s", labelled_corpus, jobs=1).findings == []
-    delete(tmp_path / "s" / layout.shard_name(1, 2) / "mask/c/1/0/0")
+    delete(tmp_path / "s" / shard_name(1, 2) / "mask/c/1/0/0")
     repair(tmp_path / "s", labelled_corpus, jobs=1)
     assert files(tmp_path / "s") == whole
 
@@ -354,8 +357,8 @@ def rewrite(path: Path, name: str, content: bytes) -> None:
     }
     plan = store.Store(path).plan
     sums, index = sums_and_index(plan, shards, tables)
-    put(path / layout.SUMS, sums)
-    put(path / layout.INDEX, index)
+    put(path / SHA256SUMS, sums)
+    put(path / INDEX_JSON, index)
 
 
 @pytest.mark.parametrize(
@@ -373,21 +376,21 @@ def test_pixels_are_compared_with_the_corpus(
 ) -> None:
     """A store whose hashes are right and one row of which is another one."""
     path = linked(stores / "folder", tmp_path / "s")
-    shard = open_shard(LocalFiles(path), layout.shard_name(1, 2))
+    shard = open_shard(LocalFiles(path), shard_name(1, 2))
     if part == "background":
         picture = shard.background(0).copy()
         picture[3, 4, 1] ^= 1
-        name = f"{layout.shard_name(1, 2)}/background/c/0/0/0/0"
+        name = f"{shard_name(1, 2)}/background/c/0/0/0/0"
         content = dict(store.background_files(np.array([0]), lambda _: picture))["background/c/0/0/0/0"]
     elif part == "top":
         plan = Corpus(labelled_corpus).plan[40:].copy()
         plan["top"][7] ^= 1
-        name = f"{layout.shard_name(1, 2)}/top/c/0"
+        name = f"{shard_name(1, 2)}/top/c/0"
         content = dict(store.column_files(plan, 40))["top/c/0"]
     else:
         values = shard.read(part, 0, 20).copy()
         values[0, 20, 20] ^= 255
-        name = f"{layout.shard_name(1, 2)}/{store.block_name(part, 0)}"
+        name = f"{shard_name(1, 2)}/{store.block_name(part, 0)}"
         content = store.encode_block(part, values, 20, 20)
     assert shard.attributes["first_row"] == 40
     rewrite(path, name, content)
@@ -399,7 +402,7 @@ def test_pixels_are_compared_with_the_corpus(
 def test_a_column_that_cannot_be_read_is_named(tmp_path: Path, stores: Path) -> None:
     """Beside its file, whose hash is another; the rows themselves are checked."""
     path = linked(stores / "folder", tmp_path / "s")
-    column = f"{layout.shard_name(1, 2)}/row"
+    column = f"{shard_name(1, 2)}/row"
     truncate(path / column / "c/0")
     report = verify(path, jobs=1)
     assert named(report) == {column, f"{column}/c/0"}
@@ -410,7 +413,7 @@ def test_a_column_that_cannot_be_read_is_named(tmp_path: Path, stores: Path) -> 
 def test_every_chunk_is_decoded(tmp_path: Path, stores: Path, part: str) -> None:
     """What cannot be decoded is named with its rows, though its hash is right."""
     path = linked(stores / "folder", tmp_path / "s")
-    name = f"{layout.shard_name(1, 2)}/{'background/c/1/0/0/0' if part == 'background' else store.block_name(part, 1)}"
+    name = f"{shard_name(1, 2)}/{'background/c/1/0/0/0' if part == 'background' else store.block_name(part, 1)}"
     content = bytearray((path / name).read_bytes())
     content[len(content) // 3] ^= 4
     rewrite(path, name, bytes(content))
@@ -424,7 +427,7 @@ def test_every_chunk_is_decoded(tmp_path: Path, stores: Path, part: str) -> None
 def test_threads_do_not_show(tmp_path: Path, stores: Path, labelled_corpus: Path) -> None:
     """Three threads find what one does."""
     path = linked(stores / "recipe", tmp_path / "s")
-    flip(path / layout.shard_name(1, 2) / "depth/c/0/0/0")
+    flip(path / shard_name(1, 2) / "depth/c/0/0/0")
     one, three = (verify(path, labelled_corpus, jobs=jobs) for jobs in (1, 3))
     assert sorted(one.findings) == sorted(three.findings)
     assert one.rows == three.rows == 72
@@ -584,11 +587,11 @@ def test_nobody_else_may_be_at_work(tmp_path: Path, viewed: Path, stores: Path, 
     """Neither another dsgen nor one of its parts."""
     path, shards = linked(viewed, tmp_path / "c"), linked(stores / "folder", tmp_path / "s")
     flip(path / "bg/bg001.jpeg")
-    flip(shards / layout.shard_name(0, 2) / "row/c/0")
+    flip(shards / shard_name(0, 2) / "row/c/0")
     for place, stages in ((path, ("composite", "depth")), (shards, ("pack",))):
         for stage in stages:
             with (
-                layout.lock(place, f"{layout.LOCK}-{stage}-1-of-2"),
+                exclusive_lock(place, f"{LOCK}-{stage}-1-of-2"),
                 pytest.raises(DsgenError, match=rf"{stage} --part.* at work here"),
             ):
                 repair(place, labelled_corpus, jobs=1)
@@ -605,7 +608,7 @@ def test_a_damaged_manifest_is_found(tmp_path: Path, corpus: Path) -> None:
         {"format": 9},
         *({"parameters": parameters | other} for other in ({"seed": 1}, {"label_size": 48}, {"quality": 0}, {"a": 1})),
     ):
-        layout.write_json(path / "corpus.json", manifest | change)
+        write_json(path / "corpus.json", manifest | change)
         assert named(verify(path, jobs=1)) == {"corpus.json"}, change
         with pytest.raises(DsgenError, match=r"corpus\.json: .*; remove it and run dsgen composite"):
             repair(path, jobs=1)
@@ -630,7 +633,7 @@ def test_sources_need_the_pictures_they_were_made_from(tmp_path: Path, corpus: P
     assert files(path) == before
     manifest = json.loads((path / "corpus.json").read_text())
     del manifest["sha256"]
-    layout.write_json(path / "corpus.json", manifest)
+    write_json(path / "corpus.json", manifest)
     report = verify(path, jobs=1)
     assert named(report) == {"sources.zarr/background_96"}
     assert "no hash recorded" in report.notes[0]
@@ -711,7 +714,7 @@ def test_the_commands(tmp_path: Path, stores: Path, labelled_corpus: Path) -> No
     good = runner.invoke(app, ["verify", str(path), "--fast", "--jobs", "1"])
     assert (good.exit_code, good.stdout.count("\n")) == (0, 1)
     assert "nothing wrong" in good.stdout
-    flip(path / layout.shard_name(0, 2) / "mask/c/0/0/0")
+    flip(path / shard_name(0, 2) / "mask/c/0/0/0")
     bad = runner.invoke(app, ["verify", str(path), "--fast", "--jobs", "1"])
     assert bad.exit_code == 1
     assert "another hash" in bad.stdout
@@ -740,7 +743,7 @@ def test_what_is_neither_is_refused(tmp_path: Path, corpus: Path, stores: Path) 
     for place, what in (
         (tmp_path / "none", "no such folder, expected a corpus or a store"),
         (corpus / "plan.npy", "a file, expected a corpus or a store"),
-        (stores / "folder" / layout.shard_name(0, 2), "a shard, expected a store; give the folder that it is in"),
+        (stores / "folder" / shard_name(0, 2), "a shard, expected a store; give the folder that it is in"),
         (tmp_path, "neither a corpus nor a store"),
     ):
         with pytest.raises(DsgenError, match=what):
