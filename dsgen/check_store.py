@@ -20,11 +20,11 @@ from dsgen.corpus import Corpus
 from dsgen.errors import DsgenError, differences
 from dsgen.files import LocalFiles, UrlFiles, hash_tree, open_files
 from dsgen.findings import EXTRA, FOREIGN, MISSING, Checked, Finding, Report, each, reason
-from dsgen.jobs import progress
 from dsgen.json_files import encode_json, parse_json
 from dsgen.locks import LOCK
 from dsgen.pack import CorpusSource, open_shard, sums_and_index
 from dsgen.plan import DTYPE
+from dsgen.progress import progress
 from dsgen.store import Shard
 from dsgen.store_layout import INDEX_JSON, PACKING, SHA256SUMS, shard_name
 

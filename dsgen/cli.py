@@ -80,7 +80,8 @@ def composite(
     """Paste every foreground on every background: plan, composites and masks."""
     from dsgen.composite import Parameters
     from dsgen.composite import composite as run
-    from dsgen.jobs import parse_part, pick_cluster
+    from dsgen.dask_cluster import scheduler_address
+    from dsgen.parts import parse_part
 
     result = run(
         corpus,
@@ -102,7 +103,7 @@ def composite(
         jobs=jobs,
         pictures=pictures,
         part=None if part is None else parse_part(part),
-        cluster=pick_cluster(backend, scheduler),
+        cluster=scheduler_address(backend, scheduler),
     )
     splits = ", ".join(f"{count:,} {name}" for name, count in result["splits"].items())
     typer.echo(
@@ -197,8 +198,9 @@ def depth(
         return
     if out is not None or file_format is not None:
         raise DsgenError(f"--out, --format: {path} is a corpus and keeps its labels inside; leave them out")
+    from dsgen.dask_cluster import scheduler_address
     from dsgen.depth import label_corpus
-    from dsgen.jobs import parse_part, pick_cluster
+    from dsgen.parts import parse_part
 
     result = label_corpus(
         path,
@@ -207,7 +209,7 @@ def depth(
         pictures=pictures,
         jobs=jobs,
         part=None if part is None else parse_part(part),
-        cluster=pick_cluster(backend, scheduler),
+        cluster=scheduler_address(backend, scheduler),
         **options,
     )
     rate = f" at {result['pictures_per_second']:,} a second" if result["labelled"] else ""
@@ -284,8 +286,9 @@ def pack(
     jobs: Jobs = None,
 ) -> None:
     """Pack a corpus, or any pictures, into self-contained Zarr shards."""
-    from dsgen.jobs import parse_part, pick_cluster
+    from dsgen.dask_cluster import scheduler_address
     from dsgen.pack import CorpusSource, pack_source
+    from dsgen.parts import parse_part
 
     _use_endpoint(endpoint)
     options: dict[str, Any] = {
@@ -293,7 +296,7 @@ def pack(
         "recipe": recipe,
         "zipped": zipped,
         "part": part and parse_part(part),
-        "cluster": pick_cluster(backend, scheduler),
+        "cluster": scheduler_address(backend, scheduler),
         "jobs": jobs,
     }
     if images is None:

@@ -22,10 +22,11 @@ from dsgen.atomic import clear_unfinished, write_folder, write_json
 from dsgen.corpus import FORMAT, Corpus, open_cached
 from dsgen.errors import DsgenError, differences
 from dsgen.files import LocalFiles, hash_tree
-from dsgen.jobs import Part, alone, check_jobs, once, run_blocks, share
 from dsgen.json_files import read_json
 from dsgen.locks import LOCK
+from dsgen.parts import Part, lock_setup, lock_stage, select_part
 from dsgen.plan import SPLITS, assign_splits, make_plan, save_plan, split_counts
+from dsgen.pool import run_blocks, worker_count
 from dsgen.sources import SourceFile, hash_files, list_pictures, list_problems, name_problems, write_sources
 
 log = logging.getLogger("dsgen")
@@ -93,7 +94,7 @@ def composite(
     """
     parameters = parameters or Parameters()
     parameters.check()
-    workers = check_jobs(jobs)
+    workers = worker_count(jobs)
     background_folder = backgrounds or asset("backgrounds")
     foreground_folder = foregrounds or asset("foregrounds")
     background_paths = list_pictures(background_folder, "backgrounds", max_backgrounds)
@@ -102,8 +103,8 @@ def composite(
     foreground_files = hash_files(foreground_paths, workers)
     problems = name_problems(background_files, background_folder) + name_problems(foreground_files, foreground_folder)
     _check_existing(corpus, parameters, background_files, foreground_files)
-    with alone(corpus, "composite", part):
-        with once(corpus, part):
+    with lock_stage(corpus, "composite", part):
+        with lock_setup(corpus, part):
             _check_existing(corpus, parameters, background_files, foreground_files)
             if not (corpus / layout.CORPUS_JSON).exists():
                 paths = background_paths, foreground_paths
@@ -216,7 +217,7 @@ def source_hashes(path: Path, workers: int) -> dict[str, str]:
 def _draw(corpus: Corpus, workers: int, pictures: bool, part: Part | None, cluster: str | None) -> dict[str, Any]:
     """Draw what is missing of the picture files, or of a part of them; count what was there, was made, and is left."""
     backgrounds = list(range(len(corpus.manifest["backgrounds"])))
-    ours = (backgrounds if part is None else share(backgrounds, part)) if pictures else []
+    ours = (backgrounds if part is None else select_part(backgrounds, part)) if pictures else []
     rows_each = corpus.rows_per_background
     missing = [b for b in ours if not picture_folders_done(corpus.path, b)]
     if missing:

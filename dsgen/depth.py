@@ -27,9 +27,9 @@ from zarr.codecs import BloscCodec, Crc32cCodec
 from dsgen import __version__, images, layout
 from dsgen.atomic import clear_unfinished, write_folder
 from dsgen.corpus import Corpus, open_array
+from dsgen.dask_cluster import count_workers
 from dsgen.devices import pick_devices
 from dsgen.errors import DsgenError, differences
-from dsgen.jobs import Part, ahead, alone, check_jobs, cluster_workers, once, progress, run_blocks, share
 from dsgen.labellers import (
     INVERSE,
     METRIC,
@@ -39,6 +39,10 @@ from dsgen.labellers import (
     default_batch_size,
     make_labellers,
 )
+from dsgen.parts import Part, lock_setup, lock_stage, select_part
+from dsgen.pool import run_blocks, worker_count
+from dsgen.prefetch import prefetch
+from dsgen.progress import progress
 from dsgen.units import MAX_DEPTH_M, MIN_DEPTH_M, to_millimetres
 
 VIEW_MAX_MM = 10_000
@@ -117,7 +121,7 @@ def label_corpus(
     `DsgenError` for a corpus labelled with another network, and for a depth that is not a number, naming the row.
     """
     corpus = Corpus(path)
-    workers = check_jobs(jobs)
+    workers = worker_count(jobs)
     devices = pick_devices(device if cluster is None else "cpu")
     check_batch_size(batch_size)
     if pictures and part is not None:
@@ -127,8 +131,8 @@ def label_corpus(
     )
     labellers, references = wanted.load(devices)
     attributes = _attributes(corpus, labellers[0], references[0])
-    with alone(corpus.path, "depth", part):
-        with once(corpus.path, part):
+    with lock_stage(corpus.path, "depth", part):
+        with lock_setup(corpus.path, part):
             if not (corpus.path / layout.DEPTH).is_dir():
                 _begin_labels(corpus, attributes)
             group = _open_labels(corpus, attributes)
@@ -136,7 +140,7 @@ def label_corpus(
             raise DsgenError(f"--pictures: {labellers[0].name} answers no metres; give --metric-reference as well")
         unlabelled = set(Corpus(path).unlabelled_blocks())
         blocks = Corpus(path).label_blocks()
-        ours = blocks if part is None else share(blocks, part)
+        ours = blocks if part is None else select_part(blocks, part)
         missing = [block for block in ours if block in unlabelled]
         done = _rows(ours) - _rows(missing)
         started = time.monotonic()
@@ -144,8 +148,8 @@ def label_corpus(
             with progress("depth", _rows(ours), done) as advance:
                 _label_blocks(path, labellers, references, missing, batch_size, advance)
         elif missing:
-            count = min(len(missing), _TASKS_PER_WORKER * cluster_workers(cluster))
-            shares = [share(missing, Part(number + 1, count)) for number in range(count)]
+            count = min(len(missing), _TASKS_PER_WORKER * count_workers(cluster))
+            shares = [select_part(missing, Part(number + 1, count)) for number in range(count)]
             task = str(corpus.path.absolute()), wanted.absolute(), attributes, device, batch_size
             run_blocks(
                 label_share,
@@ -158,7 +162,7 @@ def label_corpus(
                 shared=(corpus.path,),
             )
         seconds = time.monotonic() - started
-        with once(corpus.path, part):
+        with lock_setup(corpus.path, part):
             left = _finish(path)
         if pictures:
             _draw_views(Corpus(path), workers, cluster)
@@ -374,7 +378,7 @@ def _label_some(
     labels: list[np.ndarray] = []
     errors: list[np.ndarray] = []
     with ThreadPoolExecutor(1) as writer:
-        for first, last, stop, prepared in ahead(drawn(), 3):
+        for first, last, stop, prepared in prefetch(drawn(), 3):
             depth, disagreement = labeller(prepared, source, shape)
             if fit:
                 depth = fit(corpus.plan["background"][first:last], depth)

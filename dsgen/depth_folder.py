@@ -23,7 +23,6 @@ from dsgen.atomic import write_bytes, write_json
 from dsgen.devices import pick_device
 from dsgen.errors import DsgenError
 from dsgen.folders import FORMATS, attempt, output_names
-from dsgen.jobs import ahead, cores, progress
 from dsgen.json_files import read_json
 from dsgen.labellers import (
     METRIC,
@@ -34,6 +33,9 @@ from dsgen.labellers import (
     make_labellers,
 )
 from dsgen.locks import exclusive_lock
+from dsgen.pool import available_cores
+from dsgen.prefetch import prefetch
+from dsgen.progress import progress
 from dsgen.units import to_millimetres
 
 DEPTH_CSV = "depth.csv"
@@ -159,8 +161,8 @@ def _label_all(
     most = batch_size or default_batch_size(labeller.device)
     pixels = _BATCH_PIXELS // 4 if labeller.device.type == "cpu" else _BATCH_PIXELS
     pending: list[tuple[Path, Future[dict[str, Any]]]] = []
-    with ThreadPoolExecutor(cores()) as pool, ThreadPoolExecutor(1) as writer:
-        for group, decoded in ahead(_decoded(paths, most, pixels, pool), 2):
+    with ThreadPoolExecutor(available_cores()) as pool, ThreadPoolExecutor(1) as writer:
+        for group, decoded in prefetch(_decoded(paths, most, pixels, pool), 2):
             good = [
                 (path, picture) for path, picture in zip(group, decoded, strict=True) if isinstance(picture, np.ndarray)
             ]

@@ -20,7 +20,8 @@ import numpy as np
 from dsgen import images
 from dsgen.atomic import write_json
 from dsgen.errors import DsgenError
-from dsgen.jobs import ahead, progress
+from dsgen.prefetch import prefetch
+from dsgen.progress import progress
 
 METRICS = {
     "abs_rel": "mean of |d - p| / d",
@@ -121,7 +122,7 @@ def evaluate_depth(
     pictures: list[dict[str, Any]] = []
     empty: list[str] = []
     with progress("evaluate depth", len(pairs)) as advance:
-        for pair, prediction_m, truth_m in ahead(_read_pairs(pairs, png_unit_m, scale_prediction, window), _AHEAD):
+        for pair, prediction_m, truth_m in prefetch(_read_pairs(pairs, png_unit_m, scale_prediction, window), _AHEAD):
             counts = (truth_m >= min_depth_m) & (truth_m <= max_depth_m)
             p, d = prediction_m[counts], truth_m[counts]
             if d.size:

@@ -29,10 +29,10 @@ from dsgen import __version__
 from dsgen.atomic import partial_path, write_bytes, write_json
 from dsgen.errors import DsgenError
 from dsgen.images import encode_jpeg, encode_png
-from dsgen.jobs import check_jobs, run_blocks
 from dsgen.json_files import read_json
 from dsgen.locks import LOCK, exclusive_lock
 from dsgen.plan import DTYPE, SPLITS
+from dsgen.pool import run_blocks, worker_count
 from dsgen.store import Store
 
 EXPORT = "export.json"
@@ -93,7 +93,7 @@ def export_store(
     file; in parquet a picture that comes again within a hundred rows costs nothing.
     Raises `DsgenError` for a folder that holds anything else, or an export of another store or with other settings.
     """
-    workers = check_jobs(jobs)
+    workers = worker_count(jobs)
     _check_choice("--format", file_format, _SUFFIXES)
     _check_choice("--image-format", image_format, _IMAGE_SUFFIXES)
     if rows_per_file < 1:

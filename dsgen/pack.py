@@ -29,10 +29,11 @@ from dsgen import __version__, layout, store
 from dsgen.corpus import Corpus
 from dsgen.errors import DsgenError, differences
 from dsgen.files import LocalFiles, UrlFiles, ZipFiles, open_files, write_zip
-from dsgen.jobs import Part, alone, check_jobs, once, run_blocks, share
 from dsgen.json_files import encode_json, parse_json
 from dsgen.locks import LOCK
+from dsgen.parts import Part, lock_setup, lock_stage, select_part
 from dsgen.plan import SPLITS, split_counts
+from dsgen.pool import run_blocks, worker_count
 from dsgen.store_layout import INDEX_JSON, PACKING, SHA256SUMS, shard_name
 
 log = logging.getLogger("dsgen")
@@ -107,7 +108,7 @@ def pack_source(
     jobs: int | None = None,
 ) -> dict[str, Any]:
     """Do the work of `pack` for any source."""
-    workers = check_jobs(jobs)
+    workers = worker_count(jobs)
     files = open_files(out)
     if zipped and not isinstance(files, LocalFiles):
         raise DsgenError(f"--zip: {out} is a URL, zip files are made on a disk; pack into a folder and copy them")
@@ -116,14 +117,14 @@ def pack_source(
     work = _Packing(source, files, bounds, made_from)
     _check_out(files, made_from)
     # in an object store there are no locks: whoever does the same work twice writes the same bytes
-    with alone(files.path, "pack", part) if isinstance(files, LocalFiles) else contextlib.nullcontext():
+    with lock_stage(files.path, "pack", part) if isinstance(files, LocalFiles) else contextlib.nullcontext():
         if files.has(INDEX_JSON):
             if not work.lost():
                 work.tidy()
                 return _summary(store.Store(out), packed=0)
             files.remove(INDEX_JSON)  # no index while anything is missing: it vouches for the whole
         packed = work.fill(workers, part, cluster)
-        with once(files.path, part) if isinstance(files, LocalFiles) else contextlib.nullcontext():
+        with lock_setup(files.path, part) if isinstance(files, LocalFiles) else contextlib.nullcontext():
             if work.seal():
                 work.finish()
         if files.has(INDEX_JSON):
@@ -141,7 +142,7 @@ def pack_shards(
     files = LocalFiles(out)
     bounds = shard_bounds(len(source.plan), source.chunk, made_from["shards"])
     work = _Packing(source, files, bounds, made_from, numbers)
-    work.fill(check_jobs(jobs), None, None)
+    work.fill(worker_count(jobs), None, None)
     work.seal()
     return work.tables()
 
@@ -394,7 +395,7 @@ class _Packing:
                 task = (self._source.key, place, self._staged(name), first, start, stop, self._block, self._stored)
                 tasks.append((0 if done else stop - start, task))
         if part is not None:
-            tasks = share(tasks, part)
+            tasks = select_part(tasks, part)
         missing = [task for rows, task in tasks if rows]
         total = sum(task[5] - task[4] for _, task in tasks)
         left = sum(rows for rows, _ in tasks)

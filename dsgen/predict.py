@@ -32,9 +32,10 @@ from dsgen import __version__, images
 from dsgen.atomic import write_bytes, write_json
 from dsgen.errors import DsgenError
 from dsgen.folders import FORMATS, attempt, output_names
-from dsgen.jobs import ahead, progress
 from dsgen.json_files import read_json
 from dsgen.locks import exclusive_lock
+from dsgen.prefetch import prefetch
+from dsgen.progress import progress
 from dsgen.trained import DEPTH, MASK, Trained, open_trained
 from dsgen.units import MAX_DEPTH_M, MIN_DEPTH_M
 
@@ -139,7 +140,7 @@ def _do(
     written = time.monotonic()
     try:
         with progress("predict", total, total - len(missing)) as advance:
-            for pair, picture, background in ahead(_decoded(missing), _AHEAD):
+            for pair, picture, background in prefetch(_decoded(missing), _AHEAD):
                 entries[pair.title] = _answer(trained, pair, picture, background, size)
                 advance(1)
                 if time.monotonic() - written > _TABLE_SECONDS:  # what a killed run has done stands in its table

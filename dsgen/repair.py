@@ -20,8 +20,9 @@ from dsgen.atomic import partial_path, write_bytes, write_folder
 from dsgen.errors import DsgenError
 from dsgen.files import LocalFiles, UrlFiles, hash_tree, is_url
 from dsgen.findings import EXTRA, Finding, Report
-from dsgen.jobs import alone, check_jobs, run_blocks
 from dsgen.locks import LOCK, held_locks
+from dsgen.parts import lock_stage
+from dsgen.pool import run_blocks, worker_count
 from dsgen.store_layout import INDEX_JSON, PACKING, SHA256SUMS
 from dsgen.verify import is_store, verify
 
@@ -69,7 +70,7 @@ def repair(
     labels are removed and made again where the bundled network made them. Files that are not dsgen's, beside the
     corpus' or store's own, are left alone.
     """
-    workers = check_jobs(jobs)
+    workers = worker_count(jobs)
     if is_store(place):
         return _repair_store(place, corpus, workers)
     return _repair_corpus(Path(place), backgrounds, foregrounds, workers)
@@ -173,7 +174,7 @@ def _write_sums_and_index(found: Any, made: dict[str, dict[str, str]], done: Rep
 
 def _alone(place: Path | str) -> AbstractContextManager[Any]:
     """Keep others from writing to a store, and refuse while they do; in an object store there are no locks."""
-    return nullcontext() if is_url(place) else alone(Path(place), "pack", None)
+    return nullcontext() if is_url(place) else lock_stage(Path(place), "pack", None)
 
 
 @contextmanager
@@ -221,7 +222,7 @@ def _remove_empty(files: LocalFiles | UrlFiles, shards: list[str]) -> None:
 @contextmanager
 def _at_corpus(path: Path) -> Iterator[None]:
     """Keep others from writing to a corpus, and refuse while they do, be it parts of its pictures or labels."""
-    with alone(path, "composite", None):
+    with lock_stage(path, "composite", None):
         busy = held_locks(path, rf"{re.escape(LOCK)}-depth-.*")
         if busy:
             raise DsgenError(f"{path}: dsgen depth --part is at work here; wait for it or stop it")

@@ -41,10 +41,10 @@ from dsgen.augment import augment
 from dsgen.devices import half_type
 from dsgen.errors import DsgenError, differences
 from dsgen.feeding import Batch, Batches, prepare, shrink_depth, shrink_mask, take
-from dsgen.jobs import progress
 from dsgen.loader import Loader
 from dsgen.locks import exclusive_lock
 from dsgen.losses import DEPTH_LOSSES, MASK_LOSSES
+from dsgen.progress import progress
 from dsgen.ranks import Ranks, join_ranks
 from dsgen.settings import Settings, in_words, is_over, learning_rate, sizes_by_epoch
 from dsgen.store import Store

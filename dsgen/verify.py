@@ -7,7 +7,7 @@ from dsgen import layout
 from dsgen.errors import DsgenError
 from dsgen.files import is_url
 from dsgen.findings import Report
-from dsgen.jobs import check_jobs
+from dsgen.pool import worker_count
 from dsgen.store_layout import INDEX_JSON, PACKING, SHA256SUMS
 
 
@@ -19,7 +19,7 @@ def verify(place: Path | str, corpus: Path | None = None, *, fast: bool = False,
     and compared, every label decoded. `fast` leaves it at hashes, names and counts. Raises `DsgenError` where there is
     neither, and where `corpus` is another one.
     """
-    workers = check_jobs(jobs)
+    workers = worker_count(jobs)
     started = time.monotonic()
     if is_store(place):
         from dsgen.check_store import check_pixels, inspect_store

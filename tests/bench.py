@@ -23,8 +23,8 @@ from dsgen import images, layout
 from dsgen.assets import asset
 from dsgen.composite import Parameters, composite, draw_background
 from dsgen.corpus import Corpus
-from dsgen.jobs import cores
 from dsgen.plan import make_plan
+from dsgen.pool import available_cores
 
 
 def ordinary_script(corpus: str, out: str, background: int) -> int:
@@ -213,7 +213,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("parts", nargs="*", default=["composite", "depth", "store", "unet"])
     parser.add_argument("--backgrounds", type=int, default=8, help="how many, for composite")
-    parser.add_argument("--processes", type=int, default=cores())
+    parser.add_argument("--processes", type=int, default=available_cores())
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=20, help="for each side a round, for unet")
     parser.add_argument("--folder", default="bench", help="where to write; made if need be")

@@ -16,13 +16,13 @@ from test_composite import digest
 from test_depth import label_files
 from typer.testing import CliRunner
 
-from dsgen import depth, jobs
+from dsgen import dask_cluster, depth, parts
 from dsgen.cli import app
 from dsgen.composite import composite
 from dsgen.depth import label_corpus
 from dsgen.errors import DsgenError
-from dsgen.jobs import run_blocks
 from dsgen.pack import pack
+from dsgen.pool import run_blocks
 
 distributed = pytest.importorskip("distributed")
 
@@ -173,7 +173,7 @@ def test_workers_that_lack_something_are_named(tmp_path: Path, client: "distribu
 
 def test_a_cluster_that_cannot_be_reached_is_said(monkeypatch: pytest.MonkeyPatch):
     """Nobody there, no address at all, and dask not installed."""
-    monkeypatch.setattr(jobs, "_PATIENCE_S", 0.3)
+    monkeypatch.setattr(dask_cluster, "_PATIENCE_S", 0.3)
     with pytest.raises(DsgenError, match=r"got tcp://127.0.0.1:9, expected the address of a running dask scheduler"):
         run(int, [(1,)], "tcp://127.0.0.1:9")
     with pytest.raises(DsgenError, match=r"got nonsense, expected the address .* \(missing port number"):
@@ -249,6 +249,6 @@ def test_parts_and_a_cluster_together(
     """A part of a corpus drawn by a cluster, the rest here."""
     folders = pictures / "backgrounds", pictures / "foregrounds"
     address = client.scheduler.address
-    composite(tmp_path / "c", *folders, SMALL, part=jobs.Part(2, 2), cluster=address)
+    composite(tmp_path / "c", *folders, SMALL, part=parts.Part(2, 2), cluster=address)
     make_corpus(tmp_path / "c", pictures)
     assert digest(tmp_path / "c") == digest(corpus)

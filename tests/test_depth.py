@@ -22,10 +22,10 @@ from dsgen.depth import label_corpus, view_8bit
 from dsgen.devices import pick_device
 from dsgen.errors import DsgenError
 from dsgen.info import describe
-from dsgen.jobs import Part
 from dsgen.labellers import DenseDepthLabeller
 from dsgen.networks import DenseDepth, fold_batch_norms, to_metres
 from dsgen.pack import pack
+from dsgen.parts import Part
 from dsgen.plan import SPLITS
 from dsgen.store import Store
 from dsgen.weights import DepthModel, load_depth_model
@@ -94,7 +94,7 @@ def test_killed_and_run_again_ends_with_the_same_labels(tmp_path: Path, corpus: 
     """kill -9 half way; only the blocks that were not finished are made."""
     shutil.copytree(corpus, tmp_path / "c")
     code = (
-        "import sys, time; from pathlib import Path; from dsgen import depth, jobs; depth._BLOCK_ROWS = 24;"
+        "import sys, time; from pathlib import Path; from dsgen import depth; depth._BLOCK_ROWS = 24;"
         "from dsgen.labellers import Labeller; call = Labeller.__call__;"
         "Labeller.__call__ = lambda *a: (time.sleep(0.2), print('batch', flush=True), call(*a))[-1];"
         "depth.label_corpus(Path(sys.argv[1]), weights=Path(sys.argv[2]), device='cpu', batch_size=10)"

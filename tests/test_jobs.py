@@ -5,9 +5,13 @@ from pathlib import Path
 
 import pytest
 
+from dsgen.dask_cluster import scheduler_address
 from dsgen.errors import DsgenError
-from dsgen.jobs import Part, ahead, alone, check_jobs, parse_part, pick_cluster, progress, run_blocks, share
 from dsgen.locks import LOCK
+from dsgen.parts import Part, lock_stage, parse_part, select_part
+from dsgen.pool import run_blocks, worker_count
+from dsgen.prefetch import prefetch
+from dsgen.progress import progress
 
 
 def count(number: int) -> int:
@@ -41,7 +45,7 @@ def test_ahead_keeps_order_and_bounds():
             yield n
 
     taken = 0
-    for n in ahead(items(), 3):
+    for n in prefetch(items(), 3):
         assert n == taken
         taken += 1
         assert len(made) <= taken + 3 + 1  # queued, and one in the hand of the thread
@@ -55,7 +59,7 @@ def test_ahead_hands_errors_on_in_order():
         yield 1
         raise ValueError("two")
 
-    ready = ahead(items(), 4)
+    ready = prefetch(items(), 4)
     assert next(ready) == 1
     with pytest.raises(ValueError, match="two"):
         next(ready)
@@ -71,7 +75,7 @@ def test_leaving_early_stops_the_thread():
             yield n
             n += 1
 
-    ready = ahead(endless(), 2)
+    ready = prefetch(endless(), 2)
     assert next(ready) == 0
     ready.close()
     assert threading.active_count() == before
@@ -90,17 +94,17 @@ def test_progress_shows_rate_and_note_in_a_log(capsys: pytest.CaptureFixture[str
 
 def test_jobs_are_checked():
     """Every core unless given; zero is refused."""
-    assert check_jobs(None) >= 1
-    assert check_jobs(3) == 3
+    assert worker_count(None) >= 1
+    assert worker_count(3) == 3
     with pytest.raises(DsgenError, match="--jobs: got -1, expected 1 or more"):
-        check_jobs(-1)
+        worker_count(-1)
 
 
 @pytest.mark.parametrize("count", [1, 3, 8, 20])
 def test_shares_are_disjoint_cover_all_and_differ_by_one_at_most(count: int):
     """In order, for more parts than blocks too."""
     blocks = list(range(13))
-    shares = [share(blocks, parse_part(f"{number + 1}/{count}")) for number in range(count)]
+    shares = [select_part(blocks, parse_part(f"{number + 1}/{count}")) for number in range(count)]
     assert [block for part in shares for block in part] == blocks
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
@@ -115,23 +119,23 @@ def test_parts_that_cannot_be_are_refused(text: str):
 
 def test_a_refused_part_keeps_nobody_out(tmp_path: Path):
     """Its lock files stay, empty; itself, another division and a run without parts may begin."""
-    with pytest.raises(DsgenError, match="bad pictures"), alone(tmp_path / "c", "composite", Part(1, 2)):
+    with pytest.raises(DsgenError, match="bad pictures"), lock_stage(tmp_path / "c", "composite", Part(1, 2)):
         raise DsgenError("bad pictures")
     assert {path.name: path.stat().st_size for path in (tmp_path / "c").iterdir()} == {
         LOCK: 0,
         f"{LOCK}-composite-1-of-2": 0,
     }
     for part in (Part(1, 2), Part(1, 3), None):
-        with alone(tmp_path / "c", "composite", part):
+        with lock_stage(tmp_path / "c", "composite", part):
             pass
 
 
 def test_backend_and_scheduler_belong_together():
     """An address without dask, dask without an address, and a backend there is not."""
-    assert pick_cluster("local", None) is None
-    assert pick_cluster("dask", "tcp://host:8786") == "tcp://host:8786"
+    assert scheduler_address("local", None) is None
+    assert scheduler_address("dask", "tcp://host:8786") == "tcp://host:8786"
     for backend, scheduler in (("local", "tcp://host:8786"), ("dask", None)):
         with pytest.raises(DsgenError, match="belong together"):
-            pick_cluster(backend, scheduler)
+            scheduler_address(backend, scheduler)
     with pytest.raises(DsgenError, match="--backend: got 'mpi', expected local or dask"):
-        pick_cluster("mpi", None)
+        scheduler_address("mpi", None)
