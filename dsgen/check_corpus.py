@@ -23,9 +23,9 @@ from dsgen.errors import DsgenError
 from dsgen.files import LocalFiles, hash_tree
 from dsgen.findings import EXTRA, FOREIGN, MISSING, UNLIKE, Checked, Finding, Report, each, reason
 from dsgen.json_files import encode_json, parse_json, read_json
-from dsgen.locks import LOCK
+from dsgen.parallel.locks import LOCK
+from dsgen.parallel.progress import progress
 from dsgen.plan import make_plan, split_counts
-from dsgen.progress import progress
 
 NO_FOLDER = "not a folder"
 _SHAPES = "foreground_shape"

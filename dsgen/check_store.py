@@ -21,10 +21,10 @@ from dsgen.errors import DsgenError, differences
 from dsgen.files import LocalFiles, UrlFiles, hash_tree, open_files
 from dsgen.findings import EXTRA, FOREIGN, MISSING, Checked, Finding, Report, each, reason
 from dsgen.json_files import encode_json, parse_json
-from dsgen.locks import LOCK
 from dsgen.pack import CorpusSource, open_shard, sums_and_index
+from dsgen.parallel.locks import LOCK
+from dsgen.parallel.progress import progress
 from dsgen.plan import DTYPE
-from dsgen.progress import progress
 from dsgen.store import Shard
 from dsgen.store_layout import INDEX_JSON, PACKING, SHA256SUMS, shard_name
 

@@ -80,8 +80,8 @@ def composite(
     """Paste every foreground on every background: plan, composites and masks."""
     from dsgen.composite import Parameters
     from dsgen.composite import composite as run
-    from dsgen.dask_cluster import scheduler_address
-    from dsgen.parts import parse_part
+    from dsgen.parallel.dask_cluster import scheduler_address
+    from dsgen.parallel.parts import parse_part
 
     result = run(
         corpus,
@@ -198,9 +198,9 @@ def depth(
         return
     if out is not None or file_format is not None:
         raise DsgenError(f"--out, --format: {path} is a corpus and keeps its labels inside; leave them out")
-    from dsgen.dask_cluster import scheduler_address
     from dsgen.depth import label_corpus
-    from dsgen.parts import parse_part
+    from dsgen.parallel.dask_cluster import scheduler_address
+    from dsgen.parallel.parts import parse_part
 
     result = label_corpus(
         path,
@@ -286,9 +286,9 @@ def pack(
     jobs: Jobs = None,
 ) -> None:
     """Pack a corpus, or any pictures, into self-contained Zarr shards."""
-    from dsgen.dask_cluster import scheduler_address
     from dsgen.pack import CorpusSource, pack_source
-    from dsgen.parts import parse_part
+    from dsgen.parallel.dask_cluster import scheduler_address
+    from dsgen.parallel.parts import parse_part
 
     _use_endpoint(endpoint)
     options: dict[str, Any] = {
@@ -417,7 +417,7 @@ def train(
     endpoint: Endpoint = None,
 ) -> None:
     """Train the two-headed U-Net on a store; several processes: torchrun --nproc-per-node 2 -m dsgen -- train."""
-    from dsgen.devices import tune_for_training
+    from dsgen.parallel.devices import tune_for_training
     from dsgen.ranks import is_first
     from dsgen.settings import Settings
     from dsgen.train import is_blank
@@ -672,7 +672,7 @@ def train_depth(
     seed: Annotated[int, typer.Option(help="Decides first weights, order and augmentation.")] = 0,
 ) -> None:
     """Train a depth network on a folder of RGB-D frames."""
-    from dsgen.devices import tune_for_training
+    from dsgen.parallel.devices import tune_for_training
     from dsgen.train_depth import train_depth as work
 
     tune_for_training()

@@ -23,10 +23,10 @@ from dsgen.corpus import FORMAT, Corpus, open_cached
 from dsgen.errors import DsgenError, differences
 from dsgen.files import LocalFiles, hash_tree
 from dsgen.json_files import read_json
-from dsgen.locks import LOCK
-from dsgen.parts import Part, lock_setup, lock_stage, select_part
+from dsgen.parallel.locks import LOCK
+from dsgen.parallel.parts import Part, lock_setup, lock_stage, select_part
+from dsgen.parallel.pool import run_blocks, worker_count
 from dsgen.plan import SPLITS, assign_splits, make_plan, save_plan, split_counts
-from dsgen.pool import run_blocks, worker_count
 from dsgen.sources import SourceFile, hash_files, list_pictures, list_problems, name_problems, write_sources
 
 log = logging.getLogger("dsgen")

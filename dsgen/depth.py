@@ -27,8 +27,6 @@ from zarr.codecs import BloscCodec, Crc32cCodec
 from dsgen import __version__, images, layout
 from dsgen.atomic import clear_unfinished, write_folder
 from dsgen.corpus import Corpus, open_array
-from dsgen.dask_cluster import count_workers
-from dsgen.devices import pick_devices
 from dsgen.errors import DsgenError, differences
 from dsgen.labellers import (
     INVERSE,
@@ -39,10 +37,12 @@ from dsgen.labellers import (
     default_batch_size,
     make_labellers,
 )
-from dsgen.parts import Part, lock_setup, lock_stage, select_part
-from dsgen.pool import run_blocks, worker_count
-from dsgen.prefetch import prefetch
-from dsgen.progress import progress
+from dsgen.parallel.dask_cluster import count_workers
+from dsgen.parallel.devices import pick_devices
+from dsgen.parallel.parts import Part, lock_setup, lock_stage, select_part
+from dsgen.parallel.pool import run_blocks, worker_count
+from dsgen.parallel.prefetch import prefetch
+from dsgen.parallel.progress import progress
 from dsgen.units import MAX_DEPTH_M, MIN_DEPTH_M, to_millimetres
 
 VIEW_MAX_MM = 10_000

@@ -20,7 +20,6 @@ from PIL import Image
 
 from dsgen import __version__, images
 from dsgen.atomic import write_bytes, write_json
-from dsgen.devices import pick_device
 from dsgen.errors import DsgenError
 from dsgen.folders import FORMATS, attempt, output_names
 from dsgen.json_files import read_json
@@ -32,10 +31,11 @@ from dsgen.labellers import (
     default_batch_size,
     make_labellers,
 )
-from dsgen.locks import exclusive_lock
-from dsgen.pool import available_cores
-from dsgen.prefetch import prefetch
-from dsgen.progress import progress
+from dsgen.parallel.devices import pick_device
+from dsgen.parallel.locks import exclusive_lock
+from dsgen.parallel.pool import available_cores
+from dsgen.parallel.prefetch import prefetch
+from dsgen.parallel.progress import progress
 from dsgen.units import to_millimetres
 
 DEPTH_CSV = "depth.csv"

@@ -29,8 +29,8 @@ from dsgen.background_depth import LEAST_MEDIAN_ROWS, MEDIAN_ROWS, BackgroundDep
 from dsgen.errors import DsgenError
 from dsgen.feeding import prepare, take
 from dsgen.loader import Loader
+from dsgen.parallel.progress import progress
 from dsgen.plan import SPLITS
-from dsgen.progress import progress
 from dsgen.store import Store
 from dsgen.trained import DEPTH, MASK, Trained, open_trained
 from dsgen.units import MAX_DEPTH_M, MIN_DEPTH_M

@@ -20,8 +20,8 @@ import numpy as np
 from dsgen import images
 from dsgen.atomic import write_json
 from dsgen.errors import DsgenError
-from dsgen.prefetch import prefetch
-from dsgen.progress import progress
+from dsgen.parallel.prefetch import prefetch
+from dsgen.parallel.progress import progress
 
 METRICS = {
     "abs_rel": "mean of |d - p| / d",

@@ -30,9 +30,9 @@ from dsgen.atomic import partial_path, write_bytes, write_json
 from dsgen.errors import DsgenError
 from dsgen.images import encode_jpeg, encode_png
 from dsgen.json_files import read_json
-from dsgen.locks import LOCK, exclusive_lock
+from dsgen.parallel.locks import LOCK, exclusive_lock
+from dsgen.parallel.pool import run_blocks, worker_count
 from dsgen.plan import DTYPE, SPLITS
-from dsgen.pool import run_blocks, worker_count
 from dsgen.store import Store
 
 EXPORT = "export.json"

@@ -18,9 +18,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dsgen import images
-from dsgen.devices import PRECISIONS, half_type
 from dsgen.errors import DsgenError
 from dsgen.networks import fold_batch_norms, to_metres
+from dsgen.parallel.devices import PRECISIONS, autocast_dtype
 from dsgen.weights import DepthModel, load_depth_model
 
 METRIC, INVERSE = "metric", "inverse"
@@ -54,7 +54,7 @@ class Labeller:
         if precision not in PRECISIONS:
             raise DsgenError(f"--precision: got {precision!r}, expected {', '.join(PRECISIONS)}")
         self.device, self.precision = device, precision
-        self._half = half_type(precision, device)
+        self._half = autocast_dtype(precision, device)
         self.check_flip, self.average_flip = check_flip, average_flip
         self._fits: int | None = None
 

@@ -25,8 +25,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
-from dsgen.devices import pick_device
 from dsgen.errors import DsgenError
+from dsgen.parallel.devices import pick_device
 from dsgen.plan import SPLITS
 from dsgen.store import Store
 

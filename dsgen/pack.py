@@ -30,10 +30,10 @@ from dsgen.corpus import Corpus
 from dsgen.errors import DsgenError, differences
 from dsgen.files import LocalFiles, UrlFiles, ZipFiles, open_files, write_zip
 from dsgen.json_files import encode_json, parse_json
-from dsgen.locks import LOCK
-from dsgen.parts import Part, lock_setup, lock_stage, select_part
+from dsgen.parallel.locks import LOCK
+from dsgen.parallel.parts import Part, lock_setup, lock_stage, select_part
+from dsgen.parallel.pool import run_blocks, worker_count
 from dsgen.plan import SPLITS, split_counts
-from dsgen.pool import run_blocks, worker_count
 from dsgen.store_layout import INDEX_JSON, PACKING, SHA256SUMS, shard_name
 
 log = logging.getLogger("dsgen")

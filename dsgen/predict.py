@@ -33,9 +33,9 @@ from dsgen.atomic import write_bytes, write_json
 from dsgen.errors import DsgenError
 from dsgen.folders import FORMATS, attempt, output_names
 from dsgen.json_files import read_json
-from dsgen.locks import exclusive_lock
-from dsgen.prefetch import prefetch
-from dsgen.progress import progress
+from dsgen.parallel.locks import exclusive_lock
+from dsgen.parallel.prefetch import prefetch
+from dsgen.parallel.progress import progress
 from dsgen.trained import DEPTH, MASK, Trained, open_trained
 from dsgen.units import MAX_DEPTH_M, MIN_DEPTH_M
 

@@ -15,8 +15,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from dsgen.devices import pick_device
 from dsgen.errors import DsgenError
+from dsgen.parallel.devices import pick_device
 
 log = logging.getLogger("dsgen")
 

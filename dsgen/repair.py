@@ -20,9 +20,9 @@ from dsgen.atomic import partial_path, write_bytes, write_folder
 from dsgen.errors import DsgenError
 from dsgen.files import LocalFiles, UrlFiles, hash_tree, is_url
 from dsgen.findings import EXTRA, Finding, Report
-from dsgen.locks import LOCK, held_locks
-from dsgen.parts import lock_stage
-from dsgen.pool import run_blocks, worker_count
+from dsgen.parallel.locks import LOCK, held_locks
+from dsgen.parallel.parts import lock_stage
+from dsgen.parallel.pool import run_blocks, worker_count
 from dsgen.store_layout import INDEX_JSON, PACKING, SHA256SUMS
 from dsgen.verify import is_store, verify
 

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dsgen.devices import PRECISIONS
 from dsgen.errors import DsgenError
 from dsgen.losses import DEPTH_LOSSES, MASK_LOSSES
+from dsgen.parallel.devices import PRECISIONS
 from dsgen.unet import BLOCKS, COLOURS, OUTPUTS
 
 SMALLEST = 32

@@ -38,13 +38,13 @@ from torch import Tensor
 from dsgen import __version__, metrics
 from dsgen.atomic import write_bytes, write_json
 from dsgen.augment import augment
-from dsgen.devices import half_type
 from dsgen.errors import DsgenError, differences
 from dsgen.feeding import Batch, Batches, prepare, shrink_depth, shrink_mask, take
 from dsgen.loader import Loader
-from dsgen.locks import exclusive_lock
 from dsgen.losses import DEPTH_LOSSES, MASK_LOSSES
-from dsgen.progress import progress
+from dsgen.parallel.devices import autocast_dtype
+from dsgen.parallel.locks import exclusive_lock
+from dsgen.parallel.progress import progress
 from dsgen.ranks import Ranks, join_ranks
 from dsgen.settings import Settings, in_words, is_over, learning_rate, sizes_by_epoch
 from dsgen.store import Store
@@ -268,7 +268,7 @@ class Trainer:
         model = ranks.parallel(self.network, unused=not {"mask", "depth"} <= set(parts))
         self.model = torch.compile(model, dynamic=False) if settings.compile else model
         self.optimizer = _make_optimizer(self.network, settings)
-        self.half = half_type(settings.precision, device)
+        self.half = autocast_dtype(settings.precision, device)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.half is torch.float16)
         self.steps = 0
         self.init_sha256: str | None = None

@@ -23,9 +23,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dsgen.atomic import write_bytes
-from dsgen.devices import half_type
 from dsgen.errors import DsgenError
 from dsgen.networks import DenseDepth, to_metres
+from dsgen.parallel.devices import autocast_dtype
 from dsgen.units import MAX_DEPTH_M
 from dsgen.weights import save_depth_network
 
@@ -356,7 +356,7 @@ def train_depth(
     print(f"{len(training)} frames to train on, {len(held_out)} of held-out rooms, {steps} steps", flush=True)
     averaged = cast(DenseDepth, average.module)
     parts: dict[str, Any] = {"network": network, "average": average, "optimizer": optimizer, "schedule": schedule}
-    half = half_type("auto", torch.device("cpu"))
+    half = autocast_dtype("auto", torch.device("cpu"))
     done, minutes = 0, 0.0
     if before:
         for name, part in parts.items():

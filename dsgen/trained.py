@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dsgen.devices import pick_device
 from dsgen.errors import DsgenError
+from dsgen.parallel.devices import pick_device
 from dsgen.unet import UNet, unet_metres
 
 FORMAT = "dsgen-unet-1"  # of a checkpoint

@@ -23,8 +23,8 @@ from dsgen import images, layout
 from dsgen.assets import asset
 from dsgen.composite import Parameters, composite, draw_background
 from dsgen.corpus import Corpus
+from dsgen.parallel.pool import available_cores
 from dsgen.plan import make_plan
-from dsgen.pool import available_cores
 
 
 def ordinary_script(corpus: str, out: str, background: int) -> int:
@@ -116,9 +116,9 @@ def bench_depth(folder: Path, rounds: int) -> None:
     import torch
 
     from dsgen.depth import drawn_size, label_corpus
-    from dsgen.devices import pick_device
     from dsgen.labellers import DenseDepthLabeller, default_batch_size
     from dsgen.networks import fold_batch_norms
+    from dsgen.parallel.devices import pick_device
     from dsgen.weights import load_depth_model
 
     corpus = folder / "depth"

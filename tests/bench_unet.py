@@ -22,10 +22,10 @@ from torch import Tensor
 from dsgen.augment import augment
 from dsgen.composite import Parameters, composite
 from dsgen.depth import label_corpus
-from dsgen.devices import half_type, keep_freed_memory, pick_device, tune_for_training
 from dsgen.feeding import prepare
 from dsgen.loader import Batch, Loader
 from dsgen.pack import pack
+from dsgen.parallel.devices import autocast_dtype, keep_freed_memory, pick_device, tune_for_training
 from dsgen.settings import Settings
 from dsgen.train import Trainer, _Pauses
 from dsgen.unet import UNet
@@ -78,7 +78,7 @@ def _name(device: torch.device) -> str:
 
 def _arithmetic(device: torch.device, rounds: int, seconds: float) -> Iterator[Line]:
     """Forward and backward pass, three ways of reckoning side by side."""
-    half = half_type("auto", device)
+    half = autocast_dtype("auto", device)
     ways: dict[str, Callable[[], object]] = {
         "float32 NCHW": _passes(device, torch.contiguous_format, None),
         "float32, channels last": _passes(device, torch.channels_last, None),

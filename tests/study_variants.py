@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from dsgen.atomic import write_bytes, write_json
-from dsgen.devices import pick_device, tune_for_training
 from dsgen.evaluate import evaluate
 from dsgen.json_files import read_json
 from dsgen.loader import Loader
+from dsgen.parallel.devices import pick_device, tune_for_training
 from dsgen.settings import Settings
 from dsgen.train import Trainer, train
 

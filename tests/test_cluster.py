@@ -16,13 +16,14 @@ from test_composite import digest
 from test_depth import label_files
 from typer.testing import CliRunner
 
-from dsgen import dask_cluster, depth, parts
+from dsgen import depth
 from dsgen.cli import app
 from dsgen.composite import composite
 from dsgen.depth import label_corpus
 from dsgen.errors import DsgenError
 from dsgen.pack import pack
-from dsgen.pool import run_blocks
+from dsgen.parallel import dask_cluster, parts
+from dsgen.parallel.pool import run_blocks
 
 distributed = pytest.importorskip("distributed")
 

@@ -23,8 +23,8 @@ from dsgen.composite import Parameters, composite
 from dsgen.composite import draw_background as draw_folder
 from dsgen.corpus import Corpus
 from dsgen.errors import DsgenError
-from dsgen.locks import LOCK, exclusive_lock
-from dsgen.parts import Part
+from dsgen.parallel.locks import LOCK, exclusive_lock
+from dsgen.parallel.parts import Part
 
 
 def digest(folder: Path) -> dict[str, str]:
@@ -342,7 +342,7 @@ def test_parts_make_the_same_corpus_in_any_order(tmp_path: Path, corpus: Path, p
 
 _DRAW_PART = (
     "import sys, time; from pathlib import Path; sys.path.insert(0, sys.argv[1]); from conftest import SMALL;"
-    "from dsgen import composite as c; from dsgen.parts import parse_part; write = c._write;"
+    "from dsgen import composite as c; from dsgen.parallel.parts import parse_part; write = c._write;"
     "c._write = lambda *a: (time.sleep(0.005), write(*a));"
     "print('ready', flush=True);"
     "folders = [Path(sys.argv[3]) / kind for kind in ('backgrounds', 'foregrounds')];"

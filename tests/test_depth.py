@@ -16,16 +16,17 @@ from conftest import ENCODER, draw_background, make_corpus, write_weights
 from PIL import Image
 from safetensors.torch import save_file
 
-from dsgen import depth, devices
+from dsgen import depth
 from dsgen.corpus import Corpus
 from dsgen.depth import label_corpus, view_8bit
-from dsgen.devices import pick_device
 from dsgen.errors import DsgenError
 from dsgen.info import describe
 from dsgen.labellers import DenseDepthLabeller
 from dsgen.networks import DenseDepth, fold_batch_norms, to_metres
 from dsgen.pack import pack
-from dsgen.parts import Part
+from dsgen.parallel import devices
+from dsgen.parallel.devices import pick_device
+from dsgen.parallel.parts import Part
 from dsgen.plan import SPLITS
 from dsgen.store import Store
 from dsgen.weights import DepthModel, load_depth_model

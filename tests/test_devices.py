@@ -7,7 +7,7 @@ import pytest
 
 KEPT = """
 import numpy as np, resource, torch
-from dsgen.devices import keep_freed_memory
+from dsgen.parallel.devices import keep_freed_memory
 
 def resident_mb():
     return int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize() / 1e6
@@ -37,6 +37,6 @@ def test_freed_memory_is_kept_when_asked_for():
 
 def test_training_counts_tiny_numbers_as_zero():
     """In a process of its own, as it is for good."""
-    code = "import torch; from dsgen.devices import tune_for_training; tune_for_training()\n"
+    code = "import torch; from dsgen.parallel.devices import tune_for_training; tune_for_training()\n"
     code += "print((torch.full((9,), 1e-38) * 0.01).sum().item())"
     assert float(subprocess.check_output([sys.executable, "-c", code], text=True)) == 0

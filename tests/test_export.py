@@ -26,8 +26,8 @@ from dsgen.errors import DsgenError
 from dsgen.export import export_store
 from dsgen.images import encode_jpeg
 from dsgen.json_files import read_json
-from dsgen.locks import LOCK
 from dsgen.pack import pack
+from dsgen.parallel.locks import LOCK
 from dsgen.plan import SPLITS
 from dsgen.store import Store
 

@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from dsgen.dask_cluster import scheduler_address
 from dsgen.errors import DsgenError
-from dsgen.locks import LOCK
-from dsgen.parts import Part, lock_stage, parse_part, select_part
-from dsgen.pool import run_blocks, worker_count
-from dsgen.prefetch import prefetch
-from dsgen.progress import progress
+from dsgen.parallel.dask_cluster import scheduler_address
+from dsgen.parallel.locks import LOCK
+from dsgen.parallel.parts import Part, lock_stage, parse_part, select_part
+from dsgen.parallel.pool import run_blocks, worker_count
+from dsgen.parallel.prefetch import prefetch
+from dsgen.parallel.progress import progress
 
 
 def count(number: int) -> int:

@@ -23,9 +23,9 @@ from dsgen.composite import Parameters, composite
 from dsgen.corpus import Corpus
 from dsgen.errors import DsgenError
 from dsgen.files import LocalFiles
-from dsgen.locks import LOCK
 from dsgen.pack import pack, shard_bounds
-from dsgen.parts import Part
+from dsgen.parallel.locks import LOCK
+from dsgen.parallel.parts import Part
 from dsgen.store import Store
 from dsgen.store_layout import PACKING, shard_name
 

@@ -18,8 +18,8 @@ from joblib.externals.loky import get_reusable_executor
 
 from dsgen.errors import DsgenError
 from dsgen.files import UrlFiles
-from dsgen.locks import LOCK
 from dsgen.pack import pack
+from dsgen.parallel.locks import LOCK
 from dsgen.store import Store
 
 _PROGRAM = (

@@ -27,8 +27,8 @@ from dsgen.depth import draw_views
 from dsgen.errors import DsgenError
 from dsgen.files import LocalFiles, hash_tree
 from dsgen.findings import Report
-from dsgen.locks import LOCK, exclusive_lock
 from dsgen.pack import open_shard, pack, sums_and_index
+from dsgen.parallel.locks import LOCK, exclusive_lock
 from dsgen.repair import repair
 from dsgen.store_layout import INDEX_JSON, PACKING, SHA256SUMS, shard_name
 from dsgen.verify import verify

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from dsgen.errors import DsgenError
-from dsgen.locks import LOCK, exclusive_lock, held_locks
+from dsgen.parallel.locks import LOCK, exclusive_lock, held_locks
 
 T = TypeVar("T")
 

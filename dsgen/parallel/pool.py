@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from dsgen.dask_cluster import run_on_cluster
 from dsgen.errors import DsgenError
-from dsgen.progress import progress
+from dsgen.parallel.dask_cluster import run_on_cluster
+from dsgen.parallel.progress import progress
 
 
 def available_cores() -> int:

@@ -11,7 +11,7 @@ from uuid import uuid4
 
 from dsgen import __version__
 from dsgen.errors import DsgenError
-from dsgen.locks import LOCK
+from dsgen.parallel.locks import LOCK
 
 if TYPE_CHECKING:
     from distributed import Client

@@ -30,7 +30,7 @@ def pick_devices(names: str = "auto") -> list[torch.device]:
     return [pick_device(name.strip()) for name in names.split(",")]
 
 
-def half_type(precision: str, device: torch.device) -> torch.dtype | None:
+def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
     """Return the type of autocast that a precision means on a device, None for plain float32.
 
     "auto" is bfloat16 where the device multiplies matrices of it: on CUDA (float16 where it cannot), and on processors
