@@ -16,13 +16,14 @@ from uuid import uuid4
 import numpy as np
 import zarr
 
-from dsgen import images, layout
+from dsgen import layout
 from dsgen.composite import SMALL_PARTS, Parameters, composites, small_pictures
 from dsgen.corpus import FORMAT, Corpus
 from dsgen.errors import DsgenError
-from dsgen.files import LocalFiles, hash_tree
 from dsgen.findings import EXTRA, FOREIGN, MISSING, UNLIKE, Checked, Finding, Report, each, reason
-from dsgen.json_files import encode_json, parse_json, read_json
+from dsgen.io import images
+from dsgen.io.filesystem import LocalFiles, hash_tree
+from dsgen.io.json_files import encode_json, parse_json, read_json
 from dsgen.parallel.locks import LOCK
 from dsgen.parallel.progress import progress
 from dsgen.plan import make_plan, split_counts

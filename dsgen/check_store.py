@@ -18,9 +18,9 @@ import numpy as np
 from dsgen import store
 from dsgen.corpus import Corpus
 from dsgen.errors import DsgenError, differences
-from dsgen.files import LocalFiles, UrlFiles, hash_tree, open_files
 from dsgen.findings import EXTRA, FOREIGN, MISSING, Checked, Finding, Report, each, reason
-from dsgen.json_files import encode_json, parse_json
+from dsgen.io.filesystem import LocalFiles, UrlFiles, hash_tree, open_files
+from dsgen.io.json_files import encode_json, parse_json
 from dsgen.pack import CorpusSource, open_shard, sums_and_index
 from dsgen.parallel.locks import LOCK
 from dsgen.parallel.progress import progress

@@ -16,13 +16,14 @@ from typing import Any
 
 import numpy as np
 
-from dsgen import __version__, encoders, images, layout
-from dsgen.assets import asset
-from dsgen.atomic import clear_unfinished, write_folder, write_json
+from dsgen import __version__, encoders, layout
 from dsgen.corpus import FORMAT, Corpus, open_cached
 from dsgen.errors import DsgenError, differences
-from dsgen.files import LocalFiles, hash_tree
-from dsgen.json_files import read_json
+from dsgen.io import images
+from dsgen.io.assets import asset
+from dsgen.io.atomic import clear_unfinished, write_folder, write_json
+from dsgen.io.filesystem import LocalFiles, hash_tree
+from dsgen.io.json_files import read_json
 from dsgen.parallel.locks import LOCK
 from dsgen.parallel.parts import Part, lock_setup, lock_stage, select_part
 from dsgen.parallel.pool import run_blocks, worker_count

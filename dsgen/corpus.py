@@ -9,9 +9,9 @@ import numpy as np
 import zarr
 
 from dsgen import layout
-from dsgen.cache import Cache
 from dsgen.errors import DsgenError
-from dsgen.json_files import parse_json
+from dsgen.io.cache import Cache
+from dsgen.io.json_files import parse_json
 from dsgen.plan import load_plan
 from dsgen.render import Cutout, render
 

@@ -24,10 +24,11 @@ import zarr
 from torch import Tensor
 from zarr.codecs import BloscCodec, Crc32cCodec
 
-from dsgen import __version__, images, layout
-from dsgen.atomic import clear_unfinished, write_folder
+from dsgen import __version__, layout
 from dsgen.corpus import Corpus, open_array
 from dsgen.errors import DsgenError, differences
+from dsgen.io import images
+from dsgen.io.atomic import clear_unfinished, write_folder
 from dsgen.labellers import (
     INVERSE,
     METRIC,

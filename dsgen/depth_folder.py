@@ -18,11 +18,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from dsgen import __version__, images
-from dsgen.atomic import write_bytes, write_json
+from dsgen import __version__
 from dsgen.errors import DsgenError
-from dsgen.folders import FORMATS, attempt, output_names
-from dsgen.json_files import read_json
+from dsgen.io import images
+from dsgen.io.atomic import write_bytes, write_json
+from dsgen.io.folders import FORMATS, attempt, output_names
+from dsgen.io.json_files import read_json
 from dsgen.labellers import (
     METRIC,
     DepthFunction,
@@ -234,7 +235,7 @@ def _keep(
         return {"picture": title, "error": f"{path}: the network's depth is not finite; nothing was stored"}
     (out / name).parent.mkdir(parents=True, exist_ok=True)
     if previews:
-        from dsgen.colours import draw_depth
+        from dsgen.io.colours import draw_depth
 
         draw_depth(out / _view_name(name), picture, depth, title, metric=labeller.kind == METRIC)
     if name.suffix == ".png":

@@ -24,10 +24,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dsgen import __version__, layout, metrics
-from dsgen.atomic import write_bytes, write_json
 from dsgen.background_depth import LEAST_MEDIAN_ROWS, MEDIAN_ROWS, BackgroundDepth
 from dsgen.errors import DsgenError
 from dsgen.feeding import prepare, take
+from dsgen.io.atomic import write_bytes, write_json
 from dsgen.loader import Loader
 from dsgen.parallel.progress import progress
 from dsgen.plan import SPLITS

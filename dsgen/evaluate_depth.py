@@ -17,9 +17,9 @@ from typing import Any
 import cv2
 import numpy as np
 
-from dsgen import images
-from dsgen.atomic import write_json
 from dsgen.errors import DsgenError
+from dsgen.io import images
+from dsgen.io.atomic import write_json
 from dsgen.parallel.prefetch import prefetch
 from dsgen.parallel.progress import progress
 

@@ -7,7 +7,7 @@ import numpy as np
 from dsgen.composite import picture_folders_done
 from dsgen.corpus import Corpus
 from dsgen.errors import DsgenError
-from dsgen.files import is_url
+from dsgen.io.filesystem import is_url
 from dsgen.store_layout import INDEX_JSON, PACKING
 
 

@@ -17,8 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dsgen import images
 from dsgen.errors import DsgenError
+from dsgen.io import images
 from dsgen.networks import fold_batch_norms, to_metres
 from dsgen.parallel.devices import PRECISIONS, autocast_dtype
 from dsgen.weights import DepthModel, load_depth_model

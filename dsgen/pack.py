@@ -28,8 +28,9 @@ import numpy as np
 from dsgen import __version__, layout, store
 from dsgen.corpus import Corpus
 from dsgen.errors import DsgenError, differences
-from dsgen.files import LocalFiles, UrlFiles, ZipFiles, open_files, write_zip
-from dsgen.json_files import encode_json, parse_json
+from dsgen.io.filesystem import LocalFiles, UrlFiles, open_files
+from dsgen.io.json_files import encode_json, parse_json
+from dsgen.io.zip_files import ZipFiles, write_zip
 from dsgen.parallel.locks import LOCK
 from dsgen.parallel.parts import Part, lock_setup, lock_stage, select_part
 from dsgen.parallel.pool import run_blocks, worker_count

@@ -14,8 +14,9 @@ from typing import Any
 import cv2
 import numpy as np
 
-from dsgen import images, store
+from dsgen import store
 from dsgen.errors import DsgenError
+from dsgen.io import images
 from dsgen.plan import DTYPE, assign_splits, split_counts
 from dsgen.sources import list_pictures, list_problems
 from dsgen.units import MAX_DEPTH_MM

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from dsgen.atomic import write_bytes
 from dsgen.errors import DsgenError
+from dsgen.io.atomic import write_bytes
 
 SPLITS = ("train", "validation", "test", "unused")
 DTYPE = np.dtype(

@@ -28,11 +28,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dsgen import __version__, images
-from dsgen.atomic import write_bytes, write_json
+from dsgen import __version__
 from dsgen.errors import DsgenError
-from dsgen.folders import FORMATS, attempt, output_names
-from dsgen.json_files import read_json
+from dsgen.io import images
+from dsgen.io.atomic import write_bytes, write_json
+from dsgen.io.folders import FORMATS, attempt, output_names
+from dsgen.io.json_files import read_json
 from dsgen.parallel.locks import exclusive_lock
 from dsgen.parallel.prefetch import prefetch
 from dsgen.parallel.progress import progress

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 
 from dsgen import layout
-from dsgen.atomic import write_bytes
 from dsgen.corpus import Corpus
 from dsgen.errors import DsgenError
-from dsgen.files import is_url
+from dsgen.io.atomic import write_bytes
+from dsgen.io.filesystem import is_url
 from dsgen.store_layout import INDEX_JSON
 
 

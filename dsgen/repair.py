@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from dsgen import layout
-from dsgen.assets import asset
-from dsgen.atomic import partial_path, write_bytes, write_folder
 from dsgen.errors import DsgenError
-from dsgen.files import LocalFiles, UrlFiles, hash_tree, is_url
 from dsgen.findings import EXTRA, Finding, Report
+from dsgen.io.assets import asset
+from dsgen.io.atomic import partial_path, write_bytes, write_folder
+from dsgen.io.filesystem import LocalFiles, UrlFiles, hash_tree, is_url
 from dsgen.parallel.locks import LOCK, held_locks
 from dsgen.parallel.parts import lock_stage
 from dsgen.parallel.pool import run_blocks, worker_count

@@ -19,8 +19,8 @@ import numpy as np
 import zarr
 from zarr.codecs import ZstdCodec
 
-from dsgen import images
 from dsgen.errors import DsgenError
+from dsgen.io import images
 
 _CHUNK_BYTES = 4 * 2**20
 log = logging.getLogger("dsgen")

@@ -36,10 +36,10 @@ import torch
 from torch import Tensor
 
 from dsgen import __version__, metrics
-from dsgen.atomic import write_bytes, write_json
 from dsgen.augment import augment
 from dsgen.errors import DsgenError, differences
 from dsgen.feeding import Batch, Batches, prepare, shrink_depth, shrink_mask, take
+from dsgen.io.atomic import write_bytes, write_json
 from dsgen.loader import Loader
 from dsgen.losses import DEPTH_LOSSES, MASK_LOSSES
 from dsgen.parallel.devices import autocast_dtype

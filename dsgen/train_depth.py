@@ -22,8 +22,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dsgen.atomic import write_bytes
 from dsgen.errors import DsgenError
+from dsgen.io.atomic import write_bytes
 from dsgen.networks import DenseDepth, to_metres
 from dsgen.parallel.devices import autocast_dtype
 from dsgen.units import MAX_DEPTH_M

@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dsgen.atomic import write_bytes
 from dsgen.errors import DsgenError
+from dsgen.io.atomic import write_bytes
 from dsgen.settings import History
 from dsgen.units import MAX_DEPTH_M
 
@@ -120,7 +120,7 @@ def tensorboard(folder: Path, wanted: bool, epochs_done: int) -> Iterator[Callab
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
         raise DsgenError("tensorboard: not installed; pip install 'dsgen[tensorboard]'") from error
-    from dsgen.images import read_picture
+    from dsgen.io.images import read_picture
 
     def write(past: dict[str, float], sheet: Path) -> None:
         epoch = int(past["epoch"])

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from dsgen import layout
 from dsgen.errors import DsgenError
-from dsgen.files import is_url
 from dsgen.findings import Report
+from dsgen.io.filesystem import is_url
 from dsgen.parallel.pool import worker_count
 from dsgen.store_layout import INDEX_JSON, PACKING, SHA256SUMS
 

@@ -15,9 +15,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from dsgen.assets import asset
-from dsgen.atomic import partial_path, write_bytes
 from dsgen.errors import DsgenError
+from dsgen.io.assets import asset
+from dsgen.io.atomic import partial_path, write_bytes
 from dsgen.keras_weights import is_hdf5, is_zip, read_keras
 from dsgen.networks import DenseDepth, check_max_depth
 from dsgen.units import MAX_DEPTH_M

@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dsgen.atomic import write_bytes
 from dsgen.feeding import prepare
-from dsgen.images import encode_png
+from dsgen.io.atomic import write_bytes
+from dsgen.io.images import encode_png
 from dsgen.store import Store
 from dsgen.trained import DEPTH, MASK, Trained
 

@@ -19,10 +19,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from dsgen import images, layout
-from dsgen.assets import asset
+from dsgen import layout
 from dsgen.composite import Parameters, composite, draw_background
 from dsgen.corpus import Corpus
+from dsgen.io import images
+from dsgen.io.assets import asset
 from dsgen.parallel.pool import available_cores
 from dsgen.plan import make_plan
 

@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dsgen import metrics
-from dsgen.atomic import write_bytes
+from dsgen.io.atomic import write_bytes
 from dsgen.loader import Loader
 from dsgen.losses import bce_dice, dissimilarity, l1_ssim
 from dsgen.train import follow

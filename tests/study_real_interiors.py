@@ -18,10 +18,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from dsgen.atomic import write_bytes
 from dsgen.composite import Parameters, composite
 from dsgen.depth import label_corpus
 from dsgen.evaluate import evaluate
+from dsgen.io.atomic import write_bytes
 from dsgen.pack import pack, pack_source
 from dsgen.pictures import Pictures
 from dsgen.plan import SPLITS

@@ -14,9 +14,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from dsgen.atomic import write_bytes, write_json
 from dsgen.evaluate import evaluate
-from dsgen.json_files import read_json
+from dsgen.io.atomic import write_bytes, write_json
+from dsgen.io.json_files import read_json
 from dsgen.loader import Loader
 from dsgen.parallel.devices import pick_device, tune_for_training
 from dsgen.settings import Settings

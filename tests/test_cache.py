@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from dsgen.cache import Cache
+from dsgen.io.cache import Cache
 
 
 def test_bounded_and_least_recently_used() -> None:

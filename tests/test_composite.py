@@ -17,12 +17,13 @@ import pytest
 from conftest import SMALL, draw_background, draw_cutout, make_corpus
 from PIL import Image
 
-from dsgen import images, layout
-from dsgen.atomic import write_folder
+from dsgen import layout
 from dsgen.composite import Parameters, composite
 from dsgen.composite import draw_background as draw_folder
 from dsgen.corpus import Corpus
 from dsgen.errors import DsgenError
+from dsgen.io import images
+from dsgen.io.atomic import write_folder
 from dsgen.parallel.locks import LOCK, exclusive_lock
 from dsgen.parallel.parts import Part
 

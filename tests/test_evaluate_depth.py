@@ -15,7 +15,7 @@ from PIL import Image
 
 from dsgen.errors import DsgenError
 from dsgen.evaluate_depth import METRICS, evaluate_depth, median_ratio, resize_depth, scores, table
-from dsgen.json_files import read_json
+from dsgen.io.json_files import read_json
 
 
 def draw(seed: int, height: int = 12, width: int = 16, holes: float = 0.2) -> np.ndarray:

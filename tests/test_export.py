@@ -20,12 +20,13 @@ import zarr
 from PIL import Image
 from typer.testing import CliRunner
 
-from dsgen import export, images
+from dsgen import export
 from dsgen.cli import app
 from dsgen.errors import DsgenError
 from dsgen.export import export_store
-from dsgen.images import encode_jpeg
-from dsgen.json_files import read_json
+from dsgen.io import images
+from dsgen.io.images import encode_jpeg
+from dsgen.io.json_files import read_json
 from dsgen.pack import pack
 from dsgen.parallel.locks import LOCK
 from dsgen.plan import SPLITS

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from dsgen.folders import output_names
+from dsgen.io.folders import output_names
 
 
 def test_pictures_that_share_a_stem_keep_their_ending():

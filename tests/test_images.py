@@ -10,8 +10,9 @@ import pytest
 from conftest import draw_background, draw_cutout
 from PIL import Image
 
-from dsgen import encoders, images
+from dsgen import encoders
 from dsgen.errors import DsgenError
+from dsgen.io import images
 from dsgen.render import Cutout, render
 
 

@@ -22,7 +22,7 @@ from dsgen import store
 from dsgen.composite import Parameters, composite
 from dsgen.corpus import Corpus
 from dsgen.errors import DsgenError
-from dsgen.files import LocalFiles
+from dsgen.io.filesystem import LocalFiles
 from dsgen.pack import pack, shard_bounds
 from dsgen.parallel.locks import LOCK
 from dsgen.parallel.parts import Part

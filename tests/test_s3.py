@@ -17,7 +17,7 @@ import pytest
 from joblib.externals.loky import get_reusable_executor
 
 from dsgen.errors import DsgenError
-from dsgen.files import UrlFiles
+from dsgen.io.filesystem import UrlFiles
 from dsgen.pack import pack
 from dsgen.parallel.locks import LOCK
 from dsgen.store import Store
@@ -76,7 +76,7 @@ def contents(files: Any) -> dict[str, bytes]:
 def whole(tmp_path_factory: pytest.TempPathFactory, labelled_corpus: Path) -> dict[str, bytes]:
     """The files of an undisturbed local run: two shards, every chunk a block."""
     from dsgen import store
-    from dsgen.files import LocalFiles
+    from dsgen.io.filesystem import LocalFiles
 
     out = tmp_path_factory.mktemp("whole") / "s"
     with pytest.MonkeyPatch.context() as patch:
@@ -178,7 +178,7 @@ def test_killed_at_twenty_moments(
     bucket: str, labelled_corpus: Path, whole: dict[str, bytes], tmp_path: Path, where: str
 ) -> None:
     """SIGKILL at 20 random moments of a pack, one after the other, then a run to the end: the same hashes."""
-    from dsgen.files import open_files
+    from dsgen.io.filesystem import open_files
 
     place = f"{bucket}/killed" if where == "s3" else str(tmp_path / "s")
     dice = random.Random(where)

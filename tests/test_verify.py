@@ -19,14 +19,14 @@ from typer.testing import CliRunner
 
 from dsgen import layout, store
 from dsgen import repair as repair_module
-from dsgen.atomic import write_json
 from dsgen.cli import app
 from dsgen.composite import composite
 from dsgen.corpus import Corpus
 from dsgen.depth import draw_views
 from dsgen.errors import DsgenError
-from dsgen.files import LocalFiles, hash_tree
 from dsgen.findings import Report
+from dsgen.io.atomic import write_json
+from dsgen.io.filesystem import LocalFiles, hash_tree
 from dsgen.pack import open_shard, pack, sums_and_index
 from dsgen.parallel.locks import LOCK, exclusive_lock
 from dsgen.repair import repair

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from dsgen.json_files import encode_json
+from dsgen.io.json_files import encode_json
 
 
 def partial_path(path: Path) -> Path:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dsgen.atomic import write_bytes
+from dsgen.io.atomic import write_bytes
 
 
 def draw_depth(out: Path, picture: np.ndarray, depth: np.ndarray, title: str, *, metric: bool) -> None:

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from dsgen import images
 from dsgen.errors import DsgenError
+from dsgen.io import images
 
 FORMATS = ("png", "npy")  # of depth: uint16 millimetres, float32 metres
 

@@ -1,0 +1,1 @@
+"""Files: local, at URLs and in zips, written atomically; pictures, JSON, bundled assets."""
