@@ -16,9 +16,10 @@ from uuid import uuid4
 import numpy as np
 import zarr
 
-from dsgen import layout
-from dsgen.composite import SMALL_PARTS, Parameters, composites, small_pictures
-from dsgen.corpus import FORMAT, Corpus
+from dsgen.corpus import layout
+from dsgen.corpus.build import SMALL_PARTS, Parameters, composites, small_pictures
+from dsgen.corpus.corpus import FORMAT, Corpus
+from dsgen.corpus.plan import make_plan, split_counts
 from dsgen.errors import DsgenError
 from dsgen.findings import EXTRA, FOREIGN, MISSING, UNLIKE, Checked, Finding, Report, each, reason
 from dsgen.io import images
@@ -26,7 +27,6 @@ from dsgen.io.filesystem import LocalFiles, hash_tree
 from dsgen.io.json_files import encode_json, parse_json, read_json
 from dsgen.parallel.locks import LOCK
 from dsgen.parallel.progress import progress
-from dsgen.plan import make_plan, split_counts
 
 NO_FOLDER = "not a folder"
 _SHAPES = "foreground_shape"

@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 
 from dsgen import store
-from dsgen.corpus import Corpus
+from dsgen.corpus.corpus import Corpus
+from dsgen.corpus.plan import DTYPE
 from dsgen.errors import DsgenError, differences
 from dsgen.findings import EXTRA, FOREIGN, MISSING, Checked, Finding, Report, each, reason
 from dsgen.io.filesystem import LocalFiles, UrlFiles, hash_tree, open_files
@@ -24,7 +25,6 @@ from dsgen.io.json_files import encode_json, parse_json
 from dsgen.pack import CorpusSource, open_shard, sums_and_index
 from dsgen.parallel.locks import LOCK
 from dsgen.parallel.progress import progress
-from dsgen.plan import DTYPE
 from dsgen.store import Shard
 from dsgen.store_layout import INDEX_JSON, PACKING, SHA256SUMS, shard_name
 

@@ -78,8 +78,8 @@ def composite(
     scheduler: Scheduler = None,
 ) -> None:
     """Paste every foreground on every background: plan, composites and masks."""
-    from dsgen.composite import Parameters
-    from dsgen.composite import composite as run
+    from dsgen.corpus.build import Parameters
+    from dsgen.corpus.build import composite as run
     from dsgen.parallel.dask_cluster import scheduler_address
     from dsgen.parallel.parts import parse_part
 
@@ -166,7 +166,7 @@ def depth(
     scheduler: Scheduler = None,
 ) -> None:
     """Label every picture of a corpus, or of any folder, with depth."""
-    from dsgen import layout
+    from dsgen.corpus import layout
 
     options: dict[str, Any] = {
         "weights": weights,

@@ -24,8 +24,10 @@ import zarr
 from torch import Tensor
 from zarr.codecs import BloscCodec, Crc32cCodec
 
-from dsgen import __version__, layout
-from dsgen.corpus import Corpus, open_array
+from dsgen import __version__
+from dsgen.corpus import layout
+from dsgen.corpus.corpus import Corpus
+from dsgen.corpus.labels import open_array
 from dsgen.errors import DsgenError, differences
 from dsgen.io import images
 from dsgen.io.atomic import clear_unfinished, write_folder

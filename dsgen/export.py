@@ -26,13 +26,13 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from dsgen import __version__
+from dsgen.corpus.plan import DTYPE, SPLITS
 from dsgen.errors import DsgenError
 from dsgen.io.atomic import partial_path, write_bytes, write_json
 from dsgen.io.images import encode_jpeg, encode_png
 from dsgen.io.json_files import read_json
 from dsgen.parallel.locks import LOCK, exclusive_lock
 from dsgen.parallel.pool import run_blocks, worker_count
-from dsgen.plan import DTYPE, SPLITS
 from dsgen.store import Store
 
 EXPORT = "export.json"

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import numpy as np
 
-from dsgen.composite import picture_folders_done
-from dsgen.corpus import Corpus
+from dsgen.corpus.build import picture_folders_done
+from dsgen.corpus.corpus import Corpus
 from dsgen.errors import DsgenError
 from dsgen.io.filesystem import is_url
 from dsgen.store_layout import INDEX_JSON, PACKING

@@ -25,9 +25,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
+from dsgen.corpus.plan import SPLITS
 from dsgen.errors import DsgenError
 from dsgen.parallel.devices import pick_device
-from dsgen.plan import SPLITS
 from dsgen.store import Store
 
 log = logging.getLogger("dsgen")

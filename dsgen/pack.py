@@ -25,8 +25,10 @@ from typing import Any, Protocol
 import cv2
 import numpy as np
 
-from dsgen import __version__, layout, store
-from dsgen.corpus import Corpus
+from dsgen import __version__, store
+from dsgen.corpus import layout
+from dsgen.corpus.corpus import Corpus
+from dsgen.corpus.plan import SPLITS, split_counts
 from dsgen.errors import DsgenError, differences
 from dsgen.io.filesystem import LocalFiles, UrlFiles, open_files
 from dsgen.io.json_files import encode_json, parse_json
@@ -34,7 +36,6 @@ from dsgen.io.zip_files import ZipFiles, write_zip
 from dsgen.parallel.locks import LOCK
 from dsgen.parallel.parts import Part, lock_setup, lock_stage, select_part
 from dsgen.parallel.pool import run_blocks, worker_count
-from dsgen.plan import SPLITS, split_counts
 from dsgen.store_layout import INDEX_JSON, PACKING, SHA256SUMS, shard_name
 
 log = logging.getLogger("dsgen")

@@ -15,10 +15,10 @@ import cv2
 import numpy as np
 
 from dsgen import store
+from dsgen.corpus.plan import DTYPE, assign_splits, split_counts
+from dsgen.corpus.sources import list_pictures, list_problems
 from dsgen.errors import DsgenError
 from dsgen.io import images
-from dsgen.plan import DTYPE, assign_splits, split_counts
-from dsgen.sources import list_pictures, list_problems
 from dsgen.units import MAX_DEPTH_MM
 
 log = logging.getLogger("dsgen")

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from dsgen import layout
-from dsgen.corpus import Corpus
+from dsgen.corpus import layout
+from dsgen.corpus.corpus import Corpus
 from dsgen.errors import DsgenError
 from dsgen.io.atomic import write_bytes
 from dsgen.io.filesystem import is_url

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from dsgen import layout
+from dsgen.corpus import layout
 from dsgen.errors import DsgenError
 from dsgen.findings import EXTRA, Finding, Report
 from dsgen.io.assets import asset
@@ -274,7 +274,7 @@ def _repair_corpus(path: Path, backgrounds: Path | None, foregrounds: Path | Non
 
 def _refuse_all_unlike(path: Path, findings: list[Finding]) -> None:
     from dsgen.check_corpus import all_unlike
-    from dsgen.corpus import Corpus
+    from dsgen.corpus.corpus import Corpus
 
     if findings and all_unlike(Corpus(path), findings):
         raise DsgenError(
@@ -293,7 +293,7 @@ def _repair_sources(
     done: Repaired,
 ) -> None:
     """Normalise the source pictures again and replace the files that differ."""
-    from dsgen.sources import hash_files, list_pictures, write_sources
+    from dsgen.corpus.sources import hash_files, list_pictures, write_sources
 
     extra = [finding.file for finding in findings if finding.what == EXTRA]
     if len(extra) < len(findings):
@@ -368,8 +368,8 @@ def _repair_plan(path: Path, manifest: dict[str, Any], findings: list[Finding], 
 def _repair_pictures(path: Path, findings: list[Finding], workers: int, done: Repaired) -> None:
     """Draw bad pictures again and remove what does not belong to the picture folders."""
     from dsgen.check_corpus import NO_FOLDER, lacking_labels
-    from dsgen.composite import SMALL_PARTS, draw_background, draw_small_parts, small_pictures
-    from dsgen.corpus import Corpus
+    from dsgen.corpus.build import SMALL_PARTS, draw_background, draw_small_parts, small_pictures
+    from dsgen.corpus.corpus import Corpus
 
     files = LocalFiles(path)
     wrong: dict[str, set[str]] = defaultdict(set)
@@ -426,7 +426,7 @@ def _write(path: Path, name: str, content: bytes) -> None:
 def draw_again(path: str, background: int, names: list[str]) -> int:
     """Write some pictures of one background again, by their names within the corpus; return how many."""
     from dsgen.check_corpus import drawn_files
-    from dsgen.corpus import Corpus
+    from dsgen.corpus.corpus import Corpus
 
     corpus, wanted, made = Corpus(path), set(names), 0
     parts = {name.partition("/")[0] for name in names}
@@ -443,7 +443,7 @@ def _remove_labels(path: Path, findings: list[Finding], done: Repaired) -> bool:
 
     Of unfinished labels none is: labelling goes on with those blocks, and would with all the others.
     """
-    from dsgen.corpus import Corpus
+    from dsgen.corpus.corpus import Corpus
 
     files, again, complete = LocalFiles(path), False, True
     if any(finding.file.startswith(f"{layout.DEPTH}/") and "/c/" in finding.file for finding in findings):
@@ -471,7 +471,7 @@ def _remove_labels(path: Path, findings: list[Finding], done: Repaired) -> bool:
 
 def _label_again(path: Path, done: Repaired) -> None:
     """Label the blocks that were removed, where the bundled network made the labels."""
-    from dsgen.corpus import Corpus
+    from dsgen.corpus.corpus import Corpus
     from dsgen.depth import label_corpus
 
     attributes = Corpus(path).depth_attributes

@@ -38,13 +38,13 @@ import numpy as np
 from numcodecs import blosc
 from numcodecs.zstd import Zstd
 
+from dsgen.corpus.plan import DTYPE, SPLITS
+from dsgen.corpus.render import Cutout, render
 from dsgen.errors import DsgenError
 from dsgen.io.cache import Cache
 from dsgen.io.filesystem import Files, open_files
 from dsgen.io.json_files import parse_json
 from dsgen.io.zip_files import ZipFiles
-from dsgen.plan import DTYPE, SPLITS
-from dsgen.render import Cutout, render
 from dsgen.store_layout import INDEX_JSON, PACKING, SHA256SUMS
 
 FORMAT = 1

@@ -3,7 +3,7 @@
 import time
 from pathlib import Path
 
-from dsgen import layout
+from dsgen.corpus import layout
 from dsgen.errors import DsgenError
 from dsgen.findings import Report
 from dsgen.io.filesystem import is_url

@@ -19,13 +19,13 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from dsgen import layout
-from dsgen.composite import Parameters, composite, draw_background
-from dsgen.corpus import Corpus
+from dsgen.corpus import layout
+from dsgen.corpus.build import Parameters, composite, draw_background
+from dsgen.corpus.corpus import Corpus
+from dsgen.corpus.plan import make_plan
 from dsgen.io import images
 from dsgen.io.assets import asset
 from dsgen.parallel.pool import available_cores
-from dsgen.plan import make_plan
 
 
 def ordinary_script(corpus: str, out: str, background: int) -> int:

@@ -32,7 +32,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, default_collate
 
-from dsgen.corpus import Corpus
+from dsgen.corpus.corpus import Corpus
 
 BATCH = 64
 BACKGROUNDS, FLIPS, POSITIONS = 10, 2, 20
@@ -614,7 +614,7 @@ def forget_pages(folder: Path) -> None:
 
 def make_corpus(path: Path, rows: int) -> None:
     """Make the rows from bundled pictures and label them with the bundled network, unless it has been done."""
-    from dsgen.composite import Parameters, composite
+    from dsgen.corpus.build import Parameters, composite
     from dsgen.depth import label_corpus
 
     foregrounds = rows // (BACKGROUNDS * FLIPS * POSITIONS)

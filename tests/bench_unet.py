@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from dsgen.augment import augment
-from dsgen.composite import Parameters, composite
+from dsgen.corpus.build import Parameters, composite
 from dsgen.depth import label_corpus
 from dsgen.feeding import prepare
 from dsgen.loader import Batch, Loader

@@ -10,7 +10,7 @@ import pytest
 import zarr
 from PIL import Image
 
-from dsgen.composite import Parameters, composite
+from dsgen.corpus.build import Parameters, composite
 
 if TYPE_CHECKING:
     from dsgen.networks import DenseDepth
@@ -67,7 +67,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory, pictures: Path) -> Path:
 @pytest.fixture(scope="session")
 def labelled_corpus(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> Path:
     """The same with labels: a wall that recedes to the right, 1 to 6 m, and the foreground 1 m before it."""
-    from dsgen.corpus import Corpus
+    from dsgen.corpus.corpus import Corpus
 
     path = tmp_path_factory.mktemp("labelled") / "corpus"
     shutil.copytree(corpus, path)

@@ -18,13 +18,13 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from dsgen.composite import Parameters, composite
+from dsgen.corpus.build import Parameters, composite
+from dsgen.corpus.plan import SPLITS
 from dsgen.depth import label_corpus
 from dsgen.evaluate import evaluate
 from dsgen.io.atomic import write_bytes
 from dsgen.pack import pack, pack_source
 from dsgen.pictures import Pictures
-from dsgen.plan import SPLITS
 from dsgen.store import Store
 
 PEOPLE = Path(__file__).resolve().parent.parent / "assets/foregrounds"

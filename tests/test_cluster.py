@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 from dsgen import depth
 from dsgen.cli import app
-from dsgen.composite import composite
+from dsgen.corpus.build import composite
 from dsgen.depth import label_corpus
 from dsgen.errors import DsgenError
 from dsgen.pack import pack
@@ -76,10 +76,10 @@ def test_a_cluster_draws_the_same_bytes_though_a_worker_is_killed(
     def slow_down() -> None:
         import time
 
-        from dsgen import composite
+        from dsgen.corpus import build
 
-        write = composite._write
-        composite._write = lambda *block: (time.sleep(0.01), write(*block))
+        write = build._write
+        build._write = lambda *block: (time.sleep(0.01), write(*block))
 
     client.run(slow_down)
     monkeypatch.chdir(tmp_path)

@@ -17,10 +17,10 @@ import pytest
 from conftest import SMALL, draw_background, draw_cutout, make_corpus
 from PIL import Image
 
-from dsgen import layout
-from dsgen.composite import Parameters, composite
-from dsgen.composite import draw_background as draw_folder
-from dsgen.corpus import Corpus
+from dsgen.corpus import layout
+from dsgen.corpus.build import Parameters, composite
+from dsgen.corpus.build import draw_background as draw_folder
+from dsgen.corpus.corpus import Corpus
 from dsgen.errors import DsgenError
 from dsgen.io import images
 from dsgen.io.atomic import write_folder
@@ -133,7 +133,7 @@ def test_killed_at_any_moment_and_run_again_ends_with_the_same_bytes(tmp_path: P
     """kill -9 at six moments spread over a run."""
     code = (
         "import sys; from pathlib import Path; sys.path.insert(0, sys.argv[1]); from conftest import SMALL;"
-        "from dsgen import composite as c; write = c._write;"
+        "from dsgen.corpus import build as c; write = c._write;"
         "c._write = lambda *a: (__import__('time').sleep(0.003), write(*a));"
         "print('ready', flush=True);"
         "folders = [Path(sys.argv[3]) / kind for kind in ('backgrounds', 'foregrounds')];"
@@ -177,7 +177,7 @@ def test_an_error_leaves_nothing_unfinished(tmp_path: Path, corpus: Path, monkey
             raise OSError(28, "No space left on device")
         written.append(path)
 
-    monkeypatch.setattr("dsgen.composite._write", full)
+    monkeypatch.setattr("dsgen.corpus.build._write", full)
     with pytest.raises(OSError, match="No space"):
         draw_folder(str(tmp_path / "c"), 0)
     assert not list((tmp_path / "c").rglob("*.partial"))
@@ -308,7 +308,7 @@ def test_a_second_run_in_the_same_folder_is_refused(tmp_path: Path, pictures: Pa
 def test_a_disk_too_small_is_said_before_work_starts(tmp_path: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch):
     """The need is estimated from a few rows."""
     usage = type("Usage", (), {"free": 1000})
-    monkeypatch.setattr("dsgen.composite.shutil.disk_usage", lambda _: usage)
+    monkeypatch.setattr("dsgen.corpus.build.shutil.disk_usage", lambda _: usage)
     with pytest.raises(DsgenError, match="72 pictures with masks need about"):
         make_corpus(tmp_path / "c", pictures)
     assert not (tmp_path / "c" / "bg_fg").exists()
@@ -343,7 +343,7 @@ def test_parts_make_the_same_corpus_in_any_order(tmp_path: Path, corpus: Path, p
 
 _DRAW_PART = (
     "import sys, time; from pathlib import Path; sys.path.insert(0, sys.argv[1]); from conftest import SMALL;"
-    "from dsgen import composite as c; from dsgen.parallel.parts import parse_part; write = c._write;"
+    "from dsgen.corpus import build as c; from dsgen.parallel.parts import parse_part; write = c._write;"
     "c._write = lambda *a: (time.sleep(0.005), write(*a));"
     "print('ready', flush=True);"
     "folders = [Path(sys.argv[3]) / kind for kind in ('backgrounds', 'foregrounds')];"

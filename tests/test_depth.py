@@ -17,7 +17,8 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from dsgen import depth
-from dsgen.corpus import Corpus
+from dsgen.corpus.corpus import Corpus
+from dsgen.corpus.plan import SPLITS
 from dsgen.depth import label_corpus, view_8bit
 from dsgen.errors import DsgenError
 from dsgen.info import describe
@@ -27,7 +28,6 @@ from dsgen.pack import pack
 from dsgen.parallel import devices
 from dsgen.parallel.devices import pick_device
 from dsgen.parallel.parts import Part
-from dsgen.plan import SPLITS
 from dsgen.store import Store
 from dsgen.weights import DepthModel, load_depth_model
 

@@ -16,9 +16,9 @@ from PIL import Image
 from torch import Tensor
 from typer.testing import CliRunner
 
-from dsgen import layout
 from dsgen.background_depth import MEDIAN_ROWS, BackgroundDepth, median_of_labels
 from dsgen.cli import app
+from dsgen.corpus import layout
 from dsgen.errors import DsgenError
 from dsgen.evaluate import (
     BACKGROUND,

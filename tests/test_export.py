@@ -22,6 +22,7 @@ from typer.testing import CliRunner
 
 from dsgen import export
 from dsgen.cli import app
+from dsgen.corpus.plan import SPLITS
 from dsgen.errors import DsgenError
 from dsgen.export import export_store
 from dsgen.io import images
@@ -29,7 +30,6 @@ from dsgen.io.images import encode_jpeg
 from dsgen.io.json_files import read_json
 from dsgen.pack import pack
 from dsgen.parallel.locks import LOCK
-from dsgen.plan import SPLITS
 from dsgen.store import Store
 
 FORMATS = ("webdataset", "parquet")

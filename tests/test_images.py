@@ -10,10 +10,10 @@ import pytest
 from conftest import draw_background, draw_cutout
 from PIL import Image
 
-from dsgen import encoders
+from dsgen.corpus import encoders
+from dsgen.corpus.render import Cutout, render
 from dsgen.errors import DsgenError
 from dsgen.io import images
-from dsgen.render import Cutout, render
 
 
 @pytest.mark.parametrize(

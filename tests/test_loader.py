@@ -17,13 +17,13 @@ from conftest import SMALL, draw_background, draw_cutout
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from dsgen.composite import composite
-from dsgen.corpus import Corpus
+from dsgen.corpus.build import composite
+from dsgen.corpus.corpus import Corpus
+from dsgen.corpus.plan import SPLITS, make_plan
 from dsgen.errors import DsgenError
 from dsgen.loader import LANES, Loader, as_floats, epoch_order
 from dsgen.pack import pack, pack_source
 from dsgen.pictures import Pictures
-from dsgen.plan import SPLITS, make_plan
 from dsgen.store import Shard
 
 

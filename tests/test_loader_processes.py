@@ -228,7 +228,7 @@ def test_interpreter_ends_with_an_iterator_open(shards: Path, how: str) -> None:
 @pytest.mark.parametrize("memory_mb", [150, 300])
 def test_memory_stays_below_what_was_allowed(tmp_path: Path, workers: int, memory_mb: int) -> None:
     """What reading adds to the memory of the process, at its highest, is no more than `memory_mb`, and most of that."""
-    from dsgen.composite import composite
+    from dsgen.corpus.build import composite
 
     composite(tmp_path / "c", jobs=1, max_backgrounds=6, max_foregrounds=10, pictures=False)
     pack(tmp_path / "c", tmp_path / "s", shards=2, jobs=1)

@@ -19,8 +19,8 @@ import zarr
 from PIL import Image
 
 from dsgen import store
-from dsgen.composite import Parameters, composite
-from dsgen.corpus import Corpus
+from dsgen.corpus.build import Parameters, composite
+from dsgen.corpus.corpus import Corpus
 from dsgen.errors import DsgenError
 from dsgen.io.filesystem import LocalFiles
 from dsgen.pack import pack, shard_bounds

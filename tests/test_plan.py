@@ -5,8 +5,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from dsgen.corpus.plan import (
+    DTYPE,
+    SPLITS,
+    assign_splits,
+    distinct_places,
+    load_plan,
+    make_plan,
+    save_plan,
+    split_counts,
+)
 from dsgen.errors import DsgenError
-from dsgen.plan import DTYPE, SPLITS, assign_splits, distinct_places, load_plan, make_plan, save_plan, split_counts
 
 NAMES = [f"b{n}" for n in range(12)], [f"f{n}" for n in range(9)]
 SHAPES = np.array([[20, 8 + n] for n in range(9)])

@@ -5,8 +5,8 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from dsgen.plan import make_plan
-from dsgen.render import Cutout, blend, render
+from dsgen.corpus.plan import make_plan
+from dsgen.corpus.render import Cutout, blend, render
 
 
 def slow_render(row, background, rgba, scale):

@@ -109,7 +109,7 @@ def test_packed_to_s3_is_the_local_store(bucket: str, labelled_corpus: Path, tmp
 
 def test_recipe_on_s3(bucket: str, labelled_corpus: Path) -> None:
     """A recipe in a bucket draws what the corpus draws."""
-    from dsgen.corpus import Corpus
+    from dsgen.corpus.corpus import Corpus
 
     pack(labelled_corpus, f"{bucket}/recipe", shards=2, recipe=True, jobs=1)
     corpus = Corpus(labelled_corpus)

@@ -12,7 +12,7 @@ import pytest
 import xarray
 import zarr
 
-from dsgen.corpus import Corpus
+from dsgen.corpus.corpus import Corpus
 from dsgen.errors import DsgenError
 from dsgen.pack import pack
 from dsgen.store import Shard, Store, block_rows, chunk_rows, encode_block, read_sums, split_block

@@ -17,11 +17,12 @@ from PIL import Image
 from test_pack import files
 from typer.testing import CliRunner
 
-from dsgen import layout, store
 from dsgen import repair as repair_module
+from dsgen import store
 from dsgen.cli import app
-from dsgen.composite import composite
-from dsgen.corpus import Corpus
+from dsgen.corpus import layout
+from dsgen.corpus.build import composite
+from dsgen.corpus.corpus import Corpus
 from dsgen.depth import draw_views
 from dsgen.errors import DsgenError
 from dsgen.findings import Report

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from dsgen.corpus.render import Cutout, blend
 from dsgen.io.images import DEFLATE_LEVEL, PNG_END, encode_jpeg, png_chunk, png_header
-from dsgen.render import Cutout, blend
 
 _MCU = 16  # the side of the smallest unit a 4:2:0 JPEG is coded in
 

@@ -8,12 +8,13 @@ from typing import Any
 import numpy as np
 import zarr
 
-from dsgen import layout
+from dsgen.corpus import layout
+from dsgen.corpus.labels import open_array
+from dsgen.corpus.plan import load_plan
+from dsgen.corpus.render import Cutout, render
 from dsgen.errors import DsgenError
 from dsgen.io.cache import Cache
 from dsgen.io.json_files import parse_json
-from dsgen.plan import load_plan
-from dsgen.render import Cutout, render
 
 FORMAT = 1
 _CACHED_BYTES = 192 * 2**20
@@ -180,11 +181,3 @@ def open_cached(path: str, sha256: str | None = None) -> Corpus:
     if sha256 not in (None, corpus.sha256):
         raise DsgenError(f"{path}: changed while at work on it; run the same command again")
     return corpus
-
-
-def open_array(group: zarr.Group, name: str) -> zarr.Array:
-    """Return an array of a zarr group; anything else under its name is a damaged corpus."""
-    array = group.get(name)
-    if not isinstance(array, zarr.Array):
-        raise DsgenError(f"{group.store_path}: no array {name!r}; remove the folder and make it again")
-    return array

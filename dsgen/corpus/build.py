@@ -16,8 +16,11 @@ from typing import Any
 
 import numpy as np
 
-from dsgen import __version__, encoders, layout
-from dsgen.corpus import FORMAT, Corpus, open_cached
+from dsgen import __version__
+from dsgen.corpus import encoders, layout
+from dsgen.corpus.corpus import FORMAT, Corpus, open_cached
+from dsgen.corpus.plan import SPLITS, assign_splits, make_plan, save_plan, split_counts
+from dsgen.corpus.sources import SourceFile, hash_files, list_pictures, list_problems, name_problems, write_sources
 from dsgen.errors import DsgenError, differences
 from dsgen.io import images
 from dsgen.io.assets import asset
@@ -27,8 +30,6 @@ from dsgen.io.json_files import read_json
 from dsgen.parallel.locks import LOCK
 from dsgen.parallel.parts import Part, lock_setup, lock_stage, select_part
 from dsgen.parallel.pool import run_blocks, worker_count
-from dsgen.plan import SPLITS, assign_splits, make_plan, save_plan, split_counts
-from dsgen.sources import SourceFile, hash_files, list_pictures, list_problems, name_problems, write_sources
 
 log = logging.getLogger("dsgen")
 
