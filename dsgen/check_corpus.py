@@ -315,7 +315,7 @@ def lacking_labels(corpus: Corpus) -> list[tuple[int, int]]:
 
 def _depth_views(corpus: Corpus, start: int, stop: int) -> np.ndarray | None:
     """Return the 8-bit views of rows, or None where their labels cannot be read."""
-    from dsgen.depth import view_8bit
+    from dsgen.corpus.depth_views import view_8bit
 
     try:
         assert corpus.depth is not None

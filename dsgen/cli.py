@@ -180,7 +180,7 @@ def depth(
         "average_flip": average_flip,
     }
     if path.is_dir() and not (path / layout.CORPUS_JSON).exists() and not (path / layout.PLAN).exists():
-        from dsgen.depth_folder import label_folder
+        from dsgen.depth.label_folder import label_folder
 
         if check_flip or metric_reference:
             raise DsgenError(f"--check-flip, --metric-reference: for a corpus, {path} is a folder; leave them out")
@@ -198,7 +198,7 @@ def depth(
         return
     if out is not None or file_format is not None:
         raise DsgenError(f"--out, --format: {path} is a corpus and keeps its labels inside; leave them out")
-    from dsgen.depth import label_corpus
+    from dsgen.depth.label_corpus import label_corpus
     from dsgen.parallel.dask_cluster import scheduler_address
     from dsgen.parallel.parts import parse_part
 
@@ -233,8 +233,8 @@ def evaluate_depth(
     png_unit: Annotated[float, typer.Option(help="Metres that 1 in a PNG stands for.")] = 0.001,
 ) -> None:
     """Score depth maps against true ones: AbsRel, SqRel, RMSE, RMSE log, log10, delta1 to 3, metric and scaled."""
-    from dsgen.evaluate_depth import evaluate_depth as work
-    from dsgen.evaluate_depth import table
+    from dsgen.depth.score import evaluate_depth as work
+    from dsgen.depth.score import table
 
     typer.echo(
         table(
@@ -652,7 +652,7 @@ def convert(
     ] = None,
 ) -> None:
     """Turn the published Keras weights into a safetensors file for --weights."""
-    from dsgen.weights import convert_weights
+    from dsgen.depth.weights import convert_weights
 
     typer.echo(f"{out}: " + _line(convert_weights(source, out, max_depth)))
 
@@ -672,8 +672,8 @@ def train_depth(
     seed: Annotated[int, typer.Option(help="Decides first weights, order and augmentation.")] = 0,
 ) -> None:
     """Train a depth network on a folder of RGB-D frames."""
+    from dsgen.depth.fit import train_depth as work
     from dsgen.parallel.devices import tune_for_training
-    from dsgen.train_depth import train_depth as work
 
     tune_for_training()
     scores = work(

@@ -407,7 +407,7 @@ def _repair_pictures(path: Path, findings: list[Finding], workers: int, done: Re
     if tasks:
         run_blocks(draw_background, tasks, jobs=workers, title="draw", total=len(tasks) * each)
     if views and (path / "bg_fg_depth").is_dir() and not lacking_labels(corpus):
-        from dsgen.depth import draw_views
+        from dsgen.corpus.depth_views import draw_views
 
         blocks = [(str(path), b) for b in sorted(views)]
         run_blocks(draw_views, blocks, jobs=workers, title="draw views", total=len(blocks) * each)
@@ -472,7 +472,7 @@ def _remove_labels(path: Path, findings: list[Finding], done: Repaired) -> bool:
 def _label_again(path: Path, done: Repaired) -> None:
     """Label the blocks that were removed, where the bundled network made the labels."""
     from dsgen.corpus.corpus import Corpus
-    from dsgen.depth import label_corpus
+    from dsgen.depth.label_corpus import label_corpus
 
     attributes = Corpus(path).depth_attributes
     check_flip, average_flip = (bool(attributes.get(name)) for name in ("flip_checked", "flip_averaged"))

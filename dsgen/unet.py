@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dsgen.depth.networks import ExactConv2d
 from dsgen.errors import DsgenError
-from dsgen.networks import ExactConv2d
 from dsgen.units import MAX_DEPTH_M, MIN_DEPTH_M
 
 COLOURS = ("rgb", "grey")

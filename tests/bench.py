@@ -116,11 +116,11 @@ def bench_depth(folder: Path, rounds: int) -> None:
     """Labelling a corpus end to end against the bare network on one repeated batch, and where the rest goes."""
     import torch
 
-    from dsgen.depth import drawn_size, label_corpus
-    from dsgen.labellers import DenseDepthLabeller, default_batch_size
-    from dsgen.networks import fold_batch_norms
+    from dsgen.depth.label_corpus import drawn_size, label_corpus
+    from dsgen.depth.labellers import DenseDepthLabeller, default_batch_size
+    from dsgen.depth.networks import fold_batch_norms
+    from dsgen.depth.weights import load_depth_model
     from dsgen.parallel.devices import pick_device
-    from dsgen.weights import load_depth_model
 
     corpus = folder / "depth"
     parameters = Parameters(positions=5)

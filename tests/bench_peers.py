@@ -615,7 +615,7 @@ def forget_pages(folder: Path) -> None:
 def make_corpus(path: Path, rows: int) -> None:
     """Make the rows from bundled pictures and label them with the bundled network, unless it has been done."""
     from dsgen.corpus.build import Parameters, composite
-    from dsgen.depth import label_corpus
+    from dsgen.depth.label_corpus import label_corpus
 
     foregrounds = rows // (BACKGROUNDS * FLIPS * POSITIONS)
     parameters = Parameters(positions=POSITIONS, label_size=224)

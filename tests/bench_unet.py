@@ -21,7 +21,7 @@ from torch import Tensor
 
 from dsgen.augment import augment
 from dsgen.corpus.build import Parameters, composite
-from dsgen.depth import label_corpus
+from dsgen.depth.label_corpus import label_corpus
 from dsgen.feeding import prepare
 from dsgen.loader import Batch, Loader
 from dsgen.pack import pack

@@ -13,7 +13,7 @@ from PIL import Image
 from dsgen.corpus.build import Parameters, composite
 
 if TYPE_CHECKING:
-    from dsgen.networks import DenseDepth
+    from dsgen.depth.networks import DenseDepth
 
 # tiny networks gain nothing from threads, and lose much where cores are shared; before torch is first imported
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -89,7 +89,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small network with fixed weights that answers 1 to 9 m."""
     import torch
 
-    from dsgen.networks import DenseDepth
+    from dsgen.depth.networks import DenseDepth
 
     torch.manual_seed(0)
     network = DenseDepth(ENCODER, 32, norm=True, output="log", input_size=64)
@@ -99,7 +99,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def write_weights(path: Path, network: "DenseDepth") -> Path:
     """Write a network as `train-depth` does."""
-    from dsgen.weights import save_depth_network
+    from dsgen.depth.weights import save_depth_network
 
     save_depth_network(network, path)
     return path

@@ -20,7 +20,7 @@ import numpy as np
 
 from dsgen.corpus.build import Parameters, composite
 from dsgen.corpus.plan import SPLITS
-from dsgen.depth import label_corpus
+from dsgen.depth.label_corpus import label_corpus
 from dsgen.evaluate import evaluate
 from dsgen.io.atomic import write_bytes
 from dsgen.pack import pack, pack_source

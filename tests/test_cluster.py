@@ -16,10 +16,10 @@ from test_composite import digest
 from test_depth import label_files
 from typer.testing import CliRunner
 
-from dsgen import depth
 from dsgen.cli import app
 from dsgen.corpus.build import composite
-from dsgen.depth import label_corpus
+from dsgen.depth import label_corpus as label_corpus_module
+from dsgen.depth.label_corpus import label_corpus
 from dsgen.errors import DsgenError
 from dsgen.pack import pack
 from dsgen.parallel import dask_cluster, parts
@@ -189,7 +189,7 @@ def test_labels_of_a_cluster_are_those_of_one_process(
     tmp_path: Path, client: "distributed.Client", corpus: Path, weights: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """Networks load on the workers; going on labels nothing; another network is refused there as here."""
-    monkeypatch.setattr(depth, "_BLOCK_ROWS", 20)
+    monkeypatch.setattr(label_corpus_module, "_BLOCK_ROWS", 20)
     for name in ("here", "there"):
         shutil.copytree(corpus, tmp_path / name)
     options = {"weights": weights, "device": "cpu", "batch_size": 10}
@@ -209,7 +209,7 @@ def test_a_function_labels_on_a_cluster_though_a_worker_is_killed(
     tmp_path: Path, client: "distributed.Client", corpus: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """A function of the calling module travels with the work; views are drawn there too."""
-    monkeypatch.setattr(depth, "_BLOCK_ROWS", 20)
+    monkeypatch.setattr(label_corpus_module, "_BLOCK_ROWS", 20)
 
     def darkness(image: np.ndarray) -> np.ndarray:
         import time

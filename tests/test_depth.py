@@ -16,20 +16,21 @@ from conftest import ENCODER, draw_background, make_corpus, write_weights
 from PIL import Image
 from safetensors.torch import save_file
 
-from dsgen import depth
 from dsgen.corpus.corpus import Corpus
+from dsgen.corpus.depth_views import view_8bit
 from dsgen.corpus.plan import SPLITS
-from dsgen.depth import label_corpus, view_8bit
+from dsgen.depth import label_corpus as label_corpus_module
+from dsgen.depth.label_corpus import label_corpus
+from dsgen.depth.labellers import DenseDepthLabeller
+from dsgen.depth.networks import DenseDepth, fold_batch_norms, to_metres
+from dsgen.depth.weights import DepthModel, load_depth_model
 from dsgen.errors import DsgenError
 from dsgen.info import describe
-from dsgen.labellers import DenseDepthLabeller
-from dsgen.networks import DenseDepth, fold_batch_norms, to_metres
 from dsgen.pack import pack
 from dsgen.parallel import devices
 from dsgen.parallel.devices import pick_device
 from dsgen.parallel.parts import Part
 from dsgen.store import Store
-from dsgen.weights import DepthModel, load_depth_model
 
 
 @pytest.fixture(scope="session")
@@ -95,8 +96,8 @@ def test_killed_and_run_again_ends_with_the_same_labels(tmp_path: Path, corpus: 
     """kill -9 half way; only the blocks that were not finished are made."""
     shutil.copytree(corpus, tmp_path / "c")
     code = (
-        "import sys, time; from pathlib import Path; from dsgen import depth; depth._BLOCK_ROWS = 24;"
-        "from dsgen.labellers import Labeller; call = Labeller.__call__;"
+        "import sys, time; from pathlib import Path; import dsgen.depth.label_corpus as depth; depth._BLOCK_ROWS = 24;"
+        "from dsgen.depth.labellers import Labeller; call = Labeller.__call__;"
         "Labeller.__call__ = lambda *a: (time.sleep(0.2), print('batch', flush=True), call(*a))[-1];"
         "depth.label_corpus(Path(sys.argv[1]), weights=Path(sys.argv[2]), device='cpu', batch_size=10)"
     )
@@ -263,14 +264,14 @@ def test_several_devices_share_the_blocks(
     tmp_path: Path, corpus: Path, weights: Path, labelled: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """Two devices, the same labels as one; the error of one stops both."""
-    monkeypatch.setattr(depth, "_BLOCK_ROWS", 20)
+    monkeypatch.setattr(label_corpus_module, "_BLOCK_ROWS", 20)
     shutil.copytree(corpus, tmp_path / "c")
     result = label_corpus(tmp_path / "c", weights=weights, device="cpu,cpu", batch_size=10)
     assert result["device"] == "cpu, cpu"
     ours, theirs = Corpus(tmp_path / "c").depth[:], Corpus(labelled).depth[:]
     assert np.abs(ours.astype(int) - theirs).max() <= 1
     shutil.rmtree(tmp_path / "c" / "depth.zarr")
-    monkeypatch.setattr(depth, "_check_finite", lambda *_: (_ for _ in ()).throw(DsgenError("row 7: no")))
+    monkeypatch.setattr(label_corpus_module, "_check_finite", lambda *_: (_ for _ in ()).throw(DsgenError("row 7: no")))
     with pytest.raises(DsgenError, match="row 7: no"):
         label_corpus(tmp_path / "c", weights=weights, device="cpu,cpu", batch_size=10)
 
@@ -283,7 +284,7 @@ def label_files(corpus: Path) -> dict[str, bytes]:
 
 def test_parts_label_all_in_any_order(tmp_path: Path, corpus: Path, weights: Path, monkeypatch: pytest.MonkeyPatch):
     """The labels are complete with the last part, whichever it is, and byte for byte those of one run."""
-    monkeypatch.setattr(depth, "_BLOCK_ROWS", 20)
+    monkeypatch.setattr(label_corpus_module, "_BLOCK_ROWS", 20)
     for name in ("parts", "whole"):
         shutil.copytree(corpus, tmp_path / name)
     options = {"weights": weights, "device": "cpu", "batch_size": 10, "check_flip": True}
@@ -409,7 +410,9 @@ def test_rows_are_drawn_no_larger_than_the_network_needs(tmp_path: Path, picture
 
     def side(input_size: int | None) -> int:
         network = DenseDepth(ENCODER, 32, norm=True, output="log", input_size=input_size)
-        return depth.drawn_size(opened, DenseDepthLabeller(DepthModel(network, "n", "0"), torch.device("cpu")))
+        return label_corpus_module.drawn_size(
+            opened, DenseDepthLabeller(DepthModel(network, "n", "0"), torch.device("cpu"))
+        )
 
     assert (side(32), side(64), side(None)) == (48, 96, 96)
 

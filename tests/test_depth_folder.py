@@ -11,9 +11,9 @@ import pytest
 from conftest import draw_background
 from PIL import Image
 
-from dsgen.depth_folder import label_folder
+from dsgen.depth.label_folder import label_folder
+from dsgen.depth.labellers import DenseDepthLabeller
 from dsgen.errors import DsgenError
-from dsgen.labellers import DenseDepthLabeller
 
 
 def test_folder_mode_labels_any_picture_at_its_own_size(tmp_path: Path, weights: Path):

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dsgen.depth.score import METRICS, evaluate_depth, median_ratio, resize_depth, scores, table
 from dsgen.errors import DsgenError
-from dsgen.evaluate_depth import METRICS, evaluate_depth, median_ratio, resize_depth, scores, table
 from dsgen.io.json_files import read_json
 
 
@@ -435,5 +435,5 @@ def test_the_table(tmp_path):
 
 def test_the_module_does_not_need_torch():
     """Importing it loads no torch, so the command starts at once."""
-    code = "import sys, dsgen.evaluate_depth; sys.exit('torch' in sys.modules)"
+    code = "import sys, dsgen.depth.score; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

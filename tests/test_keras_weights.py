@@ -21,10 +21,10 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from dsgen.depth.keras import read_keras
+from dsgen.depth.networks import DenseDepth, DenseNetEncoder, to_metres
+from dsgen.depth.weights import METADATA, convert_weights, load_depth_model
 from dsgen.errors import DsgenError
-from dsgen.keras_weights import read_keras
-from dsgen.networks import DenseDepth, DenseNetEncoder, to_metres
-from dsgen.weights import METADATA, convert_weights, load_depth_model
 
 PARAMETERS = 42_816_089
 EPSILON = 1.001e-5

@@ -8,15 +8,9 @@ import pytest
 import torch
 from conftest import draw_background
 
+from dsgen.corpus.labels import METRIC
+from dsgen.depth.labellers import FunctionLabeller, Labeller, TransformersLabeller, make_labellers, state_sha256
 from dsgen.errors import DsgenError
-from dsgen.labellers import (
-    METRIC,
-    FunctionLabeller,
-    Labeller,
-    TransformersLabeller,
-    make_labellers,
-    state_sha256,
-)
 
 CPU = torch.device("cpu")
 

@@ -437,7 +437,7 @@ def test_other_kind_of_store_is_refused(tmp_path: Path, corpus: Path) -> None:
 @pytest.mark.parametrize("positions", [3, 20, 30])
 def test_labels_are_taken_over(tmp_path: Path, pictures: Path, positions: int) -> None:
     """Depth that dsgen labelled, in chunks that fit the store's and in others, is that of the labels, for zarr too."""
-    from dsgen.depth import label_corpus
+    from dsgen.depth.label_corpus import label_corpus
 
     parameters = Parameters(positions=positions, size=32, label_size=32, fg_height=20)
     folders = (pictures / "backgrounds", pictures / "foregrounds")

@@ -9,10 +9,11 @@ import pytest
 import torch
 from conftest import draw_background, draw_cutout
 
-from dsgen import train_depth as train_depth_module
+from dsgen.depth import fit
+from dsgen.depth.fit import depth_loss, score, train_depth
+from dsgen.depth.frames import Frames, augment, paste_person, turn_camera
+from dsgen.depth.weights import load_depth_model
 from dsgen.errors import DsgenError
-from dsgen.train_depth import Frames, augment, depth_loss, paste_person, score, train_depth, turn_camera
-from dsgen.weights import load_depth_model
 
 
 @pytest.fixture(scope="module")
@@ -62,17 +63,17 @@ def test_killed_and_run_again_ends_with_the_same_weights(frames: Path, tmp_path:
     """Stopped in the second epoch; goes on with the second; other settings are refused meanwhile."""
     options = {"encoder": "mobilenetv4_conv_small_050", "width": 32, "sizes": (32, 64), "epochs": (2, 1)}
     train_depth(frames, tmp_path / "whole.safetensors", **options, batch_size=4)
-    make = train_depth_module.batches
+    make = fit.batches
 
     def dies(*call: object) -> object:
         if call[-1] == 1:
             raise KeyboardInterrupt
         return make(*call)
 
-    monkeypatch.setattr(train_depth_module, "batches", dies)
+    monkeypatch.setattr(fit, "batches", dies)
     with pytest.raises(KeyboardInterrupt):
         train_depth(frames, tmp_path / "cut.safetensors", **options, batch_size=4)
-    monkeypatch.setattr(train_depth_module, "batches", make)
+    monkeypatch.setattr(fit, "batches", make)
     with pytest.raises(DsgenError, match=r"left by another run: got batch_size 8 \(the checkpoint has 4\)"):
         train_depth(frames, tmp_path / "cut.safetensors", **options, batch_size=8)
     train_depth(frames, tmp_path / "cut.safetensors", **options, batch_size=4)
@@ -90,7 +91,7 @@ def test_a_damaged_checkpoint_is_named(frames: Path, tmp_path: Path):
 def test_the_loss_falls_on_one_batch():
     """Thirty steps on four pictures more than halve the loss; a perfect answer costs nothing."""
     torch.manual_seed(0)
-    from dsgen.networks import DenseDepth
+    from dsgen.depth.networks import DenseDepth
 
     network = DenseDepth("mobilenetv4_conv_small_050", 32, norm=True, output="log")
     image = torch.rand(4, 3, 64, 64)

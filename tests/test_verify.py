@@ -23,7 +23,7 @@ from dsgen.cli import app
 from dsgen.corpus import layout
 from dsgen.corpus.build import composite
 from dsgen.corpus.corpus import Corpus
-from dsgen.depth import draw_views
+from dsgen.corpus.depth_views import draw_views
 from dsgen.errors import DsgenError
 from dsgen.findings import Report
 from dsgen.io.atomic import write_json
@@ -647,12 +647,13 @@ def test_sources_need_the_pictures_they_were_made_from(tmp_path: Path, corpus: P
 
 def test_labels_are_made_again(tmp_path: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Those of the bundled network get their bytes back, with their flip errors and views; extra files go."""
-    from dsgen import depth
+    from dsgen.depth import label_corpus as label_corpus_module
+    from dsgen.depth.label_corpus import label_corpus
 
-    monkeypatch.setattr(depth, "_BLOCK_ROWS", 20)
+    monkeypatch.setattr(label_corpus_module, "_BLOCK_ROWS", 20)
     composite(tmp_path / "c", pictures / "backgrounds", pictures / "foregrounds", SMALL, max_backgrounds=1, jobs=1)
     path = tmp_path / "c"
-    depth.label_corpus(path, check_flip=True, pictures=True, device="cpu", jobs=1)
+    label_corpus(path, check_flip=True, pictures=True, device="cpu", jobs=1)
     whole = files(path)
     blocks = [f"depth.zarr/depth/c/{number}/0/0" for number in (0, 1)]
     view = sorted((path / "bg_fg_depth/bg001").iterdir())[0]

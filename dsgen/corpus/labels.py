@@ -4,6 +4,8 @@ import zarr
 
 from dsgen.errors import DsgenError
 
+METRIC, INVERSE = "metric", "inverse"
+
 
 def open_array(group: zarr.Group, name: str) -> zarr.Array:
     """Return an array of a zarr group; anything else under its name is a damaged corpus."""

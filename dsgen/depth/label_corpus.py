@@ -27,28 +27,20 @@ from zarr.codecs import BloscCodec, Crc32cCodec
 from dsgen import __version__
 from dsgen.corpus import layout
 from dsgen.corpus.corpus import Corpus
-from dsgen.corpus.labels import open_array
+from dsgen.corpus.depth_views import draw_missing_views
+from dsgen.corpus.labels import INVERSE, METRIC, open_array
+from dsgen.depth.alignment import BackgroundAlignment
+from dsgen.depth.labellers import DepthFunction, Labeller, check_batch_size, default_batch_size, make_labellers
 from dsgen.errors import DsgenError, differences
-from dsgen.io import images
-from dsgen.io.atomic import clear_unfinished, write_folder
-from dsgen.labellers import (
-    INVERSE,
-    METRIC,
-    DepthFunction,
-    Labeller,
-    check_batch_size,
-    default_batch_size,
-    make_labellers,
-)
+from dsgen.io.atomic import write_folder
 from dsgen.parallel.dask_cluster import count_workers
 from dsgen.parallel.devices import pick_devices
 from dsgen.parallel.parts import Part, lock_setup, lock_stage, select_part
 from dsgen.parallel.pool import run_blocks, worker_count
 from dsgen.parallel.prefetch import prefetch
 from dsgen.parallel.progress import progress
-from dsgen.units import MAX_DEPTH_M, MIN_DEPTH_M, to_millimetres
+from dsgen.units import to_millimetres
 
-VIEW_MAX_MM = 10_000
 _BLOCK_ROWS = 480
 _TASKS_PER_WORKER = 8
 # what the labels of an earlier dsgen, which do not say, are
@@ -168,7 +160,7 @@ def label_corpus(
         with lock_setup(corpus.path, part):
             left = _finish(path)
         if pictures:
-            _draw_views(Corpus(path), workers, cluster)
+            draw_missing_views(Corpus(path), workers, cluster)
     return {
         "corpus": str(path),
         "rows": len(corpus),
@@ -356,7 +348,7 @@ def _label_some(
     metric = "depth" in group
     array = open_array(group, "depth" if metric else "relative")
     flip_error = open_array(group, "flip_error") if labeller.check_flip else None
-    fit = reference and _Fit(Corpus(corpus.path), labeller, reference)
+    fit = reference and BackgroundAlignment(Corpus(corpus.path), labeller, reference)
     batch = batch_size or default_batch_size(labeller.device)
     drawn_at = drawn_size(corpus, labeller)
     shape, source = (corpus.size, corpus.size), (drawn_at, drawn_at)
@@ -401,44 +393,6 @@ def _label_some(
             pending.pop().result()
 
 
-class _Fit:
-    """Metres from relative answers: for every background the scale and shift that bring its own inverse depth closest.
-
-    For the background without anything pasted on, s and t minimise the sum of (s r + t - 1 / m)^2 over its pixels,
-    r the relative model's answer and m the reference's metres; a row's depth is 1 / (s r + t), within 0.1 m and the
-    reference's farthest. Least squares in inverse depth are how MiDaS aligns (Ranftl et al., arXiv 1907.01341, eq. 4).
-    """
-
-    def __init__(self, corpus: Corpus, labeller: Labeller, reference: Labeller):
-        self._corpus, self._labeller, self._reference = corpus, labeller, reference
-        self._most_m = reference.max_depth_m or MAX_DEPTH_M
-        self._known: dict[int, tuple[float, float]] = {}
-
-    def _fitted(self, background: int) -> tuple[float, float]:
-        if background not in self._known:
-            image = self._corpus.background(background, self._corpus.label_size)[None]
-            source, shape = image.shape[1:3], (self._corpus.size, self._corpus.size)
-            relative, _ = self._labeller(self._labeller.prepare(image), source, shape)
-            metres, _ = self._reference(self._reference.prepare(image), source, shape)
-            r, inverse = relative.ravel().astype(float), 1 / metres.ravel().astype(float)
-            good = np.isfinite(r) & np.isfinite(inverse)
-            r, inverse = r[good], inverse[good]
-            spread = r.var() if r.size else 0.0
-            scale = ((r - r.mean()) * (inverse - inverse.mean())).mean() / spread if spread > 0 else 0.0
-            if scale <= 0:
-                raise DsgenError(
-                    f"--metric-reference: background {background}: {self._labeller.name} and {self._reference.name} "
-                    "disagree about what is near, no scale can be fitted; use another reference, or none"
-                )
-            self._known[background] = scale, inverse.mean() - scale * r.mean()
-        return self._known[background]
-
-    def __call__(self, backgrounds: np.ndarray, relative: np.ndarray) -> np.ndarray:
-        """Turn relative answers (n,S,S) of rows with these backgrounds into metres."""
-        scale, shift = np.array([self._fitted(b) for b in backgrounds.tolist()], np.float32).T[..., None, None]
-        return 1 / (relative * scale + shift).clip(1 / self._most_m, 1 / MIN_DEPTH_M)
-
-
 def _check_finite(depth: np.ndarray, first_row: int) -> None:
     bad = np.flatnonzero(~np.isfinite(depth).all(axis=(1, 2)))
     if len(bad):
@@ -446,47 +400,3 @@ def _check_finite(depth: np.ndarray, first_row: int) -> None:
             f"row {first_row + int(bad[0])}: the network's depth is not finite; "
             "the weights do not suit these pictures, nothing was stored for its block"
         )
-
-
-def _draw_views(corpus: Corpus, workers: int, cluster: str | None) -> None:
-    """Draw the 8-bit views of the labels that are missing."""
-    count = len(corpus.manifest["backgrounds"])
-    each = corpus.rows_per_background
-    views = corpus.path / "bg_fg_depth"
-    missing = [b for b in range(count) if not (views / layout.background_name(b)).is_dir()]
-    names = {layout.background_name(background) for background in missing}
-    clear_unfinished(views, names)
-    path = corpus.path if cluster is None else corpus.path.absolute()
-    run_blocks(
-        draw_views,
-        [(str(path), b) for b in missing],
-        jobs=workers,
-        title="depth views",
-        total=len(corpus),
-        done=(count - len(missing)) * each,
-        cluster=cluster,
-        shared=(path,),
-    )
-    clear_unfinished(views, names)
-
-
-def draw_views(path: str, background: int) -> int:
-    """Write the 8-bit depth views of one background: 0 is 0 m and 255 is 10 m, in every picture."""
-    corpus = Corpus(path)
-    assert corpus.depth is not None
-    folder = layout.background_name(background)
-    each = corpus.rows_per_background
-    with write_folder(corpus.path / "bg_fg_depth" / folder, apart=True) as unfinished:
-        for start in range(background * each, (background + 1) * each, 200):
-            stop = min(start + 200, (background + 1) * each)
-            views = view_8bit(np.asarray(corpus.depth[start:stop]))
-            for (_, foreground, flip, position, *_), view in zip(corpus.plan[start:stop].tolist(), views, strict=True):
-                name = layout.depth_picture_name(background, foreground, flip, position)
-                (unfinished / f"{name}.jpeg").write_bytes(images.encode_jpeg(view))
-    return each
-
-
-def view_8bit(millimetres: np.ndarray) -> np.ndarray:
-    """Scale millimetres u2 to 0..255 u1: one scale for all, 255 = 10 m."""
-    near = np.minimum(millimetres, VIEW_MAX_MM).astype(np.uint32)
-    return ((near * 255 + VIEW_MAX_MM // 2) // VIEW_MAX_MM).astype(np.uint8)

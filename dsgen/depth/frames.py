@@ -1,33 +1,18 @@
-"""Train a depth network on a folder of RGB-D frames: the command behind the bundled weights.
-
-The folder holds `rgb/NAME.jpg|png`, `depth/NAME.png` (uint16 millimetres, planar, 0 = invalid) and `frames.csv` with
-the columns `name`, `room` and, if it is known, `fov_deg`, the field of view. Rooms, never frames, are divided into
-training and validation. Cut-out people, given as a folder of RGBA pictures, are pasted in at the depth their height in
-pixels implies.
-"""
+"""Folders of RGB-D frames as batches to train a depth network on."""
 
 import csv
 import hashlib
-import io
 import math
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, cast
 
 import cv2
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from dsgen.errors import DsgenError
-from dsgen.io.atomic import write_bytes
-from dsgen.networks import DenseDepth, to_metres
-from dsgen.parallel.devices import autocast_dtype
-from dsgen.units import MAX_DEPTH_M
-from dsgen.weights import save_depth_network
 
 FOCAL = 0.85  # focal length over picture width of a typical frame (61 degrees): what pasted people are scaled by
 FOV_DEG = 61.0  # of frames that do not say theirs
@@ -246,172 +231,3 @@ def batches(
             ready, pending = pending.result(), pool.submit(make, group)
             yield ready
         yield pending.result()
-
-
-def depth_loss(raw: Tensor, depth_m: Tensor) -> Tensor:
-    """L1 of ln(depth), its scale-free part again, and multi-scale gradients (as MiDaS, arXiv 1907.01341, eq. 11).
-
-    `raw` is ln(metres) at half the size of `depth_m`; what is not in 0.1..10 m does not count.
-    """
-    target = F.avg_pool2d(depth_m, 2)
-    valid = ((F.max_pool2d(-depth_m, 2) < -0.05) & (target < 1.2 * MAX_DEPTH_M)).float()
-    error = (raw - target.clamp(0.1, MAX_DEPTH_M).log()) * valid
-    count = valid.sum(dim=(1, 2, 3)).clamp(min=1)
-    mean = error.sum(dim=(1, 2, 3)) / count
-    loss = (error.abs().sum(dim=(1, 2, 3)) / count).mean()
-    free = (error - mean[:, None, None, None]) * valid
-    loss = loss + 0.5 * (free.abs().sum(dim=(1, 2, 3)) / count).mean()
-    for _ in range(4):
-        dx = (error[..., 1:] - error[..., :-1]) * valid[..., 1:] * valid[..., :-1]
-        dy = (error[..., 1:, :] - error[..., :-1, :]) * valid[..., 1:, :] * valid[..., :-1, :]
-        loss = loss + 0.25 * (dx.abs().mean() + dy.abs().mean())
-        error, valid = error[..., ::2, ::2], valid[..., ::2, ::2]
-    return loss
-
-
-@torch.inference_mode()
-def score(network: DenseDepth, frames: Frames, rows: np.ndarray, size: int, batch_size: int = 16) -> dict[str, float]:
-    """Mean over frames of AbsRel, RMSE (m), delta1 metric and after median scaling; full size, 0.1..10 m, no crop."""
-    network.eval()
-    totals: dict[str, list[float]] = {"abs_rel": [], "rmse_m": [], "delta1": [], "delta1_median_scaled": []}
-    for start in range(0, len(rows), batch_size):
-        group = rows[start : start + batch_size]
-        truth = torch.from_numpy(frames.depth_mm[group].astype(np.float32) / 1000)[:, None]
-        image = torch.from_numpy(frames.rgb[group]).permute(0, 3, 1, 2).float() / 255
-        if size != image.shape[-1]:
-            image = F.interpolate(image, size=(size, size), mode="bilinear", antialias=True)
-        raw = F.interpolate(network(image), size=truth.shape[-2:], mode="bilinear")
-        guess = to_metres(raw, network.config["output"])
-        for g, t in zip(guess, truth, strict=True):
-            valid = (t >= 0.1) & (t <= MAX_DEPTH_M)
-            g, t = g[valid], t[valid]
-            totals["abs_rel"].append(((g - t).abs() / t).mean().item())
-            totals["rmse_m"].append(((g - t) ** 2).mean().sqrt().item())
-            totals["delta1"].append((torch.maximum(g / t, t / g) < 1.25).float().mean().item())
-            g = g * (t.median() / g.median())
-            totals["delta1_median_scaled"].append((torch.maximum(g / t, t / g) < 1.25).float().mean().item())
-    return {name: float(np.mean(values)) for name, values in totals.items()}
-
-
-def train_depth(
-    folder: Path,
-    out: Path,
-    people_folder: Path | None = None,
-    init: Path | None = None,
-    encoder: str = "mobilenetv4_conv_small",
-    width: int = 256,
-    sizes: tuple[int, ...] = (128, 192, 256),
-    epochs: tuple[int, ...] = (16, 8, 4),
-    batch_size: int = 16,
-    learning_rate: float = 2e-3,
-    seed: int = 0,
-) -> dict[str, float]:
-    """Train from random weights and write the moving average of the weights as safetensors after every epoch.
-
-    `epochs[k]` epochs run at `sizes[k]` pixels; the learning rate warms up and then falls along one cosine. `init`
-    is a weights file of the same network to start from. After every epoch a checkpoint is kept beside `out`, from
-    which the same call goes on after a kill and ends with the same weights; it is removed at the end. Returns the
-    scores on the held-out rooms at the last size, which the network will be fed at, see `score`.
-    """
-    from safetensors.torch import load_file
-
-    if len(sizes) != len(epochs):
-        raise DsgenError(f"--epochs: got {len(epochs)} numbers, expected {len(sizes)}, one for each of --sizes")
-    settings = {
-        "folder": str(folder),
-        "people": str(people_folder),
-        "init": init and hashlib.sha256(init.read_bytes()).hexdigest(),
-        "encoder": encoder,
-        "width": width,
-        "sizes": list(sizes),
-        "epochs": list(epochs),
-        "batch_size": batch_size,
-        "learning_rate": learning_rate,
-        "seed": seed,
-    }
-    checkpoint = out.with_name(out.name + ".checkpoint")
-    before = _read_checkpoint(checkpoint, settings)
-    torch.manual_seed(seed)
-    torch.set_flush_denormal(True)  # random weights make many, and each costs a hundred ordinary numbers
-    frames = Frames(folder)
-    people = read_people(people_folder) if people_folder else []
-    training, held_out = frames.split()
-    network = DenseDepth(encoder, width, norm=True, output="log", input_size=sizes[-1]).to(
-        memory_format=torch.channels_last
-    )
-    if init:
-        network.load_state_dict(load_file(init))
-    average = torch.optim.swa_utils.AveragedModel(
-        network, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.998), use_buffers=True
-    )
-    decay = [p for p in network.parameters() if p.ndim > 1]
-    plain = [p for p in network.parameters() if p.ndim <= 1]
-    optimizer = torch.optim.AdamW(
-        [{"params": decay, "weight_decay": 0.02}, {"params": plain, "weight_decay": 0.0}], lr=learning_rate
-    )
-    steps = (len(training) // batch_size) * sum(epochs)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, learning_rate, total_steps=steps + 1, pct_start=0.06, div_factor=20, final_div_factor=50
-    )
-    print(f"{len(training)} frames to train on, {len(held_out)} of held-out rooms, {steps} steps", flush=True)
-    averaged = cast(DenseDepth, average.module)
-    parts: dict[str, Any] = {"network": network, "average": average, "optimizer": optimizer, "schedule": schedule}
-    half = autocast_dtype("auto", torch.device("cpu"))
-    done, minutes = 0, 0.0
-    if before:
-        for name, part in parts.items():
-            part.load_state_dict(before[name])
-        done, minutes = before["done"], before["minutes"]
-        print(f"going on after epoch {done}", flush=True)
-    started = time.monotonic() - 60 * minutes
-    for epoch, size in list(enumerate(s for s, count in zip(sizes, epochs, strict=True) for _ in range(count)))[done:]:
-        network.train()
-        losses = []
-        for image, depth_m in batches(frames, training, size, batch_size, people, seed, epoch):
-            image = image.float().div_(255).contiguous(memory_format=torch.channels_last)
-            with torch.autocast("cpu", half, enabled=half is not None):
-                raw = network(image)
-            loss = depth_loss(raw.float(), depth_m)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-            optimizer.step()
-            schedule.step()
-            average.update_parameters(network)
-            losses.append(loss.item())
-        scores = score(averaged, frames, held_out, sizes[-1]) if (epoch + 1) % 3 == 0 else {}
-        minutes = (time.monotonic() - started) / 60
-        print(
-            f"epoch {epoch + 1} size {size} loss {np.mean(losses):.4f} minutes {minutes:.1f} "
-            + " ".join(f"{name} {value:.4f}" for name, value in scores.items()),
-            flush=True,
-        )
-        save_depth_network(averaged, out)
-        content = io.BytesIO()
-        kept = {name: part.state_dict() for name, part in parts.items()}
-        torch.save(kept | {"settings": settings, "done": epoch + 1, "minutes": minutes}, content)
-        write_bytes(checkpoint, content.getvalue())
-    result = score(averaged, frames, held_out, sizes[-1])
-    print("held-out rooms: " + " ".join(f"{name} {value:.4f}" for name, value in result.items()), flush=True)
-    checkpoint.unlink(missing_ok=True)
-    return result
-
-
-def _read_checkpoint(path: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
-    """Read what an unfinished run left, if anything; refuse that of another run."""
-    if not path.is_file():
-        return None
-    try:
-        before = torch.load(path, weights_only=True)
-    except Exception as error:  # what torch raises on a damaged file is up to the file
-        raise DsgenError(f"{path}: damaged checkpoint ({error}); remove it to begin again") from error
-    differences = [
-        f"{name} {value} (the checkpoint has {before['settings'].get(name)})"
-        for name, value in settings.items()
-        if before["settings"].get(name) != value
-    ]
-    if differences:
-        raise DsgenError(
-            f"{path}: left by another run: got {'; '.join(differences)}; use the same, or remove it to begin again"
-        )
-    return before

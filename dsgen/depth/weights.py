@@ -15,11 +15,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from dsgen.depth.keras import is_hdf5, is_zip, read_keras
+from dsgen.depth.networks import DenseDepth, check_max_depth
 from dsgen.errors import DsgenError
 from dsgen.io.assets import asset
 from dsgen.io.atomic import partial_path, write_bytes
-from dsgen.keras_weights import is_hdf5, is_zip, read_keras
-from dsgen.networks import DenseDepth, check_max_depth
 from dsgen.units import MAX_DEPTH_M
 
 BUNDLED = "depth/depth.safetensors"

@@ -17,13 +17,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dsgen.corpus.labels import INVERSE, METRIC
+from dsgen.depth.networks import fold_batch_norms, to_metres
+from dsgen.depth.weights import DepthModel, load_depth_model
 from dsgen.errors import DsgenError
 from dsgen.io import images
-from dsgen.networks import fold_batch_norms, to_metres
 from dsgen.parallel.devices import PRECISIONS, autocast_dtype
-from dsgen.weights import DepthModel, load_depth_model
 
-METRIC, INVERSE = "metric", "inverse"
 HUGGING_FACE = "hf:"
 # what `transformers` does not say in the configuration, by its model_type
 _KINDS = {"zoedepth": METRIC, "glpn": METRIC, "depth_pro": METRIC, "dpt": INVERSE}

@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dsgen.depth.networks import KERAS_EPSILON, SLOPE, DenseDepth
 from dsgen.errors import DsgenError
-from dsgen.networks import KERAS_EPSILON, SLOPE, DenseDepth
 
 _ENCODER = "densenet169"
 _BLOCKS = (6, 12, 32, 32)

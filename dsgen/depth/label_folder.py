@@ -19,19 +19,13 @@ import numpy as np
 from PIL import Image
 
 from dsgen import __version__
+from dsgen.corpus.labels import METRIC
+from dsgen.depth.labellers import DepthFunction, Labeller, check_batch_size, default_batch_size, make_labellers
 from dsgen.errors import DsgenError
 from dsgen.io import images
 from dsgen.io.atomic import write_bytes, write_json
 from dsgen.io.folders import FORMATS, attempt, output_names
 from dsgen.io.json_files import read_json
-from dsgen.labellers import (
-    METRIC,
-    DepthFunction,
-    Labeller,
-    check_batch_size,
-    default_batch_size,
-    make_labellers,
-)
 from dsgen.parallel.devices import pick_device
 from dsgen.parallel.locks import exclusive_lock
 from dsgen.parallel.pool import available_cores

@@ -1,0 +1,1 @@
+"""Depth: networks, where their weights come from, labelling, scores, and the training of a depth network."""
