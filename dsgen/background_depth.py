@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dsgen.store import Store
+from dsgen.store.reader import Store
 
 MEDIAN_ROWS = 63  # most rows a background's depth is the median of
 LEAST_MEDIAN_ROWS = 8

@@ -15,18 +15,19 @@ from typing import Any
 
 import numpy as np
 
-from dsgen import store
 from dsgen.corpus.corpus import Corpus
 from dsgen.corpus.plan import DTYPE
 from dsgen.errors import DsgenError, differences
 from dsgen.findings import EXTRA, FOREIGN, MISSING, Checked, Finding, Report, each, reason
 from dsgen.io.filesystem import LocalFiles, UrlFiles, hash_tree, open_files
 from dsgen.io.json_files import encode_json, parse_json
-from dsgen.pack import CorpusSource, open_shard, sums_and_index
 from dsgen.parallel.locks import LOCK
 from dsgen.parallel.progress import progress
-from dsgen.store import Shard
-from dsgen.store_layout import INDEX_JSON, PACKING, SHA256SUMS, shard_name
+from dsgen.store import schema
+from dsgen.store.corpus_source import CorpusSource
+from dsgen.store.layout import INDEX_JSON, PACKING, SHA256SUMS, shard_name
+from dsgen.store.reader import Shard
+from dsgen.store.sealing import open_shard, sums_and_index
 
 _ZIP = ".zip"
 _SHARD = re.compile(r"(shard-\d+-of-(\d+)\.zarr(?:\.zip)?)(?:/|$)")
@@ -100,7 +101,7 @@ def shard_digest(table: dict[str, str | None]) -> str:
 
 
 def _lines(table: dict[str, str | None]) -> bytes:
-    return "".join(store.sums_line(file, str(table[file])) for file in sorted(table)).encode()
+    return "".join(schema.sums_line(file, str(table[file])) for file in sorted(table)).encode()
 
 
 def inspect_store(place: Path | str, jobs: int, report: Report, corpus: Path | None = None) -> Inspected:
@@ -165,7 +166,7 @@ def _stranger(top: str, below: list[str]) -> str:
     if top == PACKING or (top.endswith(".partial") and _OURS.match(top)):
         return EXTRA
     if _SHARD.match(top):
-        return "a shard of another store" if top in below or f"{top}/{store.ROOT}" in below else EXTRA
+        return "a shard of another store" if top in below or f"{top}/{schema.ROOT}" in below else EXTRA
     return FOREIGN
 
 
@@ -175,8 +176,8 @@ def _read_index(files: LocalFiles | UrlFiles, sizes: dict[str, int]) -> tuple[di
         return None, MISSING
     try:
         index = parse_json(files.read(INDEX_JSON), INDEX_JSON)
-        if index["format"] != store.FORMAT:
-            return None, f"format {index['format']}, expected {store.FORMAT}: damaged, or of another dsgen"
+        if index["format"] != schema.FORMAT:
+            return None, f"format {index['format']}, expected {schema.FORMAT}: damaged, or of another dsgen"
         names = [shard["name"] for shard in index["shards"]]
         ending = _ZIP if names[0].endswith(_ZIP) else ""
         if names != [shard_name(k, len(names)) + ending for k in range(len(names))]:
@@ -298,7 +299,7 @@ def check_pixels(found: Inspected, jobs: int, report: Report) -> None:
     expected: int | None = 0
     for name in found.names:
         own, listed = found.own(name), found.listed[name]
-        root = name if name.endswith(_ZIP) else f"{name}/{store.ROOT}"
+        root = name if name.endswith(_ZIP) else f"{name}/{schema.ROOT}"
         try:
             if root not in own or (root != name and own[root] != listed.get(root, own[root])):
                 raise DsgenError("its zarr.json is missing or damaged")
@@ -357,7 +358,7 @@ def _check_rows(shard: Shard, name: str, source: CorpusSource | None, first: int
 
     def file_of(part: str) -> str:
         whole = name.endswith(_ZIP) or (shard.recipe and part in ("image", "mask"))
-        return name if whole else f"{name}/{store.block_name(part, first // block)}"
+        return name if whole else f"{name}/{schema.block_name(part, first // block)}"
 
     def tell_unread(part: str, why: str, run: list[int]) -> None:
         rows = f"rows {start_row + run[0]:,} to {start_row + run[1] - 1:,}"

@@ -286,9 +286,10 @@ def pack(
     jobs: Jobs = None,
 ) -> None:
     """Pack a corpus, or any pictures, into self-contained Zarr shards."""
-    from dsgen.pack import CorpusSource, pack_source
     from dsgen.parallel.dask_cluster import scheduler_address
     from dsgen.parallel.parts import parse_part
+    from dsgen.store.corpus_source import CorpusSource
+    from dsgen.store.packing import pack_source
 
     _use_endpoint(endpoint)
     options: dict[str, Any] = {
@@ -304,7 +305,7 @@ def pack(
             raise DsgenError("--masks, --depths, --backgrounds: belong to --images; give that too, or leave them out")
         result = pack_source(CorpusSource(corpus, max_flip_error), out, **options)
     else:
-        from dsgen.pictures import Pictures
+        from dsgen.store.picture_source import Pictures
 
         if max_flip_error is not None or recipe:
             raise DsgenError("--max-flip-error, --recipe: for a corpus, --images gives pictures; leave them out")
@@ -344,7 +345,7 @@ def export(
 
         typer.echo(f"{out}: " + _line(export_onnx(Path(source), out)))
         return
-    from dsgen.export import export_store
+    from dsgen.store.export import export_store
 
     result = export_store(
         source,

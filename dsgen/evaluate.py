@@ -30,9 +30,9 @@ from dsgen.corpus.plan import SPLITS
 from dsgen.errors import DsgenError
 from dsgen.feeding import prepare, take
 from dsgen.io.atomic import write_bytes, write_json
-from dsgen.loader import Loader
 from dsgen.parallel.progress import progress
-from dsgen.store import Store
+from dsgen.store.loader import Loader
+from dsgen.store.reader import Store
 from dsgen.trained import DEPTH, MASK, Trained, open_trained
 from dsgen.units import MAX_DEPTH_M, MIN_DEPTH_M
 from dsgen.worst_sheet import draw_worst

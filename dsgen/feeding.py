@@ -7,8 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dsgen.loader import Batch, as_floats
 from dsgen.ranks import Ranks
+from dsgen.store.arena import Batch
+from dsgen.store.loader import as_floats
 
 Prepared = tuple[Tensor, Tensor, Tensor, Tensor | None]
 

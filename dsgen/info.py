@@ -8,7 +8,7 @@ from dsgen.corpus.build import picture_folders_done
 from dsgen.corpus.corpus import Corpus
 from dsgen.errors import DsgenError
 from dsgen.io.filesystem import is_url
-from dsgen.store_layout import INDEX_JSON, PACKING
+from dsgen.store.layout import INDEX_JSON, PACKING
 
 
 def describe(place: Path | str) -> str:
@@ -73,7 +73,7 @@ def _flip_line(errors: np.ndarray) -> str:
 
 def describe_store(place: Path | str) -> str:
     """Describe a store: shards, bytes, splits and the statistics its index holds."""
-    from dsgen.store import Store
+    from dsgen.store.reader import Store
 
     store = Store(place)
     index = store.index

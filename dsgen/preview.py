@@ -13,7 +13,7 @@ from dsgen.corpus.corpus import Corpus
 from dsgen.errors import DsgenError
 from dsgen.io.atomic import write_bytes
 from dsgen.io.filesystem import is_url
-from dsgen.store_layout import INDEX_JSON
+from dsgen.store.layout import INDEX_JSON
 
 
 def preview(place: Path | str, out: Path = Path("preview.png"), *, count: int = 12, seed: int = 0) -> Path:
@@ -48,7 +48,7 @@ def _read_corpus(path: Path, count: int, seed: int) -> tuple[np.ndarray, np.ndar
 def _read_store(
     place: Path | str, count: int, seed: int
 ) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None, list[str]]:
-    from dsgen.store import Store
+    from dsgen.store.reader import Store
 
     store = Store(place)
     samples = [store.read(int(row), int(row) + 1) for row in _pick(store.rows, count, seed)]

@@ -23,7 +23,7 @@ from dsgen.io.filesystem import LocalFiles, UrlFiles, hash_tree, is_url
 from dsgen.parallel.locks import LOCK, held_locks
 from dsgen.parallel.parts import lock_stage
 from dsgen.parallel.pool import run_blocks, worker_count
-from dsgen.store_layout import INDEX_JSON, PACKING, SHA256SUMS
+from dsgen.store.layout import INDEX_JSON, PACKING, SHA256SUMS
 from dsgen.verify import is_store, verify
 
 
@@ -137,7 +137,7 @@ def _open_source(corpus: Path, found: Any) -> Any:
 def _remake(source: Any, scratch: Path, names: list[str], found: Any, workers: int) -> dict[str, dict[str, str]]:
     """Pack shards again and return the hashes of their files, which must be those they were finished with."""
     from dsgen.check_store import shard_digest
-    from dsgen.pack import pack_shards
+    from dsgen.store.packing import pack_shards
 
     tables = pack_shards(source, scratch, [found.names.index(name) for name in names], found.made_from(), workers)
     made = {name: {file: digest for file, (_, digest) in table.items()} for name, table in tables.items()}

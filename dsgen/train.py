@@ -40,14 +40,14 @@ from dsgen.augment import augment
 from dsgen.errors import DsgenError, differences
 from dsgen.feeding import Batch, Batches, prepare, shrink_depth, shrink_mask, take
 from dsgen.io.atomic import write_bytes, write_json
-from dsgen.loader import Loader
 from dsgen.losses import DEPTH_LOSSES, MASK_LOSSES
 from dsgen.parallel.devices import autocast_dtype
 from dsgen.parallel.locks import exclusive_lock
 from dsgen.parallel.progress import progress
 from dsgen.ranks import Ranks, join_ranks
 from dsgen.settings import Settings, in_words, is_over, learning_rate, sizes_by_epoch
-from dsgen.store import Store
+from dsgen.store.loader import Loader
+from dsgen.store.reader import Store
 from dsgen.trained import FORMAT, damaged, find_checkpoint, read_checkpoint
 from dsgen.training_report import SCORES, draw_curves, draw_sheet, save_batch, tensorboard, write_metrics
 from dsgen.unet import UNet, unet_metres

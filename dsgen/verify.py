@@ -8,7 +8,7 @@ from dsgen.errors import DsgenError
 from dsgen.findings import Report
 from dsgen.io.filesystem import is_url
 from dsgen.parallel.pool import worker_count
-from dsgen.store_layout import INDEX_JSON, PACKING, SHA256SUMS
+from dsgen.store.layout import INDEX_JSON, PACKING, SHA256SUMS
 
 
 def verify(place: Path | str, corpus: Path | None = None, *, fast: bool = False, jobs: int | None = None) -> Report:

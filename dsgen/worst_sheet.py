@@ -11,7 +11,7 @@ from torch import Tensor
 from dsgen.feeding import prepare
 from dsgen.io.atomic import write_bytes
 from dsgen.io.images import encode_png
-from dsgen.store import Store
+from dsgen.store.reader import Store
 from dsgen.trained import DEPTH, MASK, Trained
 
 _PANEL = 160  # pixels of a picture, the line beside it among them

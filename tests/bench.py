@@ -180,8 +180,8 @@ def compression_rate(depth_m: np.ndarray) -> float:
 
 def bench_store(folder: Path, processes: int) -> None:
     """Bytes a sample against JPEG, packing rate, and the loader's rate."""
-    from dsgen.loader import Loader
-    from dsgen.pack import pack
+    from dsgen.store.loader import Loader
+    from dsgen.store.packing import pack
 
     corpus = folder / "store"
     composite(corpus, parameters=Parameters(), max_backgrounds=10, max_foregrounds=25, pictures=False)

@@ -392,14 +392,14 @@ def open_ffcv(packed: Path, scratch: Path, cores: int, form: str) -> Epoch:
 
 def pack_dsgen(samples: Samples, out: Path, form: str) -> None:
     """Pack with the defaults: the pixels, or as a recipe the sources from which they are drawn."""
-    from dsgen.pack import pack
+    from dsgen.store.packing import pack
 
     pack(samples.path, out, shards=6, jobs=PROCESSES, recipe=form == "recipe")
 
 
 def open_dsgen(packed: Path, scratch: Path, cores: int, form: str) -> Epoch:
     """Load with the defaults, a thread for each core; backgrounds come along, which no peer delivers."""
-    from dsgen.loader import Loader
+    from dsgen.store.loader import Loader
 
     loader = Loader(packed, split=None, batch_size=BATCH, workers=cores)
     epochs = iter(range(2**31))
@@ -442,7 +442,7 @@ _LIT = ("litdata", pack_litdata, open_litdata, ("litdata",))
 _MDS = ("mosaicml-streaming", pack_mds, open_mds, ("streaming",))
 _PARQUET = ("datasets", pack_parquet, open_parquet, ("datasets",))
 _FFCV = ("ffcv", pack_ffcv, open_ffcv, ("ffcv.loader", "ffcv.writer"))
-_DSGEN = ("dsgen", pack_dsgen, open_dsgen, ("dsgen.pack", "dsgen.loader"))
+_DSGEN = ("dsgen", pack_dsgen, open_dsgen, ("dsgen.store.packing", "dsgen.store.loader"))
 
 
 def _peer(name: str, form: str, library: tuple) -> Peer:

@@ -23,10 +23,11 @@ from dsgen.augment import augment
 from dsgen.corpus.build import Parameters, composite
 from dsgen.depth.label_corpus import label_corpus
 from dsgen.feeding import prepare
-from dsgen.loader import Batch, Loader
-from dsgen.pack import pack
 from dsgen.parallel.devices import autocast_dtype, keep_freed_memory, pick_device, tune_for_training
 from dsgen.settings import Settings
+from dsgen.store.arena import Batch
+from dsgen.store.loader import Loader
+from dsgen.store.packing import pack
 from dsgen.train import Trainer, _Pauses
 from dsgen.unet import UNet
 

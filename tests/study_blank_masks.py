@@ -25,8 +25,8 @@ from torch import Tensor, nn
 
 from dsgen import metrics
 from dsgen.io.atomic import write_bytes
-from dsgen.loader import Loader
 from dsgen.losses import bce_dice, dissimilarity, l1_ssim
+from dsgen.store.loader import Loader
 from dsgen.train import follow
 from dsgen.unet import UNet, unet_metres
 

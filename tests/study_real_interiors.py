@@ -23,9 +23,9 @@ from dsgen.corpus.plan import SPLITS
 from dsgen.depth.label_corpus import label_corpus
 from dsgen.evaluate import evaluate
 from dsgen.io.atomic import write_bytes
-from dsgen.pack import pack, pack_source
-from dsgen.pictures import Pictures
-from dsgen.store import Store
+from dsgen.store.packing import pack, pack_source
+from dsgen.store.picture_source import Pictures
+from dsgen.store.reader import Store
 
 PEOPLE = Path(__file__).resolve().parent.parent / "assets/foregrounds"
 NOISE, LIGHTER, QUALITY = 4, 0.1, 80

@@ -17,9 +17,9 @@ from typing import Any
 from dsgen.evaluate import evaluate
 from dsgen.io.atomic import write_bytes, write_json
 from dsgen.io.json_files import read_json
-from dsgen.loader import Loader
 from dsgen.parallel.devices import pick_device, tune_for_training
 from dsgen.settings import Settings
+from dsgen.store.loader import Loader
 from dsgen.train import Trainer, train
 
 EPOCHS, ROUNDS = 8, 7

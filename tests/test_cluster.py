@@ -21,9 +21,9 @@ from dsgen.corpus.build import composite
 from dsgen.depth import label_corpus as label_corpus_module
 from dsgen.depth.label_corpus import label_corpus
 from dsgen.errors import DsgenError
-from dsgen.pack import pack
 from dsgen.parallel import dask_cluster, parts
 from dsgen.parallel.pool import run_blocks
+from dsgen.store.packing import pack
 
 distributed = pytest.importorskip("distributed")
 

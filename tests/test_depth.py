@@ -26,11 +26,11 @@ from dsgen.depth.networks import DenseDepth, fold_batch_norms, to_metres
 from dsgen.depth.weights import DepthModel, load_depth_model
 from dsgen.errors import DsgenError
 from dsgen.info import describe
-from dsgen.pack import pack
 from dsgen.parallel import devices
 from dsgen.parallel.devices import pick_device
 from dsgen.parallel.parts import Part
-from dsgen.store import Store
+from dsgen.store.packing import pack
+from dsgen.store.reader import Store
 
 
 @pytest.fixture(scope="session")

@@ -33,8 +33,8 @@ from dsgen.evaluate import (
     mask_scores,
     table,
 )
-from dsgen.pack import pack
-from dsgen.store import Store
+from dsgen.store.packing import pack
+from dsgen.store.reader import Store
 from dsgen.trained import Trained, open_trained
 
 
@@ -318,7 +318,7 @@ def test_without_depth_masks_are_scored(run: Path, corpus: Path, store: Path, tm
 
 def test_stores_without_masks_and_backgrounds(run: Path, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Where there is no mask depth alone is scored, and the worst are those of the largest relative error."""
-    from dsgen.loader import Loader
+    from dsgen.store.loader import Loader
 
     batches, read = Loader.__iter__, Store.read
     left_out = ("mask", "background")

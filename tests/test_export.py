@@ -20,17 +20,17 @@ import zarr
 from PIL import Image
 from typer.testing import CliRunner
 
-from dsgen import export
 from dsgen.cli import app
 from dsgen.corpus.plan import SPLITS
 from dsgen.errors import DsgenError
-from dsgen.export import export_store
 from dsgen.io import images
 from dsgen.io.images import encode_jpeg
 from dsgen.io.json_files import read_json
-from dsgen.pack import pack
 from dsgen.parallel.locks import LOCK
-from dsgen.store import Store
+from dsgen.store import export
+from dsgen.store.export import export_store
+from dsgen.store.packing import pack
+from dsgen.store.reader import Store
 
 FORMATS = ("webdataset", "parquet")
 
@@ -156,7 +156,7 @@ def test_workers_do_not_show(tmp_path: Path, store: Path, file_format: str) -> N
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from dsgen import export
+from dsgen.store import export
 
 def samples_then_kill(*arguments):
     for sample in samples(*arguments):

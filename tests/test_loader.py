@@ -21,10 +21,11 @@ from dsgen.corpus.build import composite
 from dsgen.corpus.corpus import Corpus
 from dsgen.corpus.plan import SPLITS, make_plan
 from dsgen.errors import DsgenError
-from dsgen.loader import LANES, Loader, as_floats, epoch_order
-from dsgen.pack import pack, pack_source
-from dsgen.pictures import Pictures
-from dsgen.store import Shard
+from dsgen.store.loader import Loader, as_floats
+from dsgen.store.order import LANES, epoch_order
+from dsgen.store.packing import pack, pack_source
+from dsgen.store.picture_source import Pictures
+from dsgen.store.reader import Shard
 
 
 @pytest.fixture(scope="module")

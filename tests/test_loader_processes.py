@@ -19,8 +19,8 @@ import torch
 from torch.utils.data import DataLoader
 
 from dsgen.errors import DsgenError
-from dsgen.loader import Loader
-from dsgen.pack import pack
+from dsgen.store.loader import Loader
+from dsgen.store.packing import pack
 
 # newer Pythons warn of a fork beside threads, torch of more workers than cores: both are what is tested here
 pytestmark = [
@@ -181,7 +181,7 @@ def test_damage_seen_by_a_worker(tmp_path: Path, shards: Path, harm: str) -> Non
 
 def test_cuda_in_a_worker_is_refused(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Devices are for the main process."""
-    monkeypatch.setattr("dsgen.loader.get_worker_info", lambda: SimpleNamespace(id=0, num_workers=1))
+    monkeypatch.setattr("dsgen.store.loader.get_worker_info", lambda: SimpleNamespace(id=0, num_workers=1))
     loader = Loader(shards, None, 7)
     loader.device = torch.device("cuda", 0)
     with pytest.raises(DsgenError, match="got cuda:0 in a DataLoader worker, expected None"):
@@ -205,11 +205,11 @@ def test_interpreter_ends_with_an_iterator_open(shards: Path, how: str) -> None:
     """The process ends, with the status it would have and not a word, also of iterators that outlive most modules."""
     program = f"""
         import logging, threading
-        import dsgen.loader
-        iterator, logging.kept, threading.kept, dsgen.loader.kept = (
-            iter(dsgen.loader.Loader({str(shards)!r}, None, 4)) for _ in range(4)
+        import dsgen.store.loader
+        iterator, logging.kept, threading.kept, dsgen.store.loader.kept = (
+            iter(dsgen.store.loader.Loader({str(shards)!r}, None, 4)) for _ in range(4)
         )
-        for begun in (iterator, logging.kept, threading.kept, dsgen.loader.kept):
+        for begun in (iterator, logging.kept, threading.kept, dsgen.store.loader.kept):
             next(begun)
         print("read")
         {"pass" if how == "end" else how}
@@ -235,7 +235,7 @@ def test_memory_stays_below_what_was_allowed(tmp_path: Path, workers: int, memor
     program = f"""
         from pathlib import Path
         import numpy as np
-        from dsgen.loader import Loader
+        from dsgen.store.loader import Loader
         loader = Loader({str(tmp_path / "s")!r}, None, 16, memory_mb={memory_mb}, workers={workers})
         loader._store.backgrounds(np.arange(1))
         def used():

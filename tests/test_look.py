@@ -8,8 +8,8 @@ from PIL import Image
 
 from dsgen.errors import DsgenError
 from dsgen.info import describe
-from dsgen.pack import pack
 from dsgen.preview import preview
+from dsgen.store.packing import pack
 
 
 def lines(path: Path) -> dict[str, str]:

@@ -18,16 +18,16 @@ import pytest
 import zarr
 from PIL import Image
 
-from dsgen import store
 from dsgen.corpus.build import Parameters, composite
 from dsgen.corpus.corpus import Corpus
 from dsgen.errors import DsgenError
 from dsgen.io.filesystem import LocalFiles
-from dsgen.pack import pack, shard_bounds
 from dsgen.parallel.locks import LOCK
 from dsgen.parallel.parts import Part
-from dsgen.store import Store
-from dsgen.store_layout import PACKING, shard_name
+from dsgen.store import codecs, schema
+from dsgen.store.layout import PACKING, shard_name
+from dsgen.store.packing import pack, shard_bounds
+from dsgen.store.reader import Store
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -42,7 +42,7 @@ def files(folder: Path) -> dict[str, bytes]:
 @pytest.fixture
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make every chunk a block, so that small shards have several."""
-    monkeypatch.setattr(store, "_BLOCK_SAMPLES", 1)
+    monkeypatch.setattr(schema, "_BLOCK_SAMPLES", 1)
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +50,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory, labelled_corpus: Path) -> di
     """The files of an undisturbed run: two shards, every chunk a block."""
     out = tmp_path_factory.mktemp("whole") / "s"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(store, "_BLOCK_SAMPLES", 1)
+        patch.setattr(schema, "_BLOCK_SAMPLES", 1)
         pack(labelled_corpus, out, shards=2, jobs=1)
     return files(out)
 
@@ -226,7 +226,7 @@ def test_finished_blocks_are_not_redone(
 ) -> None:
     """After three of four blocks, one is left to do."""
     with monkeypatch.context() as patch:
-        interrupt(patch, store, "encode_block", 8 + 6)  # the first eight measure how much room is needed
+        interrupt(patch, codecs, "encode_block", 8 + 6)  # the first eight measure how much room is needed
         with pytest.raises(Stop):
             pack(corpus, tmp_path / "s", shards=2, jobs=1)
     result = pack(corpus, tmp_path / "s", shards=2, jobs=1)
@@ -241,7 +241,7 @@ def test_half_written_block_is_redone(
     """What a kill leaves of a write does not show in the end; a block whose file is gone is packed again."""
     pack(corpus, tmp_path / "whole", shards=2, jobs=1)
     with monkeypatch.context() as patch:
-        interrupt(patch, store, "metadata_files", 0)
+        interrupt(patch, schema, "metadata_files", 0)
         with pytest.raises(Stop):
             pack(corpus, tmp_path / "s", shards=2, jobs=1)
     unfinished = tmp_path / "s/shard-00001-of-00002.zarr"
@@ -263,12 +263,13 @@ def test_lost_shard_is_made_again(tmp_path: Path, corpus: Path) -> None:
 def test_killed_process_continues(tmp_path: Path, labelled_corpus: Path, whole: dict[str, bytes]) -> None:
     """A real SIGKILL half way, then a run to the end: the bytes of an undisturbed run."""
     program = (
-        "import sys; from pathlib import Path; from dsgen import pack, store\n"
-        "store._BLOCK_SAMPLES = 1\n"
-        "pack.pack(Path(sys.argv[1]), Path(sys.argv[2]), shards=2, jobs=1)\n"
+        "import sys; from pathlib import Path; from dsgen.store import packing, schema\n"
+        "schema._BLOCK_SAMPLES = 1\n"
+        "packing.pack(Path(sys.argv[1]), Path(sys.argv[2]), shards=2, jobs=1)\n"
     )
     slow = (
-        "import dsgen.store as s, time; e = s.encode_block; s.encode_block = lambda *a: (time.sleep(0.1), e(*a))[1]\n"
+        "import dsgen.store.codecs as s, time; e = s.encode_block\n"
+        "s.encode_block = lambda *a: (time.sleep(0.1), e(*a))[1]\n"
     )
 
     arguments = [str(labelled_corpus), str(tmp_path / "s")]
@@ -393,7 +394,7 @@ def test_stopped_zip_continues(tmp_path: Path, corpus: Path, monkeypatch: pytest
     for after in range(2):
         out = tmp_path / f"s{after}"
         with monkeypatch.context() as patch:
-            interrupt(patch, store, "column_files", after)
+            interrupt(patch, schema, "column_files", after)
             with pytest.raises(Stop):
                 pack(corpus, out, shards=2, zipped=True, jobs=1)
         assert len(list(out.glob("shard-*"))) == after

@@ -9,10 +9,10 @@ from conftest import draw_background
 from PIL import Image
 
 from dsgen.errors import DsgenError
-from dsgen.loader import Loader
-from dsgen.pack import pack_source
-from dsgen.pictures import Pictures
-from dsgen.store import Store
+from dsgen.store.loader import Loader
+from dsgen.store.packing import pack_source
+from dsgen.store.picture_source import Pictures
+from dsgen.store.reader import Store
 
 
 @pytest.fixture

@@ -18,14 +18,14 @@ from joblib.externals.loky import get_reusable_executor
 
 from dsgen.errors import DsgenError
 from dsgen.io.filesystem import UrlFiles
-from dsgen.pack import pack
 from dsgen.parallel.locks import LOCK
-from dsgen.store import Store
+from dsgen.store.packing import pack
+from dsgen.store.reader import Store
 
 _PROGRAM = (
-    "import sys; from pathlib import Path; from dsgen import pack, store\n"
-    "store._BLOCK_SAMPLES = 1\n"
-    "pack.pack(Path(sys.argv[1]), sys.argv[2], shards=2, jobs=1)\n"
+    "import sys; from pathlib import Path; from dsgen.store import packing, schema\n"
+    "schema._BLOCK_SAMPLES = 1\n"
+    "packing.pack(Path(sys.argv[1]), sys.argv[2], shards=2, jobs=1)\n"
 )
 
 
@@ -75,12 +75,12 @@ def contents(files: Any) -> dict[str, bytes]:
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory, labelled_corpus: Path) -> dict[str, bytes]:
     """The files of an undisturbed local run: two shards, every chunk a block."""
-    from dsgen import store
     from dsgen.io.filesystem import LocalFiles
+    from dsgen.store import schema
 
     out = tmp_path_factory.mktemp("whole") / "s"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(store, "_BLOCK_SAMPLES", 1)
+        patch.setattr(schema, "_BLOCK_SAMPLES", 1)
         pack(labelled_corpus, out, shards=2, jobs=1)
     return contents(LocalFiles(out))
 
@@ -89,7 +89,7 @@ def test_packed_to_s3_is_the_local_store(bucket: str, labelled_corpus: Path, tmp
     """Two processes, a bucket: the local store's bytes, read by Store, Loader and plain zarr."""
     import zarr
 
-    from dsgen.loader import Loader
+    from dsgen.store.loader import Loader
 
     url = f"{bucket}/a/shards"
     result = pack(labelled_corpus, url, shards=2, jobs=2)
@@ -151,9 +151,9 @@ def test_interrupted_upload_is_no_store(
 
     At one moment in a bucket, at many in memory, which is written to the same way and answers at once.
     """
-    from dsgen import store
+    from dsgen.store import schema
 
-    monkeypatch.setattr(store, "_BLOCK_SAMPLES", 1)
+    monkeypatch.setattr(schema, "_BLOCK_SAMPLES", 1)
     stop_and_go_on(f"{bucket}/stopped", 30, labelled_corpus, whole)
     for after in (1, 2, *range(9, len(whole) - 3, 12), len(whole) - 3, len(whole) - 2, len(whole) - 1):
         stop_and_go_on(f"memory://stopped{after}/s", after, labelled_corpus, whole)

@@ -14,8 +14,10 @@ import zarr
 
 from dsgen.corpus.corpus import Corpus
 from dsgen.errors import DsgenError
-from dsgen.pack import pack
-from dsgen.store import Shard, Store, block_rows, chunk_rows, encode_block, read_sums, split_block
+from dsgen.store.codecs import encode_block, split_block
+from dsgen.store.packing import pack
+from dsgen.store.reader import Shard, Store
+from dsgen.store.schema import block_rows, chunk_rows, read_sums
 
 
 @pytest.fixture(scope="module")

@@ -26,8 +26,8 @@ from dsgen import losses, metrics
 from dsgen import train as training
 from dsgen.errors import DsgenError
 from dsgen.feeding import prepare
-from dsgen.pack import pack
 from dsgen.settings import Settings, is_over, learning_rate, sizes_by_epoch
+from dsgen.store.packing import pack
 from dsgen.train import Trainer, fit, train
 from dsgen.trained import load_network, read_checkpoint
 

@@ -18,7 +18,6 @@ from test_pack import files
 from typer.testing import CliRunner
 
 from dsgen import repair as repair_module
-from dsgen import store
 from dsgen.cli import app
 from dsgen.corpus import layout
 from dsgen.corpus.build import composite
@@ -28,10 +27,12 @@ from dsgen.errors import DsgenError
 from dsgen.findings import Report
 from dsgen.io.atomic import write_json
 from dsgen.io.filesystem import LocalFiles, hash_tree
-from dsgen.pack import open_shard, pack, sums_and_index
 from dsgen.parallel.locks import LOCK, exclusive_lock
 from dsgen.repair import repair
-from dsgen.store_layout import INDEX_JSON, PACKING, SHA256SUMS, shard_name
+from dsgen.store import codecs, reader, schema
+from dsgen.store.layout import INDEX_JSON, PACKING, SHA256SUMS, shard_name
+from dsgen.store.packing import pack
+from dsgen.store.sealing import open_shard, sums_and_index
 from dsgen.verify import verify
 
 
@@ -76,7 +77,7 @@ KINDS = {"folder": {}, "zip": {"zipped": True}, "recipe": {"recipe": True}}
 def small_blocks() -> Iterator[None]:
     """Make every chunk a block, so that small shards have several; do not wait for the disk after each."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(store, "_BLOCK_SAMPLES", 1)
+        patch.setattr(schema, "_BLOCK_SAMPLES", 1)
         patch.setattr(os, "fsync", lambda _: None)
         yield
 
@@ -251,7 +252,7 @@ def test_a_shard_that_cannot_be_opened_blames_no_other(tmp_path: Path, stores: P
 
 def test_a_lost_file_is_told_with_its_rows(tmp_path: Path, labelled_corpus: Path, monkeypatch: Any) -> None:
     """All of them in one finding, though they are several chunks."""
-    monkeypatch.setattr(store, "_BLOCK_SAMPLES", 40)
+    monkeypatch.setattr(schema, "_BLOCK_SAMPLES", 40)
     pack(labelled_corpus, tmp_path / "s", shards=1, jobs=1)
     image = f"{shard_name(0, 1)}/image/c/0/0/0/0"
     delete(tmp_path / "s" / image)
@@ -285,8 +286,8 @@ def test_what_is_not_the_stores_is_left(tmp_path: Path, stores: Path, labelled_c
 
 def test_a_store_of_pictures_is_not_repaired(tmp_path: Path, pictures: Path) -> None:
     """It is checked like any other; what it was packed from repair does not know, and says so."""
-    from dsgen.pack import pack_source
-    from dsgen.pictures import Pictures
+    from dsgen.store.packing import pack_source
+    from dsgen.store.picture_source import Pictures
 
     folder = tmp_path / "pictures"
     folder.mkdir()
@@ -356,7 +357,7 @@ def rewrite(path: Path, name: str, content: bytes) -> None:
     tables: dict[str, dict[str, list[object]]] = {
         shard: {file: [sizes[file], digests[file]] for file in sizes if file.startswith(shard)} for shard in names
     }
-    plan = store.Store(path).plan
+    plan = reader.Store(path).plan
     sums, index = sums_and_index(plan, shards, tables)
     put(path / SHA256SUMS, sums)
     put(path / INDEX_JSON, index)
@@ -382,17 +383,17 @@ def test_pixels_are_compared_with_the_corpus(
         picture = shard.background(0).copy()
         picture[3, 4, 1] ^= 1
         name = f"{shard_name(1, 2)}/background/c/0/0/0/0"
-        content = dict(store.background_files(np.array([0]), lambda _: picture))["background/c/0/0/0/0"]
+        content = dict(schema.background_files(np.array([0]), lambda _: picture))["background/c/0/0/0/0"]
     elif part == "top":
         plan = Corpus(labelled_corpus).plan[40:].copy()
         plan["top"][7] ^= 1
         name = f"{shard_name(1, 2)}/top/c/0"
-        content = dict(store.column_files(plan, 40))["top/c/0"]
+        content = dict(schema.column_files(plan, 40))["top/c/0"]
     else:
         values = shard.read(part, 0, 20).copy()
         values[0, 20, 20] ^= 255
-        name = f"{shard_name(1, 2)}/{store.block_name(part, 0)}"
-        content = store.encode_block(part, values, 20, 20)
+        name = f"{shard_name(1, 2)}/{schema.block_name(part, 0)}"
+        content = codecs.encode_block(part, values, 20, 20)
     assert shard.attributes["first_row"] == 40
     rewrite(path, name, content)
     assert verify(path, jobs=1).findings == []
@@ -414,7 +415,7 @@ def test_a_column_that_cannot_be_read_is_named(tmp_path: Path, stores: Path) -> 
 def test_every_chunk_is_decoded(tmp_path: Path, stores: Path, part: str) -> None:
     """What cannot be decoded is named with its rows, though its hash is right."""
     path = linked(stores / "folder", tmp_path / "s")
-    name = f"{shard_name(1, 2)}/{'background/c/1/0/0/0' if part == 'background' else store.block_name(part, 1)}"
+    name = f"{shard_name(1, 2)}/{'background/c/1/0/0/0' if part == 'background' else schema.block_name(part, 1)}"
     content = bytearray((path / name).read_bytes())
     content[len(content) // 3] ^= 4
     rewrite(path, name, bytes(content))

@@ -33,7 +33,7 @@ from dsgen.io.images import encode_jpeg, encode_png
 from dsgen.io.json_files import read_json
 from dsgen.parallel.locks import LOCK, exclusive_lock
 from dsgen.parallel.pool import run_blocks, worker_count
-from dsgen.store import Store
+from dsgen.store.reader import Store
 
 EXPORT = "export.json"
 CARD = "README.md"

@@ -12,63 +12,37 @@ import contextlib
 import hashlib
 import json
 import logging
-import math
 import re
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-import cv2
 import numpy as np
 
-from dsgen import __version__, store
-from dsgen.corpus import layout
-from dsgen.corpus.corpus import Corpus
-from dsgen.corpus.plan import SPLITS, split_counts
+from dsgen import __version__
+from dsgen.corpus.plan import SPLITS
 from dsgen.errors import DsgenError, differences
 from dsgen.io.filesystem import LocalFiles, UrlFiles, open_files
 from dsgen.io.json_files import encode_json, parse_json
-from dsgen.io.zip_files import ZipFiles, write_zip
+from dsgen.io.zip_files import write_zip
 from dsgen.parallel.locks import LOCK
 from dsgen.parallel.parts import Part, lock_setup, lock_stage, select_part
 from dsgen.parallel.pool import run_blocks, worker_count
-from dsgen.store_layout import INDEX_JSON, PACKING, SHA256SUMS, shard_name
+from dsgen.store import codecs, reader, schema
+from dsgen.store.corpus_source import CorpusSource, Source
+from dsgen.store.layout import INDEX_JSON, PACKING, SHA256SUMS, shard_name
+from dsgen.store.sealing import ZIP_SUFFIX, open_shard, sums_and_index
+from dsgen.store.statistics import add_all_sums, add_sums, depth_sums, image_sums, scale_sums
 
 log = logging.getLogger("dsgen")
 
 _MADE_FROM = "made_from.json"
-_ZIP = ".zip"
 _WRITERS = 8
 _SHARD = re.compile(r"shard-\d+-of-(\d+)\.zarr(\.zip)?(\.partial)?")
-
-
-class Source(Protocol):
-    """What a store can be packed from: rows of the plan, and their pixels."""
-
-    plan: np.ndarray
-    size: int
-    chunk: int
-    parts: tuple[str, ...]
-    made_from: dict[str, Any]
-    attributes: dict[str, Any]
-    key: tuple[Any, ...]
-    folders: list[Path]
-
-    def pictures(self, first: int, last: int) -> dict[str, np.ndarray]:
-        """Return `image`, and `mask` and `depth` where `parts` has them, of rows `first` to `last`, exclusive."""
-
-    def background(self, number: int) -> np.ndarray:
-        """Return a background, (S,S,3) u1."""
-
-    def coded_depth(self, first: int, last: int) -> list[bytes] | None:
-        """Return the chunks of depth of these rows as they are to be stored, where they are there in that form."""
-
-    def cutouts(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return all foregrounds, (f,H,W,4) u1, and their heights and widths, (f,2), for a recipe."""
 
 
 def pack(
@@ -123,14 +97,14 @@ def pack_source(
         if files.has(INDEX_JSON):
             if not work.lost():
                 work.tidy()
-                return _summary(store.Store(out), packed=0)
+                return _summary(reader.Store(out), packed=0)
             files.remove(INDEX_JSON)  # no index while anything is missing: it vouches for the whole
         packed = work.fill(workers, part, cluster)
         with lock_setup(files.path, part) if isinstance(files, LocalFiles) else contextlib.nullcontext():
             if work.seal():
                 work.finish()
         if files.has(INDEX_JSON):
-            return _summary(store.Store(out), packed)
+            return _summary(reader.Store(out), packed)
         return {"store": str(out), "rows": len(source.plan), "packed": packed, "unfinished": True}
 
 
@@ -158,138 +132,6 @@ def shard_bounds(rows: int, chunk: int, shards: int) -> list[tuple[int, int]]:
         )
     edges = [min(k * chunks // shards * chunk, rows) for k in range(shards + 1)]
     return list(pairwise(edges))
-
-
-class CorpusSource:
-    """The rows of a corpus, checked; `corpus_sha256`, if given, is the corpus meant; its depth unless not `depth`."""
-
-    def __init__(
-        self,
-        path: Path,
-        max_flip_error: float | None = None,
-        corpus_sha256: str | None = None,
-        depth: bool = True,
-    ):
-        self._corpus = corpus = Corpus(path)
-        if corpus_sha256 not in (None, corpus.sha256):
-            raise DsgenError(f"{path}: changed while it was packed; run dsgen pack again")
-        self.size = corpus.size
-        self.chunk = store.chunk_rows(corpus.positions, corpus.size)
-        labels = _depth_labels(corpus, quiet=corpus_sha256 is not None) if depth else None
-        self.parts: tuple[str, ...] = ("image", "mask", *(["depth"] if labels is not None else []), "background")
-        self.made_from = {
-            "format": store.FORMAT,
-            "corpus_sha256": corpus.sha256,
-            "parameters": corpus.manifest["parameters"],
-            "rows": len(corpus),
-            "chunk_rows": self.chunk,
-            "block_rows": store.block_rows(self.chunk, corpus.size),
-            "depth": labels,
-        } | _leave_out(corpus, max_flip_error)
-        self.plan = corpus.plan
-        self.attributes = {name: corpus.manifest[name] for name in ("backgrounds", "foregrounds")}
-        self.folders = [corpus.path]
-        self._labels = LocalFiles(corpus.path / layout.DEPTH)
-        self.key = (CorpusSource, str(Path(path).absolute()), max_flip_error, corpus.sha256, depth)
-
-    def pictures(self, first: int, last: int) -> dict[str, np.ndarray]:
-        """Draw rows and read their depth."""
-        image, mask = self._corpus.render(self.plan[first:last])
-        found = {"image": image, "mask": mask}
-        if "depth" in self.parts:
-            assert self._corpus.depth is not None
-            codes = self.coded_depth(first, last)
-            if codes is None:
-                found["depth"] = np.asarray(self._corpus.depth[first:last])
-            else:
-                shape = (self.chunk, self.size, self.size)
-                chunks = [store.decode_depth(code, np.empty(shape, "<u2")) for code in codes]
-                found["depth"] = np.concatenate(chunks)[: last - first]
-        return found
-
-    @cached_property
-    def _label_layout(self) -> store.ArrayLayout | None:
-        """How the labels are coded, where that is as a store codes depth, in the same chunks."""
-        try:
-            found = store.ArrayLayout.parse("depth", json.loads(self._labels.read(f"depth/{store.ROOT}")))
-        except (ValueError, KeyError):
-            return None
-        return found if found.is_depth and found.chunk == self.chunk else None
-
-    def coded_depth(self, first: int, last: int) -> list[bytes] | None:
-        """Return the labels' own chunks: taking them over takes half the time of coding them anew."""
-        labels = self._label_layout
-        if labels is None or first % self.chunk:
-            return None
-        codes: list[bytes] = []
-        for number in range(first // labels.each, -(-last // labels.each)):
-            content = self._labels.read(labels.file(number))
-            chunks = store.split_block(content, labels.chunk, labels.each)
-            start = number * labels.each
-            codes += chunks[max(first - start, 0) // self.chunk : -(-(last - start) // self.chunk)]
-        # labels of an earlier dsgen have no checksum
-        return codes if "crc32c" in labels.codecs else [store.with_checksum(code) for code in codes]
-
-    def background(self, number: int) -> np.ndarray:
-        """Return a background, (S,S,3) u1."""
-        return self._corpus.background(number)
-
-    def cutouts(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return all foregrounds in the corners of frames just large enough, and their heights and widths."""
-        pictures = [self._corpus.foreground(number) for number in range(len(self.attributes["foregrounds"]))]
-        shapes = np.array([picture.shape[:2] for picture in pictures])
-        frames = np.zeros((len(pictures), *shapes.max(axis=0).tolist(), 4), np.uint8)
-        for frame, picture in zip(frames, pictures, strict=True):
-            frame[: picture.shape[0], : picture.shape[1]] = picture
-        return frames, shapes
-
-
-def _leave_out(corpus: Corpus, max_flip_error: float | None) -> dict[str, Any]:
-    """Take the rows with doubtful depth out of their splits, in the plan of the corpus as opened; say how many."""
-    if max_flip_error is None:
-        return {}
-    if not max_flip_error > 0:
-        raise DsgenError(f"--max-flip-error: got {max_flip_error}, expected more than 0, such as 0.2")
-    if corpus.flip_error is None:
-        raise DsgenError(
-            f"--max-flip-error: {corpus.path / layout.DEPTH} holds no flip errors; remove it and run "
-            "dsgen depth --check-flip"
-        )
-    doubtful = corpus.flip_error > max_flip_error
-    left_out = int((doubtful & (corpus.plan["split"] != SPLITS.index("unused"))).sum())
-    corpus.plan = corpus.plan.copy()
-    corpus.plan["split"][doubtful] = SPLITS.index("unused")
-    return {"max_flip_error": max_flip_error, "left_out": left_out}
-
-
-def _depth_labels(corpus: Corpus, quiet: bool = False) -> dict[str, Any] | None:
-    """Return how the depth labels were made, or None, with a warning, where there are none."""
-    path = corpus.path / layout.DEPTH
-    if corpus.relative is not None:
-        raise DsgenError(
-            f"{path}: labelled by {corpus.depth_attributes['model']}, which answers no metres; remove it and label "
-            "with --metric-reference, or with a metric model"
-        )
-    if corpus.depth is None:
-        if not quiet:
-            log.warning(
-                "%s: no depth labels, packed without; run dsgen depth %s first to have them", corpus.path, corpus.path
-            )
-        return None
-    attributes = corpus.depth_attributes
-    expected = (len(corpus), corpus.size, corpus.size)
-    if corpus.depth.shape != expected or corpus.depth.dtype != np.uint16:
-        raise DsgenError(
-            f"{path}: got depth of {corpus.depth.dtype} {corpus.depth.shape}, expected uint16 {expected}; "
-            "remove it and run dsgen depth again"
-        )
-    lacking = len(corpus) - corpus.labelled_rows()
-    if lacking or not attributes.get("complete"):
-        raise DsgenError(
-            f"{path}: labels unfinished, {lacking:,} of {len(corpus):,} rows lack depth; run dsgen depth {corpus.path} "
-            f"to go on, or remove {path} to pack without"
-        )
-    return {name: value for name, value in attributes.items() if name != "complete"}
 
 
 def _check_out(files: LocalFiles | UrlFiles, made_from: dict[str, Any]) -> None:
@@ -327,11 +169,6 @@ def _made_before(files: LocalFiles | UrlFiles, entries: list[str]) -> Iterator[d
                 yield open_shard(files, name).attributes["made_from"]
 
 
-def open_shard(files: LocalFiles | UrlFiles, name: str) -> store.Shard:
-    """Open a shard of a store by its name, a folder or a zip file."""
-    return store.Shard(ZipFiles(files, name) if name.endswith(_ZIP) else files.child(name))
-
-
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for name, value in values.items():
@@ -356,7 +193,7 @@ class _Packing:
         self._bounds = [bounds[k] for k in numbers]
         self._zip: bool = made_from["zip"]
         self._block: int = made_from["block_rows"]
-        ending = _ZIP if self._zip else ""
+        ending = ZIP_SUFFIX if self._zip else ""
         self._names = [shard_name(k, len(bounds)) + ending for k in numbers]
         recipe = made_from["recipe"]
         self._stored = tuple(part for part in source.parts if not (recipe and part in ("image", "mask")))
@@ -366,11 +203,11 @@ class _Packing:
         return [name for name in self._names if not self._sealed(name)]
 
     def _sealed(self, name: str) -> bool:
-        return self._files.has(name if self._zip else f"{name}/{store.ROOT}")
+        return self._files.has(name if self._zip else f"{name}/{schema.ROOT}")
 
     def _staged(self, name: str) -> str:
         """Where a shard's blocks are written: in place, or beside until they are put into a zip."""
-        return f"{PACKING}/{name.removesuffix(_ZIP)}" if self._zip else name
+        return f"{PACKING}/{name.removesuffix(ZIP_SUFFIX)}" if self._zip else name
 
     def _there(self) -> set[str]:
         return set(self._files.sizes())
@@ -379,7 +216,7 @@ class _Packing:
         """Say whether the block at row `start` of a shard that begins at `first` is there: its record and its files."""
         folder, number = self._staged(name), (start - first) // self._block
         parts = [part for part in self._stored if part != "background"]
-        files = [f"{folder}/{store.block_name(part, number)}" for part in parts]
+        files = [f"{folder}/{schema.block_name(part, number)}" for part in parts]
         return there.issuperset([f"{PACKING}/{_record(start)}", *files])
 
     def _blocks(self, first: int, last: int) -> list[tuple[int, int]]:
@@ -426,7 +263,7 @@ class _Packing:
             pictures = self._source.pictures(start, min(start + chunk, count))
             measured += len(pictures["image"])
             taken += sum(
-                len(store.encode_block(part, values, chunk, chunk))
+                len(codecs.encode_block(part, values, chunk, chunk))
                 for part, values in pictures.items()
                 if part in self._stored
             )
@@ -473,16 +310,16 @@ class _Packing:
         table: dict[str, list[Any]] = {file: entry for record in read for file, entry in record["files"].items()}
         rows = self._source.plan[first:last]
         numbers, counts = np.unique(rows["background"], return_counts=True)
-        sums = _totals([record["sums"] for record in read])
+        sums = add_all_sums([record["sums"] for record in read])
         if "background" in self._stored:
-            sums["background"] = _total(
+            sums["background"] = add_sums(
                 [
-                    _scaled(_sums(self._source.background(number)[None]), times)
+                    scale_sums(image_sums(self._source.background(number)[None]), times)
                     for number, times in zip(numbers.tolist(), counts.tolist(), strict=True)
                 ]
             )
         cutouts, shapes = self._source.cutouts() if self._made_from["recipe"] else (None, None)
-        geometry = store.Geometry(
+        geometry = schema.Geometry(
             rows=len(rows),
             size=self._source.size,
             chunk=self._source.chunk,
@@ -499,14 +336,14 @@ class _Packing:
             **self._source.attributes,
             "sums": sums,
         }
-        metadata = store.metadata_files(geometry, attributes, sharded=not self._zip)
+        metadata = schema.metadata_files(geometry, attributes, sharded=not self._zip)
 
         def small() -> Iterator[tuple[str, bytes]]:
             if "background" in self._stored:
-                yield from store.background_files(numbers, self._source.background)
+                yield from schema.background_files(numbers, self._source.background)
             if cutouts is not None and shapes is not None:
-                yield from store.foreground_files(cutouts, shapes)
-            yield from store.column_files(rows, first)
+                yield from schema.foreground_files(cutouts, shapes)
+            yield from schema.column_files(rows, first)
 
         if self._zip:
             assert isinstance(files, LocalFiles)
@@ -539,9 +376,9 @@ class _Packing:
         each = self._block // self._source.chunk
         for file in sorted(table, key=lambda file: (file.split("/")[0], int(file.split("/")[2]))):
             part, block = file.split("/")[0], int(file.split("/")[2])
-            codes = store.split_block(self._files.read(f"{staged}/{file}"), self._source.chunk, self._block)
+            codes = codecs.split_block(self._files.read(f"{staged}/{file}"), self._source.chunk, self._block)
             for k, code in enumerate(codes):
-                yield store.block_name(part, block * each + k), code
+                yield schema.block_name(part, block * each + k), code
 
     def _save_table(self, name: str, table: dict[str, list[Any]]) -> None:
         self._files.write(f"{PACKING}/{name}.json", encode_json(table))
@@ -574,55 +411,6 @@ class _Packing:
         for leftover in self._files.top():
             if leftover == PACKING or leftover.endswith(".partial"):
                 self._files.remove(leftover)
-
-
-def sums_and_index(
-    plan: np.ndarray,
-    shards: Mapping[str, store.Shard],
-    tables: Mapping[str, dict[str, list[Any]]],
-    version: str = __version__,
-) -> tuple[bytes, bytes]:
-    """Return what `SHA256SUMS` and `index.json` hold, from all shards in order and bytes and hash of their files."""
-    each = {
-        name: "".join(store.sums_line(file, table[file][1]) for file in sorted(table)).encode()
-        for name, table in tables.items()
-    }
-    lines = b"".join(each.values())
-    some = next(iter(shards.values()))
-    made_from = some.attributes["made_from"]
-    sums = _totals([shard.attributes["sums"] for shard in shards.values()])
-    scales = {"image": 255, "background": 255, "mask": 1, "depth": 1000}
-    firsts = {name: shard.attributes["first_row"] for name, shard in shards.items()}
-    index = {
-        "format": store.FORMAT,
-        "dsgen": version,
-        "rows": len(plan),
-        "size": some.size,
-        "splits": split_counts(plan),
-        "depth": made_from["depth"],
-        "left_out": made_from.get("left_out", 0),
-        "statistics": {part: _statistics(sums[part], scale) for part, scale in scales.items() if part in sums},
-        "made_from": made_from,
-        "sums_sha256": hashlib.sha256(lines).hexdigest(),
-        "shards": [
-            {
-                "name": name,
-                "first_row": firsts[name],
-                "rows": shard.rows,
-                "splits": split_counts(plan[firsts[name] : firsts[name] + shard.rows]),
-                "bytes": sum(size for size, _ in tables[name].values()),
-                "image_bytes": _image_bytes(shard, tables[name], name),
-                "sha256": hashlib.sha256(each[name]).hexdigest(),
-            }
-            for name, shard in shards.items()
-        ],
-    }
-    return lines, encode_json(index)
-
-
-def _image_bytes(shard: store.Shard, table: dict[str, list[Any]], name: str) -> int:
-    sizes = shard.files.sizes() if name in table else {file[len(name) + 1 :]: size for file, (size, _) in table.items()}
-    return sum(size for file, size in sizes.items() if file.startswith("image/c/"))
 
 
 def _chain(*parts: Iterable[tuple[str, bytes]]) -> Iterator[tuple[str, bytes]]:
@@ -659,20 +447,20 @@ def pack_block(
     source, files = _open(key), open_files(place)
     pictures = source.pictures(start, stop)
     image = pictures["image"]
-    sums: dict[str, Any] = {"image": _sums(image)}
+    sums: dict[str, Any] = {"image": image_sums(image)}
     if "mask" in pictures:
         sums["mask"] = {"count": pictures["mask"].size, "sum": [int(np.count_nonzero(pictures["mask"]))]}
     if "depth" in pictures:
-        sums["depth"] = _depth_sums(pictures["depth"])
+        sums["depth"] = depth_sums(pictures["depth"])
     written = {}
     for part, values in pictures.items():
         if part in parts:
-            name = store.block_name(part, (start - shard_first) // block)
+            name = schema.block_name(part, (start - shard_first) // block)
             codes = source.coded_depth(start, stop) if part == "depth" else None
             content = (
-                store.encode_block(part, values, source.chunk, block)
+                codecs.encode_block(part, values, source.chunk, block)
                 if codes is None
-                else store.join_chunks(codes, source.chunk, block)
+                else codecs.join_chunks(codes, source.chunk, block)
             )
             files.write(f"{folder}/{name}", content)
             written[name] = _entry(content)
@@ -681,71 +469,7 @@ def pack_block(
     return stop - start
 
 
-def _sums(image: np.ndarray) -> dict[str, Any]:
-    """Count pixels and add up values and squares of every channel of (n,S,S,3) u1, exactly."""
-    side = image.shape[2]
-    lines = image.reshape(-1, side, 3)
-    step = max(1, 2**24 // side)  # calcHist counts in float32, which holds whole numbers up to 2**24
-    histogram = np.zeros((3, 256), np.int64)
-    for first in range(0, len(lines), step):
-        for channel in range(3):
-            counts = cv2.calcHist([lines[first : first + step]], [channel], None, [256], [0, 256])
-            histogram[channel] += counts.ravel().astype(np.int64)
-    values = np.arange(256)
-    return {
-        "count": lines.shape[0] * side,
-        "sum": (histogram @ values).tolist(),
-        "squares": (histogram @ values**2).tolist(),
-    }
-
-
-def _depth_sums(depth_mm: np.ndarray) -> dict[str, Any]:
-    """Count valid pixels and add up values and squares of (n,S,S) u2, exactly."""
-    count = total = squares = 0
-    for one in depth_mm:
-        wide = one.astype(np.uint32)
-        count += int(np.count_nonzero(wide))
-        total += int(wide.sum(dtype=np.uint64))
-        squares += int(np.square(wide, out=wide).sum(dtype=np.uint64))
-    return {"count": count, "sum": [total], "squares": [squares]}
-
-
-def _scaled(sums: dict[str, Any], times: int) -> dict[str, Any]:
-    return {
-        name: [v * times for v in value] if isinstance(value, list) else value * times for name, value in sums.items()
-    }
-
-
-def _total(parts: list[dict[str, Any]]) -> dict[str, Any]:
-    return {
-        name: [sum(values) for values in zip(*(part[name] for part in parts), strict=True)]
-        if isinstance(parts[0][name], list)
-        else sum(part[name] for part in parts)
-        for name in parts[0]
-    }
-
-
-def _totals(parts: list[dict[str, Any]]) -> dict[str, Any]:
-    """Add up the sums of every picture array."""
-    return {name: _total([part[name] for part in parts]) for name in parts[0]}
-
-
-def _statistics(sums: dict[str, Any], scale: float) -> dict[str, list[float] | None]:
-    """Mean and standard deviation of whole-number sums, divided by `scale`; None where nothing was counted."""
-    count = sums["count"]
-    if not count:
-        return {"mean": None, "std": None}
-    squares = sums.get("squares", sums["sum"])  # of zeros and ones the sum is the sum of squares
-    return {
-        "mean": [total / count / scale for total in sums["sum"]],
-        "std": [
-            math.sqrt((count * square - total * total) / (count * count)) / scale
-            for total, square in zip(sums["sum"], squares, strict=True)
-        ],
-    }
-
-
-def _summary(packed_store: store.Store, packed: int) -> dict[str, Any]:
+def _summary(packed_store: reader.Store, packed: int) -> dict[str, Any]:
     shards = packed_store.index["shards"]
     return {
         "store": str(packed_store.path),

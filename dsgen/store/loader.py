@@ -22,60 +22,23 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
-from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
 from dsgen.corpus.plan import SPLITS
 from dsgen.errors import DsgenError
 from dsgen.parallel.devices import pick_device
-from dsgen.store import Store
+from dsgen.store.arena import Arena, Batch
+from dsgen.store.order import LANES, epoch_order
+from dsgen.store.reader import Store
 
 log = logging.getLogger("dsgen")
-
-LANES = 8
 POOL = 96
 _ROW_BYTES = 100  # of the order and what follows from it
 _OWN_BYTES = 8 * 10**6  # of threads, and of code that is loaded when it is first used
 _POOL_SHARE = 0.6  # of the memory, at most, for the pool that is chosen by itself
-_DTYPES = {"image": "uint8", "mask": "uint8", "depth": "uint16", "background": "uint8"}
 _BYTES = {"image": 3, "mask": 1, "depth": 2, "background": 3}  # a pixel
 _THREAD = "dsgen-read"
-Batch = dict[str, Tensor]
 T = TypeVar("T")
-
-
-def epoch_order(lengths: np.ndarray, seed: int, epoch: int, pool: int) -> np.ndarray:
-    """Shuffle samples that lie in chunks so that few chunks are in use at any time; a pure function, (samples,) i8.
-
-    `lengths` (chunks,) says how many samples each has; samples are numbered through. The chunks, in random order, are
-    cut into 8 lanes of equal length, and sample i of the order is the next of lane i % 8: processes whose number
-    divides 8 take whole lanes each, and share but the 7 chunks that are cut. A lane has `pool` / 8 chunks in use at a
-    time, fewer at either end: chunk k spreads its samples, in random order, evenly over the time from k - pool / 16 to
-    k + pool / 16, with a random shift of up to a quarter of the way to the next. So the samples of one chunk keep
-    `pool` / 2 others between them, and a batch has about as many different chunks as a draw from all samples would.
-    """
-    rng = np.random.default_rng([seed, epoch])
-    chunks = rng.permutation(len(lengths))
-    length = lengths[chunks]
-    owner = np.repeat(np.arange(len(chunks)), length)
-    total = len(owner)
-    samples = np.arange(total) + np.repeat((np.cumsum(lengths) - lengths)[chunks] - np.cumsum(length) + length, length)
-    samples = samples[np.argsort(owner + rng.random(total), kind="stable")]
-    shift = rng.uniform(0.25, 0.75, total)
-    order = np.empty(total, np.int64)
-    last = 0
-    for lane in range(min(LANES, total)):
-        first, last = last, last + -((lane - total) // LANES)
-        chunk = owner[first:last] - owner[first]
-        count = np.bincount(chunk)
-        place = np.arange(last - first) - (np.cumsum(count) - count)[chunk]
-        middle = np.arange(len(count)) + 0.5
-        begin = np.maximum(middle - pool / LANES / 2, 0)
-        end = np.minimum(middle + pool / LANES / 2, len(count))
-        time = begin[chunk] + (end - begin)[chunk] * (place + shift[first:last]) / count[chunk]
-        # odd lanes run backwards, so that both parts of a chunk cut between two lanes are wanted at the same time
-        order[lane::LANES] = samples[first:last][np.argsort(-time if lane % 2 else time, kind="stable")]
-    return order
 
 
 def as_floats(batch: Batch) -> Batch:
@@ -168,7 +131,7 @@ class Loader(IterableDataset[Batch]):
         target = None if device is None else pick_device(str(device))
         self.device = None if target is None or target.type == "cpu" else target
         self._opened: tuple[int, Store] | None = None
-        self._spare: _Arena | None = None
+        self._spare: Arena | None = None
         self.sha256: str | None = None
         opened = self._store
         self.sha256, self.size, self.has_depth, self.parts = opened.sha256, opened.size, opened.has_depth, opened.parts
@@ -393,7 +356,7 @@ class Loader(IterableDataset[Batch]):
                 pool.shutdown(wait=not own, cancel_futures=True)
                 self._spare = None if own else arena
 
-    def _arena(self, visits: "_Visits", batch_size: int) -> "_Arena":
+    def _arena(self, visits: "_Visits", batch_size: int) -> "Arena":
         """Make room for what is to be read, or take that of the iterator before, whose pages are there already."""
         samples = max(map(len, visits.samples))
         fit = self._room // self._region_bytes(samples)
@@ -409,9 +372,9 @@ class Loader(IterableDataset[Batch]):
         ):
             return spare
         del spare
-        return _Arena(self.parts, self.size, regions, samples, batch_size, self._ahead + 3)
+        return Arena(self.parts, self.size, regions, samples, batch_size, self._ahead + 3)
 
-    def _assemble(self, batch: Batch, arena: "_Arena", visits: "list[_Visit]", places: np.ndarray) -> Batch:
+    def _assemble(self, batch: Batch, arena: "Arena", visits: "list[_Visit]", places: np.ndarray) -> Batch:
         """Copy the samples at `places` of `visits` into a batch."""
         backgrounds = [visit.backgrounds.result() for visit in visits]
         index = np.array([visit.region for visit in visits]) * arena.samples + places
@@ -422,47 +385,6 @@ class Loader(IterableDataset[Batch]):
             for i, place in enumerate(places.tolist()):
                 into[i] = backgrounds[i][place]
         return as_floats(batch) if self.floats and self.device is None else batch
-
-
-class _Arena:
-    """Memory that is used over and over: `regions` for chunks of up to `samples` samples, and batches.
-
-    `chunks` are part -> (regions * samples, ...), of all parts but backgrounds.
-    """
-
-    def __init__(self, parts: tuple[str, ...], side: int, regions: int, samples: int, batch_size: int, batches: int):
-        self.regions, self.samples, self.batch_size = regions, samples, batch_size
-        self._shapes = {part: (side, side, 3) if part in ("image", "background") else (side, side) for part in parts}
-        self._batches: list[dict[str, np.ndarray]] = []
-        self._most = batches
-        self.chunks = self._empty(regions * samples)
-        self.chunks.pop("background", None)
-
-    def _empty(self, count: int) -> dict[str, np.ndarray]:
-        return {part: np.empty((count, *shape), _DTYPES[part]) for part, shape in self._shapes.items()}
-
-    def batch(self, rows: np.ndarray, device: torch.device | None) -> Batch:
-        """Make room for a batch: that of an earlier one of which no tensor is left, or new."""
-        if device is not None and device.type == "cuda":  # torch keeps what was pinned, and knows when it may be reused
-            with torch.cuda.device(device):
-                batch = {
-                    part: torch.empty((len(rows), *shape), dtype=getattr(torch, _DTYPES[part]), pin_memory=True)
-                    for part, shape in self._shapes.items()
-                }
-            return batch | {"row": torch.from_numpy(rows)}
-        for room in self._batches:
-            if all(sys.getrefcount(room[part]) == _UNUSED for part in room):
-                break
-        else:
-            room = self._empty(self.batch_size)
-            if len(self._batches) < self._most:
-                self._batches.append(room)
-        batch = {part: torch.from_numpy(values[: len(rows)]) for part, values in room.items()}
-        return batch | {"row": torch.from_numpy(rows)}
-
-
-_PROBE = {"part": np.empty(0)}
-_UNUSED = sys.getrefcount(_PROBE["part"])  # of an array to which there is but one reference, from a dict
 
 
 class _Visit(NamedTuple):
@@ -524,7 +446,7 @@ def _visits(batches: list[np.ndarray], first: np.ndarray) -> _Visits:
     )
 
 
-def _decode(store: Store, rows: np.ndarray, arena: _Arena, region: int) -> list[np.ndarray]:
+def _decode(store: Store, rows: np.ndarray, arena: Arena, region: int) -> list[np.ndarray]:
     """Read rows of one chunk into a region of the arena and return their backgrounds, if the store has any."""
     first, last = int(rows[0]), int(rows[-1]) + 1
     k = int(np.searchsorted(store.first_rows, first, side="right")) - 1

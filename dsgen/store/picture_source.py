@@ -14,11 +14,11 @@ from typing import Any
 import cv2
 import numpy as np
 
-from dsgen import store
 from dsgen.corpus.plan import DTYPE, assign_splits, split_counts
 from dsgen.corpus.sources import list_pictures, list_problems
 from dsgen.errors import DsgenError
 from dsgen.io import images
+from dsgen.store import schema
 from dsgen.units import MAX_DEPTH_MM
 
 log = logging.getLogger("dsgen")
@@ -62,12 +62,12 @@ class Pictures:
         sha256 = checked or self._check()
         names = [path.stem for path in self._paths["image"]]
         count = len(names)
-        self.chunk = min(count, store.chunk_rows(_CHUNK, size))
+        self.chunk = min(count, schema.chunk_rows(_CHUNK, size))
         self.plan = np.zeros(count, DTYPE)
         self.plan["background"] = np.arange(count)
         self.plan["split"] = assign_splits(names, "picture", seed, validation_share, test_share)
         self.made_from: dict[str, Any] = {
-            "format": store.FORMAT,
+            "format": schema.FORMAT,
             "pictures_sha256": sha256,
             "parts": list(self.parts),
             "rows": count,
@@ -76,7 +76,7 @@ class Pictures:
             "validation_share": validation_share,
             "test_share": test_share,
             "chunk_rows": self.chunk,
-            "block_rows": store.block_rows(self.chunk, size),
+            "block_rows": schema.block_rows(self.chunk, size),
             "depth": {"model": "files", "png_unit_m": png_unit_m, "units": "mm"} if "depth" in self.parts else None,
         }
         self.attributes = {"pictures": [path.name for path in self._paths["image"]]}

@@ -1,0 +1,243 @@
+"""The Zarr schema of a store, written and read here only.
+
+A store is a folder, or a URL, of shards with `SHA256SUMS`, a line for every file in the format of `sha256sum -c`, and
+`index.json`, which is written last. A shard is a self-contained Zarr v3 group of consecutive rows of the corpus,
+readable with plain zarr or xarray:
+
+    image             (sample, y, x, channel)   u1   RGB
+    mask              (sample, y, x)            u1   255 where the foreground is, else 0
+    depth             (sample, y, x)            u2   millimetres, 0 invalid
+    background        (picture, y, x, channel)  u1   RGB, every background of the shard once
+    background_index  (sample)                  u4   which of them
+    row               (sample)                  i8   the row of the plan; then its columns, `background` as
+                                                     `background_number`
+
+What a store has not is absent: depth when the corpus was not labelled, masks or backgrounds of pictures that came
+without. Pictures are coded in chunks of samples that share a background, which plain zstd then stores nearly once. A
+block of chunks is one file, a Zarr shard; in a zip file (`shard-*.zarr.zip`) every chunk is an entry. A recipe has no
+image and mask; it has
+
+    foreground_cutout (cutout, y, x, rgba)      u1   straight alpha, each in the top left corner
+    foreground_shape  (cutout, side)            u2   height and width
+
+from which `Shard` draws them, the same to the bit. Every chunk of pictures carries a checksum.
+"""
+
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from dsgen.corpus.plan import DTYPE, SPLITS
+from dsgen.errors import DsgenError
+from dsgen.io.filesystem import Files
+from dsgen.store.codecs import LEVEL, encode_chunk
+from dsgen.store.layout import INDEX_JSON, SHA256SUMS
+
+FORMAT = 1
+PICTURES = ("image", "mask", "depth")
+ROOT = "zarr.json"
+_CHUNK_SAMPLES, _CHUNK_BYTES = 20, 2**24
+_BLOCK_SAMPLES, _BLOCK_BYTES = 1000, 2**25
+_COLUMN_CHUNK = 65536
+_COLUMNS: dict[str, tuple[str, dict[str, Any]]] = {
+    "background_index": ("<u4", {"long_name": "index into the array background"}),
+    "row": ("<i8", {"long_name": "row of the corpus' plan"}),
+    "background_number": ("<u4", {"long_name": "background, as numbered in the corpus"}),
+    "foreground": ("<u4", {"long_name": "foreground, as numbered in the corpus"}),
+    "flip": ("|u1", {"long_name": "1 where the foreground is mirrored"}),
+    "position": ("<u2", {"long_name": "number of the place among those of this pair"}),
+    "top": ("<u2", {"long_name": "first row of the foreground", "units": "pixel"}),
+    "left": ("<u2", {"long_name": "first column of the foreground", "units": "pixel"}),
+    "split": ("|u1", {"long_name": "split", "flag_values": [0, 1, 2, 3], "flag_meanings": " ".join(SPLITS)}),
+}
+_DESCRIBED: dict[str, dict[str, Any]] = {
+    "image": {"long_name": "composite, RGB"},
+    "mask": {"long_name": "mask of the foreground, 0 or 255"},
+    "depth": {"long_name": "planar depth", "units": "m", "scale_factor": 0.001, "_FillValue": 0},
+    "background": {"long_name": "background, RGB"},
+    "foreground_cutout": {"long_name": "foreground, RGBA with straight alpha"},
+}
+
+
+def chunk_rows(positions: int, size: int) -> int:
+    """Say how many samples make a chunk: about 20, whole runs of `positions` or an even part of one, 16 MiB at most."""
+    if positions <= _CHUNK_SAMPLES:
+        rows = positions * (_CHUNK_SAMPLES // positions)
+    else:
+        rows = -(-positions // round(positions / _CHUNK_SAMPLES))
+    return min(rows, max(1, _CHUNK_BYTES // (size * size * 3)))
+
+
+def block_rows(chunk: int, size: int) -> int:
+    """Say how many samples make a file: whole chunks, 1,000 samples or 32 MiB of raw image at most."""
+    return chunk * max(1, min(_BLOCK_SAMPLES, _BLOCK_BYTES // (size * size * 3)) // chunk)
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """The shapes of a shard: `chunk` samples are coded together, `block` samples are a file; sides in pixels.
+
+    `parts` are those of `PICTURES` and `background` that are there as arrays. `foregrounds`, (number, height, width),
+    belong to a recipe.
+    """
+
+    rows: int
+    size: int
+    chunk: int
+    block: int
+    parts: tuple[str, ...]
+    backgrounds: int = 0
+    foregrounds: tuple[int, int, int] | None = None
+
+
+def block_name(part: str, block: int) -> str:
+    """Name the file of a block of `image`, `mask` or `depth` within its shard."""
+    return f"{part}/c/{block}/0/0" + ("/0" if part == "image" else "")
+
+
+def background_files(numbers: np.ndarray, background: Callable[[int], np.ndarray]) -> Iterator[tuple[str, bytes]]:
+    """Yield name and content of every file of the array `background`; `background(number)` is (S,S,3) u1."""
+    for i, number in enumerate(numbers.tolist()):
+        yield f"background/c/{i}/0/0/0", encode_chunk("background", background(number))
+
+
+def foreground_files(cutouts: np.ndarray, shapes: np.ndarray) -> Iterator[tuple[str, bytes]]:
+    """Yield the files of a recipe's `foreground_cutout`, (f,H,W,4) u1, and `foreground_shape`, (f,2) u2."""
+    for i, cutout in enumerate(cutouts):
+        yield f"foreground_cutout/c/{i}/0/0/0", encode_chunk("foreground_cutout", cutout)
+    yield "foreground_shape/c/0/0", encode_chunk("foreground_shape", shapes.astype("<u2"))
+
+
+def column_files(rows: np.ndarray, first_row: int) -> Iterator[tuple[str, bytes]]:
+    """Yield the files of the columns for `rows` of the plan, which begin at row `first_row`."""
+    values = {name: rows[name] for name in DTYPE.names or () if name != "background"} | {
+        "background_number": rows["background"],
+        "background_index": np.unique(rows["background"], return_inverse=True)[1],
+        "row": np.arange(first_row, first_row + len(rows)),
+    }
+    each = min(len(rows), _COLUMN_CHUNK)
+    for name, (dtype, _) in _COLUMNS.items():
+        for i, start in enumerate(range(0, len(rows), each)):
+            piece = values[name][start : start + each].astype(dtype)
+            yield f"{name}/c/{i}", encode_chunk(name, np.pad(piece, (0, each - len(piece))))
+
+
+def metadata_files(geometry: Geometry, attributes: Mapping[str, Any], *, sharded: bool = True) -> dict[str, bytes]:
+    """Make the `zarr.json` of a shard and of its arrays, by name, the shard's own last; zarr itself writes them.
+
+    Not `sharded` is for zip files, where every chunk is an entry of its own.
+    """
+    import zarr
+    from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
+
+    plain: list[Any] = [ZstdCodec(level=LEVEL, checksum=True)]
+    smooth: list[Any] = [BloscCodec(cname="zstd", clevel=LEVEL, shuffle="bitshuffle", typesize=2), Crc32cCodec()]
+    kept: dict[str, Any] = {}
+    group = zarr.create_group(zarr.storage.MemoryStore(kept), attributes=dict(attributes))
+    side = geometry.size
+
+    def add(
+        name: str, shape: tuple[int, ...], chunks: tuple[int, ...], dimensions: tuple[str, ...], **more: Any
+    ) -> None:
+        common: dict[str, Any] = {
+            "compressors": plain,
+            "fill_value": 0,
+            "dtype": "uint8",
+            "attributes": _DESCRIBED.get(name, {}),
+        }
+        group.create_array(name, shape=shape, chunks=chunks, dimension_names=dimensions, **(common | more))
+
+    for name in PICTURES:
+        if name in geometry.parts:
+            tail: tuple[int, ...] = (side, side, 3) if name == "image" else (side, side)
+            more: dict[str, Any] = {"shards": (geometry.block, *tail)} if sharded else {}
+            if name == "depth":
+                more |= {"dtype": "uint16", "compressors": smooth}
+            dimensions = ("sample", "y", "x", "channel")[: 1 + len(tail)]
+            add(name, (geometry.rows, *tail), (geometry.chunk, *tail), dimensions, **more)
+    if "background" in geometry.parts:
+        shape = (geometry.backgrounds, side, side, 3)
+        add("background", shape, (1, *shape[1:]), ("picture", "y", "x", "channel"))
+    if geometry.foregrounds is not None:
+        number, height, width = geometry.foregrounds
+        add("foreground_cutout", (number, height, width, 4), (1, height, width, 4), ("cutout", "y", "x", "rgba"))
+        add("foreground_shape", (number, 2), (number, 2), ("cutout", "side"), dtype="uint16")
+    for name, (dtype, about) in _COLUMNS.items():
+        chunks = (min(geometry.rows, _COLUMN_CHUNK),)
+        add(name, (geometry.rows,), chunks, ("sample",), dtype=dtype, attributes=about)
+    with warnings.catch_warnings():
+        # xarray warns without it; zarr-python warns that others need not know it
+        warnings.filterwarnings("ignore", message="Consolidated metadata")
+        zarr.consolidate_metadata(zarr.storage.MemoryStore(kept))
+    names = sorted((name for name in kept if name.endswith(ROOT)), key=lambda name: (name == ROOT, name))
+    return {name: kept[name].to_bytes() for name in names}
+
+
+def sums_line(name: str, sha256: str) -> str:
+    """Return a line of `SHA256SUMS`."""
+    return f"{sha256}  {name}\n"
+
+
+def read_sums(files: Files) -> dict[str, str]:
+    """Return the SHA-256 of every file of a store, by name, as `SHA256SUMS` has them."""
+    try:
+        lines = files.read(SHA256SUMS).decode().splitlines()
+        return {name: digest for digest, name in (line.split("  ", 1) for line in lines)}
+    except FileNotFoundError as error:
+        raise DsgenError(f"{files}/{SHA256SUMS}: missing; remove {INDEX_JSON} and run dsgen pack again") from error
+    except ValueError as error:
+        raise DsgenError(
+            f"{files}/{SHA256SUMS}: damaged ({error}); remove {INDEX_JSON} and run dsgen pack again"
+        ) from error
+
+
+@dataclass(frozen=True)
+class ArrayLayout:
+    """An array as its `zarr.json` has it: `chunk` and `each` are the samples of a chunk and of a file.
+
+    `sharded` files hold where their chunks are, be it one only.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    chunk: int
+    each: int
+    codecs: tuple[str, ...]
+    sharded: bool
+
+    @classmethod
+    def parse(cls, name: str, metadata: dict[str, Any]) -> "ArrayLayout":
+        """Read an array's `zarr.json`, refusing what `metadata_files` does not write."""
+        shape, codecs = tuple(metadata["shape"]), metadata["codecs"]
+        grid = metadata["chunk_grid"]["configuration"]["chunk_shape"]
+        each = chunk = grid[0]
+        sharded = codecs[0]["name"] == "sharding_indexed"
+        if sharded:
+            configuration = codecs[0]["configuration"]
+            chunk, codecs = configuration["chunk_shape"][0], configuration["codecs"]
+        names = tuple(codec["name"] for codec in codecs)
+        if (
+            names not in (("bytes", "zstd"), ("bytes", "blosc", "crc32c"), ("bytes", "blosc"))
+            or list(shape[1:]) != grid[1:]
+        ):
+            raise ValueError(f"{name} is coded by {', '.join(names)} in chunks {grid}, not as dsgen does")
+        dtype = np.dtype(metadata["data_type"]).newbyteorder("<")
+        return cls(name, shape, dtype, chunk, each, names, sharded)
+
+    def file(self, number: int) -> str:
+        """Name the file of chunk or block `number`."""
+        return f"{self.name}/c/{number}" + "/0" * (len(self.shape) - 1)
+
+    @property
+    def is_depth(self) -> bool:
+        """Whether it is coded as `encode_block` codes depth, but perhaps for the checksum."""
+        return "blosc" in self.codecs and self.dtype == np.dtype("<u2")
+
+    @property
+    def file_names(self) -> list[str]:
+        """Name every file of the array."""
+        return [self.file(i) for i in range(-(-self.shape[0] // self.each))]
