@@ -419,10 +419,10 @@ def train(
 ) -> None:
     """Train the two-headed U-Net on a store; several processes: torchrun --nproc-per-node 2 -m dsgen -- train."""
     from dsgen.parallel.devices import tune_for_training
-    from dsgen.ranks import is_first
-    from dsgen.settings import Settings
-    from dsgen.train import is_blank
-    from dsgen.train import train as work
+    from dsgen.training.fit import is_blank
+    from dsgen.training.fit import train as work
+    from dsgen.training.ranks import is_first
+    from dsgen.training.settings import Settings
 
     tune_for_training()
     _use_endpoint(endpoint)

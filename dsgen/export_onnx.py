@@ -23,8 +23,8 @@ from torch import Tensor, nn
 from dsgen import __version__
 from dsgen.errors import DsgenError
 from dsgen.io.atomic import write_bytes
-from dsgen.trained import DEPTH, MASK, Trained, open_trained
-from dsgen.unet import unet_metres
+from dsgen.training.checkpoint import DEPTH, MASK, Trained, open_trained
+from dsgen.training.unet import unet_metres
 from dsgen.units import MAX_DEPTH_M, MIN_DEPTH_M
 
 OPSET = 18

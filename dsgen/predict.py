@@ -37,7 +37,7 @@ from dsgen.io.json_files import read_json
 from dsgen.parallel.locks import exclusive_lock
 from dsgen.parallel.prefetch import prefetch
 from dsgen.parallel.progress import progress
-from dsgen.trained import DEPTH, MASK, Trained, open_trained
+from dsgen.training.checkpoint import DEPTH, MASK, Trained, open_trained
 from dsgen.units import MAX_DEPTH_M, MIN_DEPTH_M
 
 log = logging.getLogger("dsgen")

@@ -8,11 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dsgen.feeding import prepare
 from dsgen.io.atomic import write_bytes
 from dsgen.io.images import encode_png
 from dsgen.store.reader import Store
-from dsgen.trained import DEPTH, MASK, Trained
+from dsgen.training.batches import prepare
+from dsgen.training.checkpoint import DEPTH, MASK, Trained
 
 _PANEL = 160  # pixels of a picture, the line beside it among them
 _HEAD, _CAPTION, _GAP = 40, 20, 16

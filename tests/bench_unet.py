@@ -19,17 +19,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dsgen.augment import augment
 from dsgen.corpus.build import Parameters, composite
 from dsgen.depth.label_corpus import label_corpus
-from dsgen.feeding import prepare
 from dsgen.parallel.devices import autocast_dtype, keep_freed_memory, pick_device, tune_for_training
-from dsgen.settings import Settings
 from dsgen.store.arena import Batch
 from dsgen.store.loader import Loader
 from dsgen.store.packing import pack
-from dsgen.train import Trainer, _Pauses
-from dsgen.unet import UNet
+from dsgen.training.augment import augment
+from dsgen.training.batches import prepare
+from dsgen.training.interrupts import Pauses
+from dsgen.training.settings import Settings
+from dsgen.training.trainer import Trainer
+from dsgen.training.unet import UNet
 
 SIZE, BATCH = 192, 16
 BACKGROUNDS, FOREGROUNDS = 10, 25
@@ -184,7 +185,7 @@ def _train(trainer: Trainer, batches: Loader | Kept, steps: int, epoch: int) -> 
     trainer.network.train()
     trainer.place = {"size": SIZE, "loader": batches.state_dict(), "step": 0, "samples": 0}
     trainer.place |= {"loss": 0.0, "rate": math.nan, "seconds": 0.0}
-    pauses = _Pauses(lambda: False, math.inf, lambda: None, Path())
+    pauses = Pauses(lambda: False, math.inf, lambda: None, Path())
     started = time.perf_counter()
     trainer._train(batches, SIZE, steps * BATCH, 1, Path(), pauses, lambda *_, **__: None)
     return (time.perf_counter() - started) / steps

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import torch
 
-from dsgen.trained import FORMAT
-from dsgen.unet import UNet
+from dsgen.training.checkpoint import FORMAT
+from dsgen.training.unet import UNet
 
 
 def make_run(

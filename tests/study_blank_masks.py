@@ -23,12 +23,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dsgen import metrics
 from dsgen.io.atomic import write_bytes
-from dsgen.losses import bce_dice, dissimilarity, l1_ssim
 from dsgen.store.loader import Loader
-from dsgen.train import follow
-from dsgen.unet import UNet, unet_metres
+from dsgen.training import metrics
+from dsgen.training.losses import bce_dice, dissimilarity, l1_ssim
+from dsgen.training.trainer import update_ema
+from dsgen.training.unet import UNet, unet_metres
 
 COLUMNS = ("settings", "mask IoU", "white predicted", "IoU, batch statistics", "depth delta1", "SSIM", "minutes")
 
@@ -123,7 +123,7 @@ def train(recipe: Recipe, store: str, size: int, samples: int, batch_size: int) 
             optimizer.step()
             steps += 1
             if recipe.average:
-                follow(averaged, network, steps)
+                update_ema(averaged, network, steps)
             left -= len(image)
             if left <= 0:
                 return averaged

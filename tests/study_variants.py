@@ -18,9 +18,10 @@ from dsgen.evaluate import evaluate
 from dsgen.io.atomic import write_bytes, write_json
 from dsgen.io.json_files import read_json
 from dsgen.parallel.devices import pick_device, tune_for_training
-from dsgen.settings import Settings
 from dsgen.store.loader import Loader
-from dsgen.train import Trainer, train
+from dsgen.training.fit import train
+from dsgen.training.settings import Settings
+from dsgen.training.trainer import Trainer
 
 EPOCHS, ROUNDS = 8, 7
 VARIANTS: dict[str, dict[str, Any]] = {

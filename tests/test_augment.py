@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dsgen import augment as augmenting
-from dsgen.augment import MIRRORED, SHARES, TOUCHED, augment, jpeg
+from dsgen.training import augment as augmenting
+from dsgen.training.augment import MIRRORED, SHARES, TOUCHED, augment, jpeg
 
 HEIGHT, WIDTH = 40, 52
 Four = tuple[Tensor, Tensor, Tensor, Tensor]

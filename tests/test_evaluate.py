@@ -35,7 +35,7 @@ from dsgen.evaluate import (
 )
 from dsgen.store.packing import pack
 from dsgen.store.reader import Store
-from dsgen.trained import Trained, open_trained
+from dsgen.training.checkpoint import Trained, open_trained
 
 
 @pytest.fixture(scope="module")

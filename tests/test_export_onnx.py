@@ -14,7 +14,7 @@ from made_runs import make_run
 from dsgen import export_onnx as exporting
 from dsgen.errors import DsgenError
 from dsgen.export_onnx import export_onnx, made_up_pictures, parity_shapes
-from dsgen.trained import open_trained
+from dsgen.training.checkpoint import open_trained
 
 
 @pytest.fixture(scope="module")

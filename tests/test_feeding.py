@@ -6,8 +6,8 @@ import pytest
 import torch
 from made_scenes import Scenes
 
-from dsgen.feeding import prepare, take
-from dsgen.ranks import Ranks
+from dsgen.training.batches import prepare, take
+from dsgen.training.ranks import Ranks
 
 
 def test_prepare_keeps_what_the_numbers_mean():

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from dsgen.losses import DEPTH_LOSSES, MASK_LOSSES, Loss, bce_dice, dissimilarity, l1_ssim, soft_iou
+from dsgen.training.losses import DEPTH_LOSSES, MASK_LOSSES, Loss, bce_dice, dissimilarity, l1_ssim, soft_iou
 
 EVERY_MASK_LOSS = pytest.mark.parametrize("loss", MASK_LOSSES.values(), ids=MASK_LOSSES)
 EVERY_DEPTH_LOSS = pytest.mark.parametrize("loss", DEPTH_LOSSES.values(), ids=DEPTH_LOSSES)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from skimage.metrics import structural_similarity
 
-from dsgen import metrics
+from dsgen.training import metrics
 
 RNG = np.random.default_rng(5)
 LOGITS = RNG.normal(0, 2, (4, 1, 9, 7)).astype(np.float32)

@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 from dsgen.cli import app
 from dsgen.errors import DsgenError
 from dsgen.predict import answer_pair, fed_size, predict
-from dsgen.trained import Trained, open_trained
+from dsgen.training.checkpoint import Trained, open_trained
 
 
 @pytest.fixture

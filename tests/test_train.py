@@ -22,14 +22,17 @@ from made_scenes import Scenes
 from PIL import Image
 from torch import Tensor
 
-from dsgen import losses, metrics
-from dsgen import train as training
 from dsgen.errors import DsgenError
-from dsgen.feeding import prepare
-from dsgen.settings import Settings, is_over, learning_rate, sizes_by_epoch
 from dsgen.store.packing import pack
-from dsgen.train import Trainer, fit, train
-from dsgen.trained import load_network, read_checkpoint
+from dsgen.training import fit as fit_module
+from dsgen.training import losses, metrics
+from dsgen.training import trainer as trainer_module
+from dsgen.training.batches import prepare
+from dsgen.training.checkpoint import load_network, read_checkpoint
+from dsgen.training.fit import fit, train
+from dsgen.training.schedule import learning_rate, should_stop_early, sizes_by_epoch
+from dsgen.training.settings import Settings
+from dsgen.training.trainer import Trainer
 
 CPU = torch.device("cpu")
 QUICK = {"batch_size": (4,), "sizes": (32,), "width": 4, "validation_samples": None}
@@ -76,8 +79,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Draw neither curves nor sheets, which takes longer than the training."""
-    monkeypatch.setattr(training, "draw_curves", lambda *_: None)
-    monkeypatch.setattr(training, "draw_sheet", lambda *_: None)
+    monkeypatch.setattr(fit_module, "draw_curves", lambda *_: None)
+    monkeypatch.setattr(fit_module, "draw_sheet", lambda *_: None)
 
 
 def table(run: Path) -> list[dict[str, str]]:
@@ -159,14 +162,14 @@ def test_an_interrupted_run_saves_and_goes_on(tmp_path: Path, caplog: pytest.Log
 def test_an_interrupt_while_scoring_saves_the_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Ctrl-C between an epoch's last step and its scores: the steps are not done again, and nothing else differs."""
     short(tmp_path / "whole", epochs=2)
-    evaluate = training.evaluate
+    evaluate = trainer_module.evaluate
 
     def interrupted(*arguments: Any, **options: Any) -> dict[str, float]:
         signal.raise_signal(signal.SIGINT)
         return evaluate(*arguments, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(training, "evaluate", interrupted)
+        patch.setattr(trainer_module, "evaluate", interrupted)
         with pytest.raises(KeyboardInterrupt):
             short(tmp_path / "run", epochs=2)
     assert read_checkpoint(tmp_path / "run/checkpoints/last.pt")["place"]["samples"] == 8
@@ -304,13 +307,13 @@ def test_overfits_a_batch():
     """Four samples seen again and again are learnt: mask IoU above 0.9, and depth much nearer than at first."""
     scenes = Scenes(4)
     trainer = Trainer(settings(width=8, augment=0.0), scenes.parts, "", CPU)
-    first = training.evaluate(trainer.network, scenes, 32, CPU)
+    first = trainer_module.evaluate(trainer.network, scenes, 32, CPU)
     trainer.network.train()
     scenes.set_epoch(0)
     batch = next(iter(scenes))
     for step in range(80):
         trainer._step(batch, 32, step, trainer.settings.learning_rate, asked=False)
-    after = training.evaluate(trainer.averaged, scenes, 32, CPU)
+    after = trainer_module.evaluate(trainer.averaged, scenes, 32, CPU)
     assert after["iou"] > 0.9 > first["iou"]
     assert after["abs_rel"] < first["abs_rel"] / 2
 
@@ -330,7 +333,7 @@ def test_variants_train_and_load(tmp_path: Path, changes: dict[str, Any]):
     network = load_network(tmp_path / "checkpoints/best.pt")
     wanted = settings(**changes)
     assert network.config == wanted.network()
-    assert training.evaluate(network, Scenes(HELD_OUT, seed=9), wanted.sizes[0], CPU)["iou"] == scores["iou"]
+    assert trainer_module.evaluate(network, Scenes(HELD_OUT, seed=9), wanted.sizes[0], CPU)["iou"] == scores["iou"]
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])
@@ -378,7 +381,7 @@ def test_the_trained_network_can_be_loaded(finished: Path):
     """The network in best.pt scores what the table says."""
     network = load_network(finished / "checkpoints/best.pt", "cpu")
     assert not network.training
-    scores = training.evaluate(network, Scenes(HELD_OUT, seed=9), 32, CPU)
+    scores = trainer_module.evaluate(network, Scenes(HELD_OUT, seed=9), 32, CPU)
     assert f"{scores['iou']:.6g}" == table(finished)[0]["iou"]
 
 
@@ -386,7 +389,7 @@ def test_scores_are_means_over_samples(finished: Path):
     """Of any batch size, with trivial answers beside them: each sample scored by itself gives the same mean."""
     network = load_network(finished / "checkpoints/best.pt", "cpu")
     scores = {
-        size: training.evaluate(network, Scenes(5, seed=3, batch_size=size), 32, CPU, mean_depth_m=2.5)
+        size: trainer_module.evaluate(network, Scenes(5, seed=3, batch_size=size), 32, CPU, mean_depth_m=2.5)
         for size in (1, 2, 5)
     }
     for size in (1, 2):
@@ -417,7 +420,7 @@ def test_what_a_store_lacks_is_left_out(tmp_path: Path, caplog: pytest.LogCaptur
     fed = Trainer(settings(), parts, "", CPU)._feed(next(iter(Scenes(4, parts=parts))), 32, torch.Generator())
     assert (fed[0] == 0).all() == ("background" in missing)
     assert (fed[1] > 0).flatten(1).any(1).all()
-    assert not training.is_blank(scores) or "mask" in parts
+    assert not fit_module.is_blank(scores) or "mask" in parts
 
 
 def test_a_store_without_truth_is_refused(tmp_path: Path):
@@ -521,21 +524,21 @@ def test_a_loss_that_is_no_number_stops_the_run(tmp_path: Path, monkeypatch: pyt
 
 def test_a_batch_too_large_says_what_fits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Where the memory does not do for a step, halves are tried, and the error names the first that fits."""
-    forward, most = training.UNet.forward, 3
+    forward, most = trainer_module.UNet.forward, 3
 
-    def small(network: training.UNet, background: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
+    def small(network: trainer_module.UNet, background: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
         if len(image) > most:
             raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 99 bytes")
         return forward(network, background, image)
 
-    monkeypatch.setattr(training.UNet, "forward", small)
+    monkeypatch.setattr(trainer_module.UNet, "forward", small)
     too_large = "--batch-size: got 8, too large at 32 px for the memory of cpu "
     with pytest.raises(DsgenError, match=rf"{too_large}.*; a step of 2 fits$"):
         short(tmp_path / "run", batch_size=(8,))
     most = 0
     with pytest.raises(DsgenError, match=rf"{too_large}.*; not even one sample fits, take smaller --sizes"):
         short(tmp_path / "run", batch_size=(8,))
-    monkeypatch.setattr(training.UNet, "forward", lambda *_: (_ for _ in ()).throw(RuntimeError("another error")))
+    monkeypatch.setattr(trainer_module.UNet, "forward", lambda *_: (_ for _ in ()).throw(RuntimeError("another error")))
     with pytest.raises(RuntimeError, match="another error"):
         short(tmp_path / "other")
 
@@ -548,9 +551,9 @@ def test_blank_masks_raise_the_alarm(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert [message.split(".")[0] for message in errors[:2]] == [f"epoch {n}: THE MASKS ARE BLANK" for n in (1, 2)]
     assert "NO MASKS WERE LEARNT" in errors[2]
     assert len(errors) == 3
-    assert not training.is_blank({"iou": 0.5, "zero_iou": 0.0})
-    assert training.is_blank({"iou": math.nan, "zero_iou": 0.0})
-    assert not training.is_blank({"delta1": 0.5})
+    assert not fit_module.is_blank({"iou": 0.5, "zero_iou": 0.0})
+    assert fit_module.is_blank({"iou": math.nan, "zero_iou": 0.0})
+    assert not fit_module.is_blank({"delta1": 0.5})
 
 
 @pytest.mark.parametrize(
@@ -635,12 +638,12 @@ def test_schedules():
 def test_early_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """It counts epochs without gain at the last size, and a run that has stopped stays stopped."""
     stopping = Settings(sizes=(32, 40), early_stop=2)
-    assert not is_over(stopping, past([(32, 1.0)] * 9))
-    assert not is_over(stopping, past([(40, 1.0), (40, 1.0)]))
-    assert is_over(stopping, past([(32, 0.1), (40, 1.0), (40, 1.0), (40, 1.0)]))
-    assert not is_over(stopping, past([(40, 1.0), (40, 1.0), (40, 0.9)]))
-    assert not is_over(Settings(sizes=(40,)), past([(40, 1.0)] * 9))
-    monkeypatch.setattr(training, "evaluate", lambda *_, **__: dict.fromkeys(training.SCORES, 1.0))
+    assert not should_stop_early(stopping, past([(32, 1.0)] * 9))
+    assert not should_stop_early(stopping, past([(40, 1.0), (40, 1.0)]))
+    assert should_stop_early(stopping, past([(32, 0.1), (40, 1.0), (40, 1.0), (40, 1.0)]))
+    assert not should_stop_early(stopping, past([(40, 1.0), (40, 1.0), (40, 0.9)]))
+    assert not should_stop_early(Settings(sizes=(40,)), past([(40, 1.0)] * 9))
+    monkeypatch.setattr(trainer_module, "evaluate", lambda *_, **__: dict.fromkeys(trainer_module.SCORES, 1.0))
     for _ in range(2):
         short(tmp_path, epochs=9, early_stop=2)
         assert len(table(tmp_path)) == 3
@@ -652,12 +655,12 @@ def test_the_average_follows_the_weights():
     with torch.no_grad():
         network.weight.fill_(3.0)
     network.num_batches_tracked += 7
-    training.follow(averaged, network, 1)
+    trainer_module.update_ema(averaged, network, 1)
     assert averaged.weight.tolist() == [3.0, 3.0]
     assert averaged.num_batches_tracked == 7
     with torch.no_grad():
         network.weight.fill_(4.0)
-    training.follow(averaged, network, 10_000)
+    trainer_module.update_ema(averaged, network, 10_000)
     assert averaged.weight.tolist() == pytest.approx([3.01, 3.01])
 
 

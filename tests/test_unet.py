@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from dsgen.unet import UNet, unet_metres
+from dsgen.training.unet import UNet, unet_metres
 
 
 def pictures(height: int, width: int, count: int = 1) -> tuple[torch.Tensor, torch.Tensor]:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from dsgen.errors import DsgenError
 from dsgen.io.atomic import write_bytes
-from dsgen.settings import History
+from dsgen.training.schedule import History
 from dsgen.units import MAX_DEPTH_M
 
 MASK_SCORES = ("iou", "zero_iou", "dice", "zero_dice", "bce", "blind_bce")

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dsgen.unet import luma
+from dsgen.training.unet import luma
 
 MIRRORED = 0.5  # share of the samples, at any strength
 TOUCHED = 0.7  # share of the samples that get anything else; the rest stays clean

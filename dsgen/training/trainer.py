@@ -1,33 +1,14 @@
-"""Stage four: a store in, a trained two-headed U-Net out.
-
-A run is a folder. It holds, each file written atomically,
-
-    config.json                what the run was started with, for people to read
-    checkpoints/last.pt        where the run goes on: at the end of an epoch, every few minutes, and when interrupted
-    checkpoints/epoch-003.pt   the same after every epoch
-    checkpoints/best.pt        the epoch with the best validation mask IoU at the largest picture size so far
-    metrics.csv                one line an epoch
-    curves.png                 the same, drawn
-    predictions/epoch-003.png  the same validation samples after every epoch: pictures, true and predicted maps
-    tensorboard/               events, if asked for
-    bad-batch.npz, .png        the batch whose loss was not a number, if one was
-
-A step is a pure function of the weights before it: the order of the samples and every random number follow from the
-seed, the epoch and the number of the step. So a checkpoint holds weights and counters, and a run killed and resumed
-equals one left alone, on the CPU bit for bit.
-"""
+"""The training loop: what a run has learnt so far, and the steps that teach it more."""
 
 import copy
 import hashlib
 import io
 import logging
 import math
-import signal
-import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,198 +16,29 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dsgen import __version__, metrics
-from dsgen.augment import augment
+from dsgen import __version__
 from dsgen.errors import DsgenError, differences
-from dsgen.feeding import Batch, Batches, prepare, shrink_depth, shrink_mask, take
-from dsgen.io.atomic import write_bytes, write_json
-from dsgen.losses import DEPTH_LOSSES, MASK_LOSSES
 from dsgen.parallel.devices import autocast_dtype
-from dsgen.parallel.locks import exclusive_lock
-from dsgen.parallel.progress import progress
-from dsgen.ranks import Ranks, join_ranks
-from dsgen.settings import Settings, in_words, is_over, learning_rate, sizes_by_epoch
-from dsgen.store.loader import Loader
-from dsgen.store.reader import Store
-from dsgen.trained import FORMAT, damaged, find_checkpoint, read_checkpoint
-from dsgen.training_report import SCORES, draw_curves, draw_sheet, save_batch, tensorboard, write_metrics
-from dsgen.unet import UNet, unet_metres
+from dsgen.store.arena import Batch
+from dsgen.training import metrics
+from dsgen.training.augment import augment
+from dsgen.training.batches import Batches, prepare, shrink_depth, shrink_mask, take
+from dsgen.training.checkpoint import FORMAT, damaged, read_checkpoint
+from dsgen.training.interrupts import Pauses
+from dsgen.training.losses import DEPTH_LOSSES, MASK_LOSSES
+from dsgen.training.ranks import Ranks
+from dsgen.training.report import SCORES, draw_sheet, save_batch
+from dsgen.training.schedule import learning_rate, sizes_by_epoch
+from dsgen.training.settings import Settings, in_words
+from dsgen.training.unet import UNet, unet_metres
 from dsgen.units import MAX_DEPTH_M
 
 log = logging.getLogger("dsgen")
-
+DEFAULTS = Settings()
 PREDICTIONS = 6
-_DEFAULTS = Settings()
 _MOMENTUM = 0.9
 _RECENT = 20  # steps
 Fed = tuple[Tensor, Tensor, Tensor | None, Tensor | None]
-
-
-def train(
-    store: Path | str = Path("shards"),
-    run: Path = Path("run"),
-    settings: Settings = _DEFAULTS,
-    *,
-    epochs: int = 10,
-    init: Path | None = None,
-    device: str = "auto",
-    workers: int = 2,
-    save_every: float = 5.0,
-    show_in_tensorboard: bool = False,
-) -> dict[str, float]:
-    """Train the U-Net on a store's training split, or go on with a run, and return the best epoch's scores.
-
-    Pictures grow through the sizes of the settings: every size gets about the same work, so epochs in inverse
-    proportion to its pixels, at least one; see `settings.sizes_by_epoch`. What the store lacks of background is fed as
-    zeros, and of mask and depth just the one it has is trained. Under torchrun the batches are shared by the processes.
-
-    `init`, a run's folder or a checkpoint, gives the first weights, of a network with the same arguments; in a run
-    that is there they have been taken, and it is only compared with what they were taken from.
-
-    A run that is there goes on if store and settings are the same, in mid-epoch too. With more `epochs` it goes on at
-    the size reached. Every `save_every` minutes a checkpoint is written, and at Ctrl-C and SIGTERM, upon which
-    `KeyboardInterrupt` is raised. Raises `DsgenError` for settings that cannot be or are not the run's, a damaged
-    checkpoint, a loss that is not a number, and a batch too large for the memory.
-    """
-    if not 0 <= save_every < math.inf:
-        raise DsgenError(f"--save-every: got {save_every}, expected 0 or more minutes")
-    with join_ranks(device) as (ranks, target):
-        with ranks.together():
-            opened = Store(store)
-            settings.check(epochs, opened.size, ranks.count)
-
-        def open_batches(split: str, batch_size: int) -> Loader:
-            return Loader(
-                store,
-                split,
-                batch_size // ranks.count,
-                seed=settings.seed,
-                workers=workers,
-                rank=ranks.rank,
-                ranks=ranks.count,
-                device=target,
-            )
-
-        statistics = opened.index["statistics"].get("depth", {"mean": None})
-        mean_depth_m = statistics["mean"] and statistics["mean"][0]
-        return fit(
-            open_batches,
-            run,
-            settings,
-            epochs=epochs,
-            init=init,
-            device=target,
-            ranks=ranks,
-            mean_depth_m=mean_depth_m,
-            save_every=save_every,
-            show_in_tensorboard=show_in_tensorboard,
-        )
-
-
-def fit(
-    open_batches: Callable[[str, int], Batches],
-    run: Path,
-    settings: Settings,
-    *,
-    epochs: int,
-    device: torch.device,
-    init: Path | None = None,
-    ranks: Ranks = Ranks(),  # noqa: B008 - it is frozen
-    mean_depth_m: float | None = None,
-    save_every: float = 5.0,
-    show_in_tensorboard: bool = False,
-) -> dict[str, float]:
-    """Do the work of `train` with checked settings and a device at hand.
-
-    `open_batches` gives the batches of a split, of so many samples over all processes. `mean_depth_m` is the answer
-    that those of the network are compared with.
-    """
-    with ExitStack() as stack:
-        with ranks.together():
-            if ranks.first:
-                stack.enter_context(exclusive_lock(run))
-            validation = open_batches("validation", max(settings.batch_size))
-            trainer = Trainer(settings, validation.parts, validation.sha256, device, ranks, mean_depth_m)
-            begun = (run / "checkpoints/last.pt").exists()
-            if init is not None:
-                trainer.begin_with(find_checkpoint(init) if init.is_dir() else init)
-            if begun:
-                trainer.restore(run / "checkpoints/last.pt")
-                log.info("%s: %d of %d epochs done before", run, trainer.epoch, epochs)
-            write_events = stack.enter_context(
-                tensorboard(run / "tensorboard", show_in_tensorboard and ranks.first, trainer.epoch)
-            )
-        if ranks.first:
-            (run / "checkpoints").mkdir(exist_ok=True)
-            write_json(run / "config.json", trainer.describe(epochs))
-        interrupted = stack.enter_context(_interrupts(patient=ranks.count > 1))
-        pauses = _Pauses(interrupted, save_every * 60, lambda: _save(trainer, run), run)
-        while trainer.epoch < epochs and not is_over(settings, trainer.history):
-            _train_at_one_size(trainer, open_batches, validation, run, epochs, pauses, write_events)
-        best = trainer.best()
-        if is_blank(best):
-            log.error("%s: NO MASKS WERE LEARNT. %s", run, _blank_words(best))
-        return {name: value for name, value in best.items() if not math.isnan(value)}
-
-
-def _train_at_one_size(
-    trainer: "Trainer",
-    open_batches: Callable[[str, int], Batches],
-    validation: Batches,
-    run: Path,
-    epochs: int,
-    pauses: "_Pauses",
-    write_events: Callable[[dict[str, float], Path], None],
-) -> None:
-    """Train until the pictures grow or the run is over; after each epoch write what it leaves."""
-    settings, ranks = trainer.settings, trainer.ranks
-    sizes = trainer.sizes(epochs)
-    size = sizes[trainer.epoch]
-    batch_size = settings.batch_size_at(size)
-    with ranks.together():
-        batches = open_batches("train", batch_size)
-        samples = min(batches.rows, settings.epoch_samples or batches.rows)
-        if samples < batches.rows and 0 < samples % batch_size < ranks.count:
-            raise DsgenError(
-                f"--epoch-samples: got {samples}, which leaves {samples % batch_size} of a batch of {batch_size} for "
-                f"{ranks.count} processes; take a multiple of {batch_size}"
-            )
-    done = sizes[: trainer.epoch].count(size) * samples + (trainer.place["samples"] if trainer.place else 0)
-    shown = progress(f"train at {size} px", sizes.count(size) * samples, done) if ranks.first else nullcontext(_unseen)
-    with shown as advance:
-        while trainer.epoch < epochs and sizes[trainer.epoch] == size and not is_over(settings, trainer.history):
-            trainer.run_epoch(batches, validation, size, samples, epochs, run, pauses, advance)
-            if ranks.first:
-                _write_epoch(trainer, validation, run, write_events)
-            pauses.restart()
-
-
-def _unseen(count: int, note: str = "") -> None:
-    """Show no progress."""
-
-
-def _save(trainer: "Trainer", run: Path) -> None:
-    if trainer.ranks.first:
-        write_bytes(run / "checkpoints/last.pt", trainer.checkpoint())
-
-
-def _write_epoch(
-    trainer: "Trainer", validation: Batches, run: Path, write_events: Callable[[dict[str, float], Path], None]
-) -> None:
-    """Write what an epoch leaves; `last.pt` comes last, so that a kill before it repeats all of this."""
-    past = trainer.history[-1]
-    checkpoint = trainer.checkpoint()
-    write_bytes(run / f"checkpoints/epoch-{trainer.epoch:03d}.pt", checkpoint)
-    if trainer.best() is past:
-        write_bytes(run / "checkpoints/best.pt", checkpoint)
-    write_metrics(run / "metrics.csv", trainer.history)
-    draw_curves(run / "curves.png", trainer.history)
-    sheet = run / f"predictions/epoch-{trainer.epoch:03d}.png"
-    draw_sheet(sheet, trainer.predictions(validation, int(past["size"])))
-    write_events(past, sheet)
-    write_bytes(run / "checkpoints/last.pt", checkpoint)
-    if is_blank(past):
-        log.error("epoch %d: THE MASKS ARE BLANK. %s", past["epoch"], _blank_words(past))
 
 
 class _Launched(NamedTuple):
@@ -327,7 +139,7 @@ class Trainer:
         samples: int,
         epochs: int,
         run: Path,
-        pauses: "_Pauses",
+        pauses: "Pauses",
         advance: Callable[..., None],
     ) -> None:
         """Train for one epoch, or what is left of it, score, and note both in the history."""
@@ -373,7 +185,7 @@ class Trainer:
         samples: int,
         epochs: int,
         run: Path,
-        pauses: "_Pauses",
+        pauses: "Pauses",
         advance: Callable[..., None],
     ) -> None:
         """Do the steps of an epoch, or those that are left.
@@ -450,7 +262,7 @@ class Trainer:
         self.scaler.update()
         self.steps += 1
         if self.averaged is not self.network:
-            follow(self.averaged, self.network, self.steps)
+            update_ema(self.averaged, self.network, self.steps)
         return report, fed
 
     def _feed(self, batch: Batch, size: int, dice: torch.Generator) -> Fed:
@@ -615,6 +427,13 @@ class Trainer:
             raise damaged(path, error) from error
 
 
+def _note(epoch: int, epochs: int, recent: deque[tuple[float, float, float]]) -> str:
+    """Say for the progress display how the last steps went."""
+    means = [sum(values) / len(recent) for values in zip(*recent, strict=True)]
+    scores = zip(("loss", "IoU", "delta1"), means, strict=True)
+    return f"epoch {epoch} of {epochs} " + " ".join(f"{name} {mean:.3f}" for name, mean in scores if mean == mean)
+
+
 def _as_options(settings: dict[str, Any]) -> dict[str, str]:
     """Write settings as options."""
     return {
@@ -628,13 +447,6 @@ def _without(missing: set[str]) -> str:
         return "the network is shown none"
     trained = "depth" if "mask" in missing else "mask"
     return f"training the {trained} only" + (", the network is shown no background" if "background" in missing else "")
-
-
-def _note(epoch: int, epochs: int, recent: deque[tuple[float, float, float]]) -> str:
-    """Say for the progress display how the last steps went."""
-    means = [sum(values) / len(recent) for values in zip(*recent, strict=True)]
-    scores = zip(("loss", "IoU", "delta1"), means, strict=True)
-    return f"epoch {epoch} of {epochs} " + " ".join(f"{name} {mean:.3f}" for name, mean in scores if mean == mean)
 
 
 def _make_optimizer(network: UNet, settings: Settings) -> torch.optim.Optimizer:
@@ -657,7 +469,7 @@ def _is_out_of_memory(error: RuntimeError) -> bool:
 
 
 @torch.no_grad()
-def follow(averaged: torch.nn.Module, network: torch.nn.Module, steps: int) -> None:
+def update_ema(averaged: torch.nn.Module, network: torch.nn.Module, steps: int) -> None:
     """Move averages of weights and batch statistics: all the way at first, in the end a hundredth a step.
 
     Single steps of Adam on small batches can leave batch statistics and weights far apart for a moment, and an epoch
@@ -670,60 +482,6 @@ def follow(averaged: torch.nn.Module, network: torch.nn.Module, steps: int) -> N
     for average, value in pairs:
         if not average.is_floating_point():
             average.copy_(value)
-
-
-class _Pauses:
-    """When to save in mid-epoch: when the clock says so, and before stopping, when a signal asks for it."""
-
-    def __init__(self, asked: Callable[[], bool], every_s: float, save: Callable[[], None], run: Path):
-        self.asked, self._every_s, self._save, self._run = asked, every_s, save, run
-        self._saved = time.monotonic()
-
-    def restart(self) -> None:
-        """Count from now."""
-        self._saved = time.monotonic()
-
-    def due(self) -> bool:
-        """Say whether it has been long since the last time."""
-        return time.monotonic() - self._saved >= self._every_s
-
-    def save(self, stop: bool) -> None:
-        """Save; raise `KeyboardInterrupt` to stop."""
-        self._save()
-        self.restart()
-        if stop:
-            log.warning("%s: stopping as asked, the checkpoint is written", self._run)
-            raise KeyboardInterrupt
-
-    def stop_if_asked(self) -> None:
-        """Save and stop if a signal came."""
-        if self.asked():
-            self.save(stop=True)
-
-
-@contextmanager
-def _interrupts(patient: bool) -> Iterator[Callable[[], bool]]:
-    """Turn Ctrl-C and SIGTERM into a question that is asked between steps; the second one stops at once.
-
-    Not so for the `patient`: from torchrun one Ctrl-C comes twice. Outside the main thread there are no signals.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: False
-        return
-    asked = False
-
-    def note(*_: Any) -> None:
-        nonlocal asked
-        if asked and not patient:
-            raise KeyboardInterrupt
-        asked = True
-
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield lambda: asked
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def sample_losses(
@@ -745,7 +503,7 @@ def evaluate(
     batches: Batches,
     size: int,
     device: torch.device,
-    settings: Settings = _DEFAULTS,
+    settings: Settings = DEFAULTS,
     *,
     samples: int | None = None,
     half: torch.dtype | None = None,
@@ -804,16 +562,3 @@ def evaluate(
     means = {name: total / count if count else math.nan for name, (total, count) in zip(names, totals, strict=True)}
     losses = [means[name] for name in ("mask_loss", "depth_loss") if name in means]
     return {**dict.fromkeys(SCORES, math.nan), **means, "validation_loss": math.fsum(losses)}
-
-
-def is_blank(scores: dict[str, float]) -> bool:
-    """Say whether the masks are no better than all-zero ones; where there are none to compare with they are not."""
-    zero = scores.get("zero_iou", math.nan)
-    return not math.isnan(zero) and not scores.get("iou", math.nan) > zero + metrics.BLANK_MARGIN
-
-
-def _blank_words(scores: dict[str, float]) -> str:
-    return (
-        f"Validation mask IoU {scores['iou']:.3f}, an all-zero mask scores {scores['zero_iou']:.3f}: "
-        "train longer, lower --learning-rate, and look at predictions/"
-    )

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from dsgen import metrics
+from dsgen.training import metrics
 from dsgen.units import MAX_DEPTH_M
 
 Loss = Callable[[Tensor, Tensor], Tensor]

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dsgen.errors import DsgenError
 from dsgen.parallel.devices import pick_device
-from dsgen.unet import UNet, unet_metres
+from dsgen.training.unet import UNet, unet_metres
 
 FORMAT = "dsgen-unet-1"  # of a checkpoint
 MASK, DEPTH = "mask", "depth"

@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dsgen.ranks import Ranks
 from dsgen.store.arena import Batch
 from dsgen.store.loader import as_floats
+from dsgen.training.ranks import Ranks
 
 Prepared = tuple[Tensor, Tensor, Tensor, Tensor | None]
 

@@ -1,0 +1,1 @@
+"""Training: the U-Net, its settings, losses and metrics, the loop, checkpoints."""
