@@ -341,7 +341,7 @@ def export(
 ) -> None:
     """Write a store out as WebDataset or Hugging Face parquet files, or a trained network as ONNX."""
     if out.suffix == ".onnx":
-        from dsgen.export_onnx import export_onnx
+        from dsgen.evaluation.onnx import export_onnx
 
         typer.echo(f"{out}: " + _line(export_onnx(Path(source), out)))
         return
@@ -498,8 +498,8 @@ def evaluate(
     workers: Annotated[int, typer.Option(help="Threads that read ahead.")] = 2,
 ) -> None:
     """Score a trained network on a store, beside trivial answers, and show where it is worst."""
-    from dsgen.evaluate import evaluate as work
-    from dsgen.evaluate import table
+    from dsgen.evaluation.evaluate import evaluate as work
+    from dsgen.evaluation.evaluate import table
 
     result = work(
         run,
@@ -539,7 +539,7 @@ def predict(
     device: Device = "auto",
 ) -> None:
     """Find masks and depth in composites with a trained network."""
-    from dsgen.predict import predict as work
+    from dsgen.evaluation.predict import predict as work
 
     done = work(
         run,

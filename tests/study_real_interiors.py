@@ -21,7 +21,7 @@ import numpy as np
 from dsgen.corpus.build import Parameters, composite
 from dsgen.corpus.plan import SPLITS
 from dsgen.depth.label_corpus import label_corpus
-from dsgen.evaluate import evaluate
+from dsgen.evaluation.evaluate import evaluate
 from dsgen.io.atomic import write_bytes
 from dsgen.store.packing import pack, pack_source
 from dsgen.store.picture_source import Pictures

@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from dsgen.evaluate import evaluate
+from dsgen.evaluation.evaluate import evaluate
 from dsgen.io.atomic import write_bytes, write_json
 from dsgen.io.json_files import read_json
 from dsgen.parallel.devices import pick_device, tune_for_training

@@ -16,11 +16,11 @@ from PIL import Image
 from torch import Tensor
 from typer.testing import CliRunner
 
-from dsgen.background_depth import MEDIAN_ROWS, BackgroundDepth, median_of_labels
 from dsgen.cli import app
 from dsgen.corpus import layout
 from dsgen.errors import DsgenError
-from dsgen.evaluate import (
+from dsgen.evaluation.background_depth import MEDIAN_ROWS, BackgroundDepth, median_of_labels
+from dsgen.evaluation.evaluate import (
     BACKGROUND,
     BLANK,
     MASK_SCORES,
@@ -200,7 +200,7 @@ def test_medians_leave_out_labels_that_are_none():
 
 def test_few_rows_make_no_background(store: Path, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Where a background has too few rows its answer is no score, and the protocol counts it."""
-    monkeypatch.setattr("dsgen.background_depth.LEAST_MEDIAN_ROWS", 25)
+    monkeypatch.setattr("dsgen.evaluation.background_depth.LEAST_MEDIAN_ROWS", 25)
     result = evaluate(run, store, out=tmp_path, device="cpu", workers=0)
     assert set(result["scores"][BACKGROUND].values()) == {None}
     assert result["protocol"]["trivial_answers"][BACKGROUND]["backgrounds_with_too_few_rows"] == 1

@@ -11,9 +11,9 @@ import pytest
 import torch
 from made_runs import make_run
 
-from dsgen import export_onnx as exporting
 from dsgen.errors import DsgenError
-from dsgen.export_onnx import export_onnx, made_up_pictures, parity_shapes
+from dsgen.evaluation import onnx as exporting
+from dsgen.evaluation.onnx import export_onnx, made_up_pictures, parity_shapes
 from dsgen.training.checkpoint import open_trained
 
 

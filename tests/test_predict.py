@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 
 from dsgen.cli import app
 from dsgen.errors import DsgenError
-from dsgen.predict import answer_pair, fed_size, predict
+from dsgen.evaluation.predict import answer_pair, fed_size, predict
 from dsgen.training.checkpoint import Trained, open_trained
 
 

@@ -24,10 +24,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dsgen import __version__
-from dsgen.background_depth import LEAST_MEDIAN_ROWS, MEDIAN_ROWS, BackgroundDepth
 from dsgen.corpus import layout
 from dsgen.corpus.plan import SPLITS
 from dsgen.errors import DsgenError
+from dsgen.evaluation.background_depth import LEAST_MEDIAN_ROWS, MEDIAN_ROWS, BackgroundDepth
+from dsgen.evaluation.worst import draw_worst
 from dsgen.io.atomic import write_bytes, write_json
 from dsgen.parallel.progress import progress
 from dsgen.store.loader import Loader
@@ -36,7 +37,6 @@ from dsgen.training import metrics
 from dsgen.training.batches import prepare, take
 from dsgen.training.checkpoint import DEPTH, MASK, Trained, open_trained
 from dsgen.units import MAX_DEPTH_M, MIN_DEPTH_M
-from dsgen.worst_sheet import draw_worst
 
 NETWORK, BLANK, MEAN, BACKGROUND = "network", "all-zero mask", "mean depth", "background's depth"
 MASK_SCORES = {

@@ -1,0 +1,1 @@
+"""Evaluation: a trained network scored, applied to pictures, and exported."""
