@@ -600,7 +600,7 @@ def verify(
     endpoint: Endpoint = None,
 ) -> None:
     """Check a corpus or store completely, list all that is wrong; exit code 1 where anything is."""
-    from dsgen.verify import verify as work
+    from dsgen.integrity.verify import verify as work
 
     _use_endpoint(endpoint)
     report = work(path, corpus, fast=fast, jobs=jobs)
@@ -627,7 +627,7 @@ def repair(
     endpoint: Endpoint = None,
 ) -> None:
     """Make what is damaged in a corpus or store again, and only that, with the hashes it had."""
-    from dsgen.repair import repair as work
+    from dsgen.integrity.repair import repair as work
 
     _use_endpoint(endpoint)
     done = work(path, corpus, backgrounds, foregrounds, jobs=jobs)

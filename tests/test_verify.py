@@ -17,23 +17,23 @@ from PIL import Image
 from test_pack import files
 from typer.testing import CliRunner
 
-from dsgen import repair as repair_module
 from dsgen.cli import app
 from dsgen.corpus import layout
 from dsgen.corpus.build import composite
 from dsgen.corpus.corpus import Corpus
 from dsgen.corpus.depth_views import draw_views
 from dsgen.errors import DsgenError
-from dsgen.findings import Report
+from dsgen.integrity import repair as repair_module
+from dsgen.integrity.findings import Report
+from dsgen.integrity.repair import repair
+from dsgen.integrity.verify import verify
 from dsgen.io.atomic import write_json
 from dsgen.io.filesystem import LocalFiles, hash_tree
 from dsgen.parallel.locks import LOCK, exclusive_lock
-from dsgen.repair import repair
 from dsgen.store import codecs, reader, schema
 from dsgen.store.layout import INDEX_JSON, PACKING, SHA256SUMS, shard_name
 from dsgen.store.packing import pack
 from dsgen.store.sealing import open_shard, sums_and_index
-from dsgen.verify import verify
 
 
 def linked(source: Path, target: Path) -> Path:

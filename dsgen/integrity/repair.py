@@ -16,7 +16,8 @@ from typing import Any
 
 from dsgen.corpus import layout
 from dsgen.errors import DsgenError
-from dsgen.findings import EXTRA, Finding, Report
+from dsgen.integrity.findings import EXTRA, Finding, Report
+from dsgen.integrity.verify import is_store, verify
 from dsgen.io.assets import asset
 from dsgen.io.atomic import partial_path, write_bytes, write_folder
 from dsgen.io.filesystem import LocalFiles, UrlFiles, hash_tree, is_url
@@ -24,7 +25,6 @@ from dsgen.parallel.locks import LOCK, held_locks
 from dsgen.parallel.parts import lock_stage
 from dsgen.parallel.pool import run_blocks, worker_count
 from dsgen.store.layout import INDEX_JSON, PACKING, SHA256SUMS
-from dsgen.verify import is_store, verify
 
 
 @dataclass
@@ -77,7 +77,7 @@ def repair(
 
 
 def _repair_store(place: Path | str, corpus: Path, workers: int) -> Repaired:
-    from dsgen.check_store import inspect_store
+    from dsgen.integrity.check_store import inspect_store
 
     with _alone(place):
         report = Report(str(place), "store")
@@ -117,7 +117,7 @@ def _repair_store(place: Path | str, corpus: Path, workers: int) -> Repaired:
 
 def _open_source(corpus: Path, found: Any) -> Any:
     """Open the corpus a store is made again from."""
-    from dsgen.check_store import corpus_source
+    from dsgen.integrity.check_store import corpus_source
 
     made_from = found.made_from()
     bad = len({*found.bad, *found.unknown})
@@ -136,7 +136,7 @@ def _open_source(corpus: Path, found: Any) -> Any:
 
 def _remake(source: Any, scratch: Path, names: list[str], found: Any, workers: int) -> dict[str, dict[str, str]]:
     """Pack shards again and return the hashes of their files, which must be those they were finished with."""
-    from dsgen.check_store import shard_digest
+    from dsgen.integrity.check_store import shard_digest
     from dsgen.store.packing import pack_shards
 
     tables = pack_shards(source, scratch, [found.names.index(name) for name in names], found.made_from(), workers)
@@ -160,7 +160,7 @@ def _version(found: Any) -> str:
 
 def _write_sums_and_index(found: Any, made: dict[str, dict[str, str]], done: Repaired) -> None:
     """Write the two files at the top of a store anew where they are not what its shards, made again or not, say."""
-    from dsgen.check_store import expect, sizes_there
+    from dsgen.integrity.check_store import expect, sizes_there
 
     sizes = sizes_there(found.files)
     digests = found.digests | {file: digest for table in made.values() for file, digest in table.items()}
@@ -230,7 +230,7 @@ def _at_corpus(path: Path) -> Iterator[None]:
 
 
 def _repair_corpus(path: Path, backgrounds: Path | None, foregrounds: Path | None, workers: int) -> Repaired:
-    from dsgen.check_corpus import check_plan, check_sources, read_manifest
+    from dsgen.integrity.check_corpus import check_plan, check_sources, read_manifest
 
     done = Repaired(str(path), 0)
     with _at_corpus(path):
@@ -273,8 +273,8 @@ def _repair_corpus(path: Path, backgrounds: Path | None, foregrounds: Path | Non
 
 
 def _refuse_all_unlike(path: Path, findings: list[Finding]) -> None:
-    from dsgen.check_corpus import all_unlike
     from dsgen.corpus.corpus import Corpus
+    from dsgen.integrity.check_corpus import all_unlike
 
     if findings and all_unlike(Corpus(path), findings):
         raise DsgenError(
@@ -352,7 +352,7 @@ def _repair_plan(path: Path, manifest: dict[str, Any], findings: list[Finding], 
     """Make the plan again, which needs the manifest and the foregrounds' shapes alone."""
     import hashlib
 
-    from dsgen.check_corpus import encode_plan, expected_plan, read_shapes
+    from dsgen.integrity.check_corpus import encode_plan, expected_plan, read_shapes
 
     content = encode_plan(expected_plan(manifest, read_shapes(path)))
     recorded = manifest.get("sha256", {}).get(layout.PLAN)
@@ -367,9 +367,9 @@ def _repair_plan(path: Path, manifest: dict[str, Any], findings: list[Finding], 
 
 def _repair_pictures(path: Path, findings: list[Finding], workers: int, done: Repaired) -> None:
     """Draw bad pictures again and remove what does not belong to the picture folders."""
-    from dsgen.check_corpus import NO_FOLDER, lacking_labels
     from dsgen.corpus.build import SMALL_PARTS, draw_background, draw_small_parts, small_pictures
     from dsgen.corpus.corpus import Corpus
+    from dsgen.integrity.check_corpus import NO_FOLDER, lacking_labels
 
     files = LocalFiles(path)
     wrong: dict[str, set[str]] = defaultdict(set)
@@ -425,8 +425,8 @@ def _write(path: Path, name: str, content: bytes) -> None:
 
 def draw_again(path: str, background: int, names: list[str]) -> int:
     """Write some pictures of one background again, by their names within the corpus; return how many."""
-    from dsgen.check_corpus import drawn_files
     from dsgen.corpus.corpus import Corpus
+    from dsgen.integrity.check_corpus import drawn_files
 
     corpus, wanted, made = Corpus(path), set(names), 0
     parts = {name.partition("/")[0] for name in names}

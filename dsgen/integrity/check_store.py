@@ -18,7 +18,7 @@ import numpy as np
 from dsgen.corpus.corpus import Corpus
 from dsgen.corpus.plan import DTYPE
 from dsgen.errors import DsgenError, differences
-from dsgen.findings import EXTRA, FOREIGN, MISSING, Checked, Finding, Report, each, reason
+from dsgen.integrity.findings import EXTRA, FOREIGN, MISSING, Checked, Finding, Report, each, reason
 from dsgen.io.filesystem import LocalFiles, UrlFiles, hash_tree, open_files
 from dsgen.io.json_files import encode_json, parse_json
 from dsgen.parallel.locks import LOCK

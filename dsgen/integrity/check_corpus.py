@@ -21,7 +21,7 @@ from dsgen.corpus.build import SMALL_PARTS, Parameters, composites, small_pictur
 from dsgen.corpus.corpus import FORMAT, Corpus
 from dsgen.corpus.plan import make_plan, split_counts
 from dsgen.errors import DsgenError
-from dsgen.findings import EXTRA, FOREIGN, MISSING, UNLIKE, Checked, Finding, Report, each, reason
+from dsgen.integrity.findings import EXTRA, FOREIGN, MISSING, UNLIKE, Checked, Finding, Report, each, reason
 from dsgen.io import images
 from dsgen.io.filesystem import LocalFiles, hash_tree
 from dsgen.io.json_files import encode_json, parse_json, read_json

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from dsgen.corpus import layout
 from dsgen.errors import DsgenError
-from dsgen.findings import Report
+from dsgen.integrity.findings import Report
 from dsgen.io.filesystem import is_url
 from dsgen.parallel.pool import worker_count
 from dsgen.store.layout import INDEX_JSON, PACKING, SHA256SUMS
@@ -22,7 +22,7 @@ def verify(place: Path | str, corpus: Path | None = None, *, fast: bool = False,
     workers = worker_count(jobs)
     started = time.monotonic()
     if is_store(place):
-        from dsgen.check_store import check_pixels, inspect_store
+        from dsgen.integrity.check_store import check_pixels, inspect_store
 
         report = Report(str(place), "store")
         found = inspect_store(place, workers, report, corpus)
@@ -31,7 +31,7 @@ def verify(place: Path | str, corpus: Path | None = None, *, fast: bool = False,
         else:
             check_pixels(found, workers, report)
     else:
-        from dsgen.check_corpus import check_corpus
+        from dsgen.integrity.check_corpus import check_corpus
 
         if corpus is not None:
             raise DsgenError(f"--corpus: {place} is a corpus itself, expected a store; leave it out")
