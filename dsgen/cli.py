@@ -568,7 +568,7 @@ def info(
     endpoint: Endpoint = None,
 ) -> None:
     """Say what a corpus or store is: whether complete, sizes, counts, splits, statistics."""
-    from dsgen.info import describe
+    from dsgen.views.info import describe
 
     _use_endpoint(endpoint)
     typer.echo(describe(path))
@@ -583,7 +583,7 @@ def preview(
     endpoint: Endpoint = None,
 ) -> None:
     """Write a contact sheet: composite, mask, and depth with a metre scale."""
-    from dsgen.preview import preview as work
+    from dsgen.views.preview import preview as work
 
     _use_endpoint(endpoint)
     typer.echo(f"{work(path, out, count=count, seed=seed)}")

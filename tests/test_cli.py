@@ -114,9 +114,9 @@ def test_help_loads_nothing_heavy(tmp_path: Path):
 def test_interrupt_exits_130(tmp_path: Path):
     """Ctrl-C says how to go on."""
     code = (
-        "import dsgen.info, dsgen.cli\n"
+        "import dsgen.views.info, dsgen.cli\n"
         "def stop(path): raise KeyboardInterrupt\n"
-        "dsgen.info.describe = stop; dsgen.cli.main()"
+        "dsgen.views.info.describe = stop; dsgen.cli.main()"
     )
     result = subprocess.run(
         [sys.executable, "-c", code, "info"], cwd=tmp_path, capture_output=True, text=True, timeout=60

@@ -25,12 +25,12 @@ from dsgen.depth.labellers import DenseDepthLabeller
 from dsgen.depth.networks import DenseDepth, fold_batch_norms, to_metres
 from dsgen.depth.weights import DepthModel, load_depth_model
 from dsgen.errors import DsgenError
-from dsgen.info import describe
 from dsgen.parallel import devices
 from dsgen.parallel.devices import pick_device
 from dsgen.parallel.parts import Part
 from dsgen.store.packing import pack
 from dsgen.store.reader import Store
+from dsgen.views.info import describe
 
 
 @pytest.fixture(scope="session")

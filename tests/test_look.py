@@ -7,9 +7,9 @@ import pytest
 from PIL import Image
 
 from dsgen.errors import DsgenError
-from dsgen.info import describe
-from dsgen.preview import preview
 from dsgen.store.packing import pack
+from dsgen.views.info import describe
+from dsgen.views.preview import preview
 
 
 def lines(path: Path) -> dict[str, str]:

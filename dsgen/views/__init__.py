@@ -1,0 +1,1 @@
+"""Say and show what a corpus or a store holds."""
