@@ -1,6 +1,6 @@
 """Run the command line as `python -m dsgen`, which is what torchrun starts."""
 
-from dsgen.cli import main
+from dsgen.cli.app import main
 
 if __name__ == "__main__":
     main()

@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dsgen.cli import main
+from dsgen.cli.app import main
 
 ROOT = Path(__file__).parent.parent
 
 
 def dsgen(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
     """Run the program as a user would."""
-    command = [sys.executable, "-c", "from dsgen.cli import main; main()", *map(str, arguments)]
+    command = [sys.executable, "-c", "from dsgen.cli.app import main; main()", *map(str, arguments)]
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=200)
 
 
@@ -89,7 +89,7 @@ def test_every_option_has_help():
     """No parameter of any command is left unexplained."""
     import typer
 
-    from dsgen.cli import app
+    from dsgen.cli.app import app
 
     commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
     assert set(commands) >= {"composite", "depth", "pack", "train", "info", "preview", "train-depth"}
@@ -102,7 +102,7 @@ def test_every_option_has_help():
 def test_help_loads_nothing_heavy(tmp_path: Path):
     """`import dsgen` and `--help` load neither torch nor zarr nor cv2."""
     code = (
-        "import sys; import dsgen; from dsgen.cli import app\n"
+        "import sys; import dsgen; from dsgen.cli.app import app\n"
         "try: app(['--help'])\n"
         "except SystemExit: pass\n"
         "print(sorted({'torch', 'zarr', 'cv2', 'timm', 'matplotlib'} & set(sys.modules)))"
@@ -114,9 +114,9 @@ def test_help_loads_nothing_heavy(tmp_path: Path):
 def test_interrupt_exits_130(tmp_path: Path):
     """Ctrl-C says how to go on."""
     code = (
-        "import dsgen.views.info, dsgen.cli\n"
+        "import dsgen.views.info, dsgen.cli.app\n"
         "def stop(path): raise KeyboardInterrupt\n"
-        "dsgen.views.info.describe = stop; dsgen.cli.main()"
+        "dsgen.views.info.describe = stop; dsgen.cli.app.main()"
     )
     result = subprocess.run(
         [sys.executable, "-c", code, "info"], cwd=tmp_path, capture_output=True, text=True, timeout=60
@@ -129,7 +129,7 @@ def test_the_readme_shows_commands_that_exist():
     """Every `dsgen ...` line and every `make ...` target in the README is one there is."""
     import typer
 
-    from dsgen.cli import app
+    from dsgen.cli.app import app
 
     text = (ROOT / "README.md").read_text()
     blocks = "\n".join(re.findall(r"^    (.*)$", text, flags=re.M))
@@ -145,7 +145,7 @@ def test_the_demo_script_uses_options_that_exist(name: str):
     """Each command of the demo parses; the demo itself is run by `make demo`."""
     import typer
 
-    from dsgen.cli import app
+    from dsgen.cli.app import app
 
     group = typer.main.get_command(app)
     lines = re.findall(r"^step dsgen (.*)$", (ROOT / "tests" / name).read_text(), flags=re.M)

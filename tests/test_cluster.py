@@ -16,7 +16,7 @@ from test_composite import digest
 from test_depth import label_files
 from typer.testing import CliRunner
 
-from dsgen.cli import app
+from dsgen.cli.app import app
 from dsgen.corpus.build import composite
 from dsgen.depth import label_corpus as label_corpus_module
 from dsgen.depth.label_corpus import label_corpus

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 from typer.testing import CliRunner
 
-from dsgen.cli import app
+from dsgen.cli.app import app
 from dsgen.corpus import layout
 from dsgen.errors import DsgenError
 from dsgen.evaluation.background_depth import MEDIAN_ROWS, BackgroundDepth, median_of_labels

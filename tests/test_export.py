@@ -20,7 +20,7 @@ import zarr
 from PIL import Image
 from typer.testing import CliRunner
 
-from dsgen.cli import app
+from dsgen.cli.app import app
 from dsgen.corpus.plan import SPLITS
 from dsgen.errors import DsgenError
 from dsgen.io import images

@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 from typer.testing import CliRunner
 
-from dsgen.cli import app
+from dsgen.cli.app import app
 from dsgen.errors import DsgenError
 from dsgen.evaluation.predict import answer_pair, fed_size, predict
 from dsgen.training.checkpoint import Trained, open_trained

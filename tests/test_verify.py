@@ -17,7 +17,7 @@ from PIL import Image
 from test_pack import files
 from typer.testing import CliRunner
 
-from dsgen.cli import app
+from dsgen.cli.app import app
 from dsgen.corpus import layout
 from dsgen.corpus.build import composite
 from dsgen.corpus.corpus import Corpus
