@@ -24,11 +24,11 @@ $(READY): pyproject.toml tests/constraints.txt
 
 demo: $(READY)  ## the whole job on the bundled pictures, in demo/
 	mkdir -p $(DEMO)
-	cd $(DEMO) && PATH="$(CURDIR)/$(BIN):$$PATH" bash ../tests/demo.sh
+	cd $(DEMO) && PATH="$(CURDIR)/$(BIN):$$PATH" bash ../tests/scripts/demo.sh
 
 scores: $(READY)  ## the scores of the README: labels 47,300 rows and trains on them, in scores/; two hours
 	mkdir -p $(SCORES)
-	cd $(SCORES) && PATH="$(CURDIR)/$(BIN):$$PATH" bash ../tests/scores.sh
+	cd $(SCORES) && PATH="$(CURDIR)/$(BIN):$$PATH" bash ../tests/scripts/scores.sh
 
 test: $(READY)  ## the tests
 	$(BIN)/python -m pytest
@@ -40,15 +40,15 @@ check: $(READY)  ## format, lint, types, and which package may import which
 	$(BIN)/lint-imports --no-cache --no-logo
 
 bench: $(READY)  ## the measurements of the README
-	$(BIN)/python tests/bench.py
+	$(BIN)/python tests/benchmarks/bench.py
 
 bench-peers: $(PEERS)/.ready  ## dsgen beside other ways to keep and feed pictures; hours, and 6 GB for an environment
-	$(PEERS)/bin/python tests/bench_peers.py
+	$(PEERS)/bin/python tests/benchmarks/bench_peers.py
 
-$(PEERS)/.ready: pyproject.toml tests/constraints.txt tests/peers.txt
+$(PEERS)/.ready: pyproject.toml tests/constraints.txt tests/benchmarks/peers.txt
 	$(PYTHON) -m venv $(PEERS)
 	PIP_CONSTRAINT=tests/constraints.txt $(PEERS)/bin/python -m pip install --quiet --editable .
-	$(PEERS)/bin/python -m pip install --quiet --no-deps --requirement tests/peers.txt
+	$(PEERS)/bin/python -m pip install --quiet --no-deps --requirement tests/benchmarks/peers.txt
 	$(PEERS)/bin/python -m pip install --quiet --no-deps ffcv==1.0.2 || \
 		echo "FFCV is left out: to build it, apt-get install g++ pkg-config libopencv-dev libturbojpeg0-dev" >&2
 	@touch $@

@@ -9,35 +9,13 @@ import numpy as np
 import pytest
 import zarr
 from PIL import Image
-
-from dsgen.corpus.build import Parameters, composite
+from support.corpora import ENCODER, draw_background, draw_cutout, make_corpus, write_weights
 
 if TYPE_CHECKING:
-    from dsgen.depth.networks import DenseDepth
+    pass
 
 # tiny networks gain nothing from threads, and lose much where cores are shared; before torch is first imported
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-
-ENCODER = "mobilenetv4_conv_small_050"
-SMALL = Parameters(positions=4, size=48, label_size=96, fg_height=20, validation_share=0.34, test_share=0)
-
-
-def draw_background(seed: int, height: int = 110, width: int = 130) -> np.ndarray:
-    """A smooth picture with some noise, (height,width,3) u1."""
-    rng = np.random.default_rng(seed)
-    y, x = np.mgrid[:height, :width]
-    waves = [np.sin(x / rng.uniform(5, 30) + y / rng.uniform(5, 30)) for _ in range(3)]
-    return (np.stack(waves, axis=2) * 100 + 128 + rng.normal(0, 3, (height, width, 3))).clip(0, 255).astype(np.uint8)
-
-
-def draw_cutout(seed: int, height: int = 50, width: int = 30) -> np.ndarray:
-    """A blob with soft edges in a transparent margin, (height,width,4) u1."""
-    rng = np.random.default_rng(seed)
-    y, x = np.mgrid[:height, :width]
-    radius = np.hypot((y - height / 2) / (height / 2 - 3), (x - width / 2) / (width / 2 - 3))
-    alpha = ((1.1 - radius) * 900).clip(0, 255)
-    colour = np.broadcast_to(rng.integers(0, 256, 3), (height, width, 3)) + 20 * (x[..., None] % 3)
-    return np.dstack([colour.clip(0, 255), alpha]).astype(np.uint8)
 
 
 @pytest.fixture(scope="session")
@@ -49,12 +27,6 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for n in range(3):
         Image.fromarray(draw_background(n)).save(folder / "backgrounds" / f"room{n}.png")
         Image.fromarray(draw_cutout(n, width=24 + 6 * n)).save(folder / "foregrounds" / f"person{n}.png")
-    return folder
-
-
-def make_corpus(folder: Path, sources: Path, **options: object) -> Path:
-    """Make a small corpus of the fixture's pictures."""
-    composite(folder, sources / "backgrounds", sources / "foregrounds", SMALL, jobs=1, **options)  # type: ignore[arg-type]
     return folder
 
 
@@ -95,11 +67,3 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     network = DenseDepth(ENCODER, 32, norm=True, output="log", input_size=64)
     torch.nn.init.constant_(network.head.bias, 1.0)
     return write_weights(tmp_path_factory.mktemp("weights") / "w.safetensors", network)
-
-
-def write_weights(path: Path, network: "DenseDepth") -> Path:
-    """Write a network as `train-depth` does."""
-    from dsgen.depth.weights import save_depth_network
-
-    save_depth_network(network, path)
-    return path

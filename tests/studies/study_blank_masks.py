@@ -1,7 +1,7 @@
 """Why the original's network answered blank masks: its settings as known, then one thing changed at a time.
 
     dsgen composite --positions 1 --no-pictures; dsgen depth; dsgen pack
-    python tests/study_blank_masks.py shards --out study.md
+    python tests/studies/study_blank_masks.py shards --out study.md
 
 Every line is a training of its own from the same first weights on the same samples, scored on unseen backgrounds and
 foregrounds: in evaluation mode, as one uses a network, and once more with the statistics of the batch at hand in place

@@ -2,7 +2,7 @@
 
     dsgen train shards --run with --sizes 96 --batch-size 16 --schedule cosine --epochs 2 --epoch-samples 4000
     dsgen train shards --run without --augment 0 ...                   # the rest alike
-    python tests/study_real_interiors.py shards rooms with without --size 96
+    python tests/studies/study_real_interiors.py shards rooms with without --size 96
 
 The people are those of the store's test split; the store is to be made from the bundled ones. Every picture is scored
 twice: as pasted, which differs from its background nowhere but in the mask, and as if the two were shots of their own:
@@ -27,7 +27,7 @@ from dsgen.store.packing import pack, pack_source
 from dsgen.store.picture_source import Pictures
 from dsgen.store.reader import Store
 
-PEOPLE = Path(__file__).resolve().parent.parent / "assets/foregrounds"
+PEOPLE = Path(__file__).resolve().parent.parent.parent / "assets/foregrounds"
 NOISE, LIGHTER, QUALITY = 4, 0.1, 80
 
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from made_scenes import Scenes
+from support.scenes import Scenes
 
 from dsgen.training.batches import prepare, take
 from dsgen.training.ranks import Ranks

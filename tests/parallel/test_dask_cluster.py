@@ -11,9 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import SMALL, make_corpus
-from test_composite import digest
-from test_depth import label_files
+from support.corpora import SMALL, digest, label_files, make_corpus
 from typer.testing import CliRunner
 
 from dsgen.cli.app import app

@@ -12,9 +12,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 import zarr
-from conftest import ENCODER, draw_background, make_corpus, write_weights
 from PIL import Image
 from safetensors.torch import save_file
+from support.corpora import ENCODER, draw_background, label_files, make_corpus, write_weights
 
 from dsgen.corpus.corpus import Corpus
 from dsgen.corpus.depth_views import view_8bit
@@ -274,12 +274,6 @@ def test_several_devices_share_the_blocks(
     monkeypatch.setattr(label_corpus_module, "_check_finite", lambda *_: (_ for _ in ()).throw(DsgenError("row 7: no")))
     with pytest.raises(DsgenError, match="row 7: no"):
         label_corpus(tmp_path / "c", weights=weights, device="cpu,cpu", batch_size=10)
-
-
-def label_files(corpus: Path) -> dict[str, bytes]:
-    """Every file of the labels."""
-    folder = corpus / "depth.zarr"
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def test_parts_label_all_in_any_order(tmp_path: Path, corpus: Path, weights: Path, monkeypatch: pytest.MonkeyPatch):

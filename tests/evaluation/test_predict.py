@@ -11,9 +11,9 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from conftest import draw_background
-from made_runs import make_run
 from PIL import Image
+from support.corpora import draw_background
+from support.runs import make_run
 from torch import Tensor
 from typer.testing import CliRunner
 

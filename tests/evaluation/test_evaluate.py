@@ -11,8 +11,8 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from made_runs import make_run
 from PIL import Image
+from support.runs import make_run
 from torch import Tensor
 from typer.testing import CliRunner
 

@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import draw_background
 from PIL import Image
+from support.corpora import draw_background
 
 from dsgen.errors import DsgenError
 from dsgen.store.loader import Loader

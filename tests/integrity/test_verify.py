@@ -12,9 +12,8 @@ import fsspec
 import numpy as np
 import pytest
 import zarr
-from conftest import SMALL
 from PIL import Image
-from test_pack import files
+from support.corpora import SMALL, files
 from typer.testing import CliRunner
 
 from dsgen.cli.app import app

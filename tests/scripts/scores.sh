@@ -5,7 +5,7 @@ set -euo pipefail
 
 . "$(dirname "$0")/step.sh"
 
-assets=$(dirname "$0")/../assets
+assets=$(dirname "$0")/../../assets
 mkdir -p rooms
 cp "$assets"/backgrounds/*.jpg "$assets"/rooms/*.jpg rooms/
 

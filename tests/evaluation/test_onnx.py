@@ -9,7 +9,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from made_runs import make_run
+from support.runs import make_run
 
 from dsgen.errors import DsgenError
 from dsgen.evaluation import onnx as exporting

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import SMALL, draw_background, draw_cutout
 from PIL import Image
+from support.corpora import SMALL, draw_background, draw_cutout
 from torch.utils.data import DataLoader
 
 from dsgen.corpus.build import composite

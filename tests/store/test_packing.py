@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import zarr
 from PIL import Image
+from support.corpora import files
 
 from dsgen.corpus.build import Parameters, composite
 from dsgen.corpus.corpus import Corpus
@@ -28,15 +29,6 @@ from dsgen.store import codecs, schema
 from dsgen.store.layout import PACKING, shard_name
 from dsgen.store.packing import pack, shard_bounds
 from dsgen.store.reader import Store
-
-
-def files(folder: Path) -> dict[str, bytes]:
-    """Every file below a folder but the lock, by relative name."""
-    return {
-        p.relative_to(folder).as_posix(): p.read_bytes()
-        for p in sorted(folder.rglob("*"))
-        if p.is_file() and p.name != LOCK
-    }
 
 
 @pytest.fixture
@@ -326,7 +318,7 @@ def test_odd_corpora(tmp_path: Path, pictures: Path, positions: int, size: int, 
 
 def test_smaller_than_jpeg(tmp_path: Path) -> None:
     """At 20 positions and 224 pixels a lossless row takes at most 0.8 of a quality-95 JPEG, also of noisy pictures."""
-    from conftest import draw_background, draw_cutout
+    from support.corpora import draw_background, draw_cutout
 
     for kind in ("b", "f"):
         (tmp_path / kind).mkdir()

@@ -1,6 +1,6 @@
 """The variants of the U-Net beside each other: trained for the same time on the same store, scored on its test split.
 
-    python tests/study_variants.py shards
+    python tests/studies/study_variants.py shards
 
 The original is trained on --samples. How many samples cost a variant as long is measured first: steps of all networks
 by turns, on one batch. Runs that are there are gone on with, so a study that was stopped goes on.

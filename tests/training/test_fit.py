@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from made_scenes import Scenes
 from PIL import Image
+from support.scenes import Scenes
 from torch import Tensor
 
 from dsgen.errors import DsgenError

@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from conftest import draw_background, draw_cutout
+from support.corpora import draw_background, draw_cutout
 
 from dsgen.depth import fit
 from dsgen.depth.fit import depth_loss, score, train_depth

@@ -1,6 +1,5 @@
 """Stage one: folders of pictures to a corpus."""
 
-import hashlib
 import json
 import os
 import shutil
@@ -14,8 +13,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import SMALL, draw_background, draw_cutout, make_corpus
 from PIL import Image
+from support.corpora import SMALL, digest, draw_background, draw_cutout, make_corpus
 
 from dsgen.corpus import layout
 from dsgen.corpus.build import Parameters, composite
@@ -24,17 +23,8 @@ from dsgen.corpus.corpus import Corpus
 from dsgen.errors import DsgenError
 from dsgen.io import images
 from dsgen.io.atomic import write_folder
-from dsgen.parallel.locks import LOCK, exclusive_lock
+from dsgen.parallel.locks import exclusive_lock
 from dsgen.parallel.parts import Part
-
-
-def digest(folder: Path) -> dict[str, str]:
-    """The hash of every file under a folder but for locks."""
-    return {
-        str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest()
-        for p in sorted(folder.rglob("*"))
-        if p.is_file() and not p.name.startswith(LOCK)
-    }
 
 
 def test_the_parts_have_their_original_names(corpus: Path):
@@ -132,7 +122,7 @@ def test_without_pictures_the_corpus_is_the_same_but_for_them(tmp_path: Path, co
 def test_killed_at_any_moment_and_run_again_ends_with_the_same_bytes(tmp_path: Path, corpus: Path, pictures: Path):
     """kill -9 at six moments spread over a run."""
     code = (
-        "import sys; from pathlib import Path; sys.path.insert(0, sys.argv[1]); from conftest import SMALL;"
+        "import sys; from pathlib import Path; sys.path.insert(0, sys.argv[1]); from support.corpora import SMALL;"
         "from dsgen.corpus import build as c; write = c._write;"
         "c._write = lambda *a: (__import__('time').sleep(0.003), write(*a));"
         "print('ready', flush=True);"
@@ -141,7 +131,7 @@ def test_killed_at_any_moment_and_run_again_ends_with_the_same_bytes(tmp_path: P
     )
     for moment in (0.0, 0.03, 0.1, 0.2, 0.3, 0.4):
         process = subprocess.Popen(
-            [sys.executable, "-c", code, str(Path(__file__).parent), str(tmp_path / "c"), str(pictures)],
+            [sys.executable, "-c", code, str(Path(__file__).parent.parent), str(tmp_path / "c"), str(pictures)],
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
         )
@@ -342,7 +332,7 @@ def test_parts_make_the_same_corpus_in_any_order(tmp_path: Path, corpus: Path, p
 
 
 _DRAW_PART = (
-    "import sys, time; from pathlib import Path; sys.path.insert(0, sys.argv[1]); from conftest import SMALL;"
+    "import sys, time; from pathlib import Path; sys.path.insert(0, sys.argv[1]); from support.corpora import SMALL;"
     "from dsgen.corpus import build as c; from dsgen.parallel.parts import parse_part; write = c._write;"
     "c._write = lambda *a: (time.sleep(0.005), write(*a));"
     "print('ready', flush=True);"
@@ -355,7 +345,7 @@ _DRAW_PART = (
 def start_part(corpus: Path, pictures: Path, part: str) -> subprocess.Popen:
     """Start a part in a process of its own, ready to go on at a line of input; it writes slowly."""
     return subprocess.Popen(
-        [sys.executable, "-c", _DRAW_PART, str(Path(__file__).parent), str(corpus), str(pictures), part],
+        [sys.executable, "-c", _DRAW_PART, str(Path(__file__).parent.parent), str(corpus), str(pictures), part],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -14,7 +14,7 @@ from PIL import Image
 
 from dsgen.cli.app import main
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent.parent
 
 
 def dsgen(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:

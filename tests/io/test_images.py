@@ -7,8 +7,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from conftest import draw_background, draw_cutout
 from PIL import Image
+from support.corpora import draw_background, draw_cutout
 
 from dsgen.corpus import encoders
 from dsgen.corpus.render import Cutout, render

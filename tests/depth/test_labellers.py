@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import draw_background
+from support.corpora import draw_background
 
 from dsgen.corpus.labels import METRIC
 from dsgen.depth.labellers import FunctionLabeller, Labeller, TransformersLabeller, make_labellers, state_sha256

@@ -8,8 +8,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from conftest import draw_background
 from PIL import Image
+from support.corpora import draw_background
 
 from dsgen.depth.label_folder import label_folder
 from dsgen.depth.labellers import DenseDepthLabeller
