@@ -1,17 +1,148 @@
-"""The one error a user can cause."""
+"""The errors a user can put right, and how they are worded.
 
-from collections.abc import Mapping
-from typing import Any
+Each says in one line what it is about, what is wrong with it, and what to do: `what: reason; remedy`. The three are
+fields, so nothing has to parse the message. A bug is no `DsgenError` and keeps its traceback.
+
+    DsgenError
+      InvalidValueError     a value that an option or a setting cannot have    (also a ValueError)
+      NotFoundError         what is to be read is not there                    (also a FileNotFoundError)
+      DamagedError          it is there, and cannot be read as what it should be
+      ConflictError         what is there was made with other inputs
+      BusyError             another dsgen is at work on it
+      MissingPackageError   an optional package is not installed               (also an ImportError)
+      SeveralErrors         more than one, found in one pass
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
 
 
 class DsgenError(Exception):
-    """Something the user can put right; the message is one line: what, the value, the rule, the remedy."""
+    """Something the user can put right.
+
+    `what` is the option, file or folder at fault, `reason` what is wrong with it and what was expected, `remedy` what
+    to do; `remedy` may be empty.
+
+    >>> error = DsgenError("foregrounds/cat.png", "no alpha channel (mode RGB)", "save it as an RGBA PNG")
+    >>> str(error)
+    'foregrounds/cat.png: no alpha channel (mode RGB); save it as an RGBA PNG'
+    """
+
+    def __init__(self, what: object, reason: str = "", remedy: str = ""):
+        # torch's DataLoader raises the errors of its workers again from their message alone, so `what` must do
+        self.what, self.reason, self.remedy = str(what), reason, remedy
+        super().__init__(str(self))
+
+    def __str__(self) -> str:
+        return self.what + (f": {self.reason}" if self.reason else "") + (f"; {self.remedy}" if self.remedy else "")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.what, self.reason, self.remedy)
 
 
-def differences(now: Mapping[str, Any], was: Mapping[str, Any], owner: str) -> list[str]:
-    """Say, name by name, where what is given now differs from what `owner` was made with."""
-    return [
-        f"{name} {now.get(name, 'none')} (the {owner} has {was.get(name, 'none')})"
-        for name in dict.fromkeys([*now, *was])
-        if now.get(name) != was.get(name)
-    ]
+class InvalidValueError(DsgenError, ValueError):
+    """A value that an option or a setting cannot have."""
+
+    @classmethod
+    def expected(cls, name: str, value: object, rule: str, remedy: str = "") -> Self:
+        """Word it as `--name: got value, expected rule`; `name` is that of the setting or of the option."""
+        return cls(option(name), f"got {in_words(value)}, expected {rule}", remedy)
+
+
+class NotFoundError(DsgenError, FileNotFoundError):
+    """What is to be read is not there."""
+
+
+class DamagedError(DsgenError):
+    """What is there cannot be read as what it should be."""
+
+
+class BusyError(DsgenError):
+    """Another dsgen is at work on the same folder."""
+
+
+class MissingPackageError(DsgenError, ImportError):
+    """An optional package is not installed."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One value that differs between what is given now and what was given before."""
+
+    name: str
+    now: Any
+    was: Any
+
+    def describe(self, owner: str) -> str:
+        """Say it in words: `--size 48 (the corpus has 224)`."""
+        return f"{self.name} {in_words(self.now)} (the {owner} has {in_words(self.was)})"
+
+
+class ConflictError(DsgenError):
+    """What is there was made with other inputs; `differences` says which, and `owner` what it is called."""
+
+    def __init__(self, what: object, reason: str, remedy: str, differences: Sequence[Difference], owner: str):
+        self.differences, self.owner = tuple(differences), owner
+        super().__init__(what, reason, remedy)
+
+    def __str__(self) -> str:
+        lines = [f"  {difference.describe(self.owner)}" for difference in self.differences]
+        return "\n".join([super().__str__(), *lines])
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.what, self.reason, self.remedy, self.differences, self.owner)
+
+
+class SeveralErrors(DsgenError):
+    """Several errors found in one pass; `errors` has each of them."""
+
+    def __init__(self, errors: Sequence[DsgenError]):
+        self.errors = tuple(errors)
+        super().__init__(f"{len(errors)} problems", "nothing was written")
+
+    def __str__(self) -> str:
+        return "\n".join([f"{self.what}, {self.reason}:", *(f"  {error}" for error in self.errors)])
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.errors,)
+
+
+def raise_all(errors: Iterable[DsgenError]) -> None:
+    """Raise the errors found in one pass, if there are any: a single one as it is."""
+    found = list(errors)
+    if len(found) == 1:
+        raise found[0]
+    if found:
+        raise SeveralErrors(found)
+
+
+def check_rules(rules: Iterable[tuple[bool, str, Any, str]]) -> None:
+    """Raise for every rule that does not hold; a rule is (holds, name, value, what is expected)."""
+    raise_all(InvalidValueError.expected(name, value, rule) for holds, name, value, rule in rules if not holds)
+
+
+def find_differences(now: Mapping[str, Any], was: Mapping[str, Any]) -> list[Difference]:
+    """Compare what is given now with what was given before, name by name."""
+    names = dict.fromkeys([*now, *was])
+    return [Difference(name, now.get(name), was.get(name)) for name in names if now.get(name) != was.get(name)]
+
+
+def option(name: str) -> str:
+    """Return the option of a setting: `--batch-size` for `batch_size`."""
+    return name if name.startswith("-") else f"--{name.replace('_', '-')}"
+
+
+def in_words(value: object) -> str:
+    """Write a value as one would on the command line: lists with commas, None as `none`."""
+    if value is None:
+        return "none"
+    return ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+
+
+def reason_of(error: BaseException, path: Path | str | None = None) -> str:
+    """Say in a line why something failed, without repeating its path."""
+    text = (isinstance(error, OSError) and error.strerror) or str(error) or type(error).__name__
+    line = text.strip().splitlines()[0]
+    return line if path is None else line.replace(str(path), "it")

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from dsgen import __version__
-from dsgen.errors import DsgenError
+from dsgen.errors import DsgenError, InvalidValueError
 
 INTERRUPTED = 130
 
@@ -183,9 +183,13 @@ def depth(
         from dsgen.depth.label_folder import label_folder
 
         if check_flip or metric_reference:
-            raise DsgenError(f"--check-flip, --metric-reference: for a corpus, {path} is a folder; leave them out")
+            raise InvalidValueError(
+                "--check-flip, --metric-reference", f"for a corpus, {path} is a folder", "leave them out"
+            )
         if part or scheduler or backend != "local":
-            raise DsgenError(f"--part, --backend, --scheduler: for a corpus, {path} is a folder; leave them out")
+            raise InvalidValueError(
+                "--part, --backend, --scheduler", f"for a corpus, {path} is a folder", "leave them out"
+            )
         done = label_folder(path, out, file_format=file_format, previews=pictures, **options)
         for reason in done["failed"]:
             typer.echo(f"error: {reason}", err=True)
@@ -197,7 +201,7 @@ def depth(
             raise typer.Exit(1)
         return
     if out is not None or file_format is not None:
-        raise DsgenError(f"--out, --format: {path} is a corpus and keeps its labels inside; leave them out")
+        raise InvalidValueError("--out, --format", f"{path} is a corpus and keeps its labels inside", "leave them out")
     from dsgen.depth.label_corpus import label_corpus
     from dsgen.parallel.dask_cluster import scheduler_address
     from dsgen.parallel.parts import parse_part
@@ -302,13 +306,17 @@ def pack(
     }
     if images is None:
         if masks or depths or backgrounds:
-            raise DsgenError("--masks, --depths, --backgrounds: belong to --images; give that too, or leave them out")
+            raise InvalidValueError(
+                "--masks, --depths, --backgrounds", "belong to --images", "give that too, or leave them out"
+            )
         result = pack_source(CorpusSource(corpus, max_flip_error), out, **options)
     else:
         from dsgen.store.picture_source import Pictures
 
         if max_flip_error is not None or recipe:
-            raise DsgenError("--max-flip-error, --recipe: for a corpus, --images gives pictures; leave them out")
+            raise InvalidValueError(
+                "--max-flip-error, --recipe", "for a corpus, --images gives pictures", "leave them out"
+            )
         shares = validation_share, test_share
         source = Pictures(images, masks, depths, backgrounds, size, png_unit, *shares, seed)
         result = pack_source(source, out, **options)

@@ -20,8 +20,8 @@ from dsgen import __version__
 from dsgen.corpus import encoders, layout
 from dsgen.corpus.corpus import FORMAT, Corpus, open_cached
 from dsgen.corpus.plan import SPLITS, assign_splits, make_plan, save_plan, split_counts
-from dsgen.corpus.sources import SourceFile, hash_files, list_pictures, list_problems, name_problems, write_sources
-from dsgen.errors import DsgenError, differences
+from dsgen.corpus.sources import SourceFile, hash_files, list_pictures, name_errors, write_sources
+from dsgen.errors import ConflictError, Difference, DsgenError, InvalidValueError, check_rules, find_differences, option
 from dsgen.io import images
 from dsgen.io.assets import asset
 from dsgen.io.atomic import clear_unfinished, write_folder, write_json
@@ -65,13 +65,7 @@ class Parameters:
             (0 <= self.validation_share < 1, "validation_share", "0 to below 1"),
             (0 <= self.test_share < 1 - self.validation_share, "test_share", "0 to below 1 less --validation-share"),
         )
-        problems = [
-            f"--{name.replace('_', '-')}: got {getattr(self, name)}, expected {rule}"
-            for holds, name, rule in rules
-            if not holds
-        ]
-        if problems:
-            raise DsgenError(list_problems(problems))
+        check_rules((holds, name, getattr(self, name), rule) for holds, name, rule in rules)
 
 
 def composite(
@@ -103,14 +97,14 @@ def composite(
     foreground_paths = list_pictures(foreground_folder, "foregrounds", max_foregrounds)
     background_files = hash_files(background_paths, workers)
     foreground_files = hash_files(foreground_paths, workers)
-    problems = name_problems(background_files, background_folder) + name_problems(foreground_files, foreground_folder)
+    errors = name_errors(background_files, background_folder) + name_errors(foreground_files, foreground_folder)
     _check_existing(corpus, parameters, background_files, foreground_files)
     with lock_stage(corpus, "composite", part):
         with lock_setup(corpus, part):
             _check_existing(corpus, parameters, background_files, foreground_files)
             if not (corpus / layout.CORPUS_JSON).exists():
                 paths = background_paths, foreground_paths
-                _make(corpus, parameters, paths, (background_files, foreground_files), problems, workers)
+                _make(corpus, parameters, paths, (background_files, foreground_files), errors, workers)
             opened = Corpus(corpus)
             draw_small_parts(opened)
         return _draw(opened, workers, pictures, part, cluster)
@@ -122,21 +116,20 @@ def _check_existing(
     """Refuse a folder that is something else, and a corpus of other parameters or pictures."""
     ours = {layout.CORPUS_JSON, layout.SOURCES, layout.PLAN, layout.DEPTH, *layout.PARTS}
     if path.exists() and not path.is_dir():
-        raise DsgenError(f"--corpus: {path} is a file, expected a folder or nothing; choose another name")
+        raise InvalidValueError("--corpus", f"{path} is a file, expected a folder or nothing", "choose another name")
     if not (path / layout.CORPUS_JSON).exists():
         names = [p.name for p in path.iterdir() if not p.name.startswith(LOCK)] if path.is_dir() else []
         others = [name for name in names if name.removesuffix(".partial") not in ours]
         if others:
-            raise DsgenError(
-                f"--corpus: {path} holds other files ({', '.join(sorted(others)[:5])}); choose another name"
+            raise InvalidValueError(
+                "--corpus", f"{path} holds other files ({', '.join(sorted(others)[:5])})", "choose another name"
             )
         return
     manifest = read_json(path / layout.CORPUS_JSON)
     now, was = asdict(parameters), manifest["parameters"]
-    differing = differences(
-        {f"--{name.replace('_', '-')}": value for name, value in now.items()},
-        {f"--{name.replace('_', '-')}": value for name, value in was.items() if name in now},
-        "corpus",
+    differences = find_differences(
+        {option(name): value for name, value in now.items()},
+        {option(name): value for name, value in was.items() if name in now},
     )
     for kind, files in (("backgrounds", backgrounds), ("foregrounds", foregrounds)):
         there = {entry["file"]: entry["sha256"] for entry in manifest[kind]}
@@ -144,12 +137,10 @@ def _check_existing(
         changed = sorted(name for name in there.keys() | given.keys() if there.get(name) != given.get(name))
         if changed:
             shown = ", ".join(changed[:3]) + (", ..." if len(changed) > 3 else "")
-            differing.append(f"{len(given)} {kind} (the corpus has {len(there)}; different: {shown})")
-    if differing:
-        raise DsgenError(
-            f"{path}: made with other inputs: got {'; '.join(differing)}; "
-            "use the same, or another --corpus, or remove this one"
-        )
+            differences.append(Difference(kind, len(given), f"{len(there)}; different: {shown}"))
+    if differences:
+        remedy = "use the same, or another --corpus, or remove this one"
+        raise ConflictError(path, "made with other inputs", remedy, differences, "corpus")
 
 
 def _make(
@@ -157,10 +148,10 @@ def _make(
     parameters: Parameters,
     paths: tuple[list[Path], list[Path]],
     files: tuple[list[SourceFile], list[SourceFile]],
-    problems: list[str],
+    errors: list[DsgenError],
     workers: int,
 ) -> None:
-    """Write sources, plan, and last the manifest; `problems` are those already found with the pictures."""
+    """Write sources, plan, and last the manifest; `errors` are those already found with the pictures."""
     scales = sorted({1, parameters.label_size // parameters.size})
     with write_folder(path / layout.SOURCES) as unfinished:
         shapes = write_sources(
@@ -169,7 +160,7 @@ def _make(
             size=parameters.size,
             scales=tuple(scales),
             fg_height=parameters.fg_height,
-            problems=problems,
+            errors=errors,
             workers=workers,
         )
     names = [file.name for file in files[0]], [file.name for file in files[1]]
@@ -300,14 +291,16 @@ def _check_space(corpus: Corpus, rows: int) -> None:
     free = shutil.disk_usage(corpus.path).free
     if need > free:
         raise DsgenError(
-            f"{corpus.path}: {rows:,} pictures with masks need about {need / 1e9:.1f} GB, "
-            f"{free / 1e9:.1f} GB are free; make room, choose another --corpus, or leave them out with --no-pictures"
+            corpus.path,
+            (f"{rows:,} pictures with masks need about {need / 1e9:.1f} GB, {free / 1e9:.1f} GB are free"),
+            "make room, choose another --corpus, or leave them out with --no-pictures",
         )
     files = os.statvfs(corpus.path).f_favail if hasattr(os, "statvfs") else 0
     if 0 < files < 2 * rows:
         raise DsgenError(
-            f"{corpus.path}: {2 * rows:,} files needed, the file system has room for {files:,}; "
-            "choose another --corpus, or leave the pictures out with --no-pictures"
+            corpus.path,
+            f"{2 * rows:,} files needed, the file system has room for {files:,}",
+            "choose another --corpus, or leave the pictures out with --no-pictures",
         )
 
 

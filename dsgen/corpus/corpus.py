@@ -12,7 +12,7 @@ from dsgen.corpus import layout
 from dsgen.corpus.labels import open_array
 from dsgen.corpus.plan import load_plan
 from dsgen.corpus.render import Cutout, render
-from dsgen.errors import DsgenError
+from dsgen.errors import DsgenError, NotFoundError
 from dsgen.io.cache import Cache
 from dsgen.io.json_files import parse_json
 
@@ -33,19 +33,20 @@ class Corpus:
         if not manifest.is_file():
             begun = any(self.path.glob(f"{layout.SOURCES}*")) or (self.path / layout.PLAN).exists()
             what = "an unfinished corpus" if begun else "no corpus"
-            raise DsgenError(f"{self.path}: {what}; run dsgen composite --corpus {self.path}")
+            raise DsgenError(self.path, what, f"run dsgen composite --corpus {self.path}")
         content = manifest.read_bytes()
         self.sha256 = hashlib.sha256(content).hexdigest()
         self.manifest: dict[str, Any] = parse_json(content, manifest)
         if self.manifest.get("format") != FORMAT:
             raise DsgenError(
-                f"{manifest}: format {self.manifest.get('format')}, expected {FORMAT}; use the dsgen that made it"
+                manifest, f"format {self.manifest.get('format')}, expected {FORMAT}", "use the dsgen that made it"
             )
         self.plan = load_plan(self.path / layout.PLAN)
         if len(self.plan) != self.manifest["rows"]:
             raise DsgenError(
-                f"{self.path / layout.PLAN}: {len(self.plan)} rows, expected {self.manifest['rows']} as "
-                f"{layout.CORPUS_JSON} says; run dsgen composite again"
+                self.path / layout.PLAN,
+                f"{len(self.plan)} rows, expected {self.manifest['rows']} as {layout.CORPUS_JSON} says",
+                "run dsgen composite again",
             )
         parameters = self.manifest["parameters"]
         self.size: int = parameters["size"]
@@ -67,7 +68,9 @@ class Corpus:
         try:
             return zarr.open_group(self.path / layout.SOURCES, mode="r")
         except (FileNotFoundError, ValueError) as error:
-            raise DsgenError(f"{self.path / layout.SOURCES}: missing or damaged; run dsgen composite again") from error
+            raise NotFoundError(
+                self.path / layout.SOURCES, "missing or damaged", "run dsgen composite again"
+            ) from error
 
     def _source_array(self, name: str) -> zarr.Array:
         if name not in self._arrays:
@@ -86,7 +89,7 @@ class Corpus:
         size = size or self.size
         if size not in (self.size, self.label_size):
             raise DsgenError(
-                f"{self.path}: cannot draw at {size} pixels, its sources are kept at {self.size} and {self.label_size}"
+                self.path, f"cannot draw at {size} pixels, its sources are kept at {self.size} and {self.label_size}"
             )
         return size // self.size
 
@@ -179,5 +182,5 @@ def open_cached(path: str, sha256: str | None = None) -> Corpus:
     """
     corpus = Corpus(path)
     if sha256 not in (None, corpus.sha256):
-        raise DsgenError(f"{path}: changed while at work on it; run the same command again")
+        raise DsgenError(path, "changed while at work on it", "run the same command again")
     return corpus

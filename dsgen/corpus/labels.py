@@ -2,7 +2,7 @@
 
 import zarr
 
-from dsgen.errors import DsgenError
+from dsgen.errors import DamagedError
 
 METRIC, INVERSE = "metric", "inverse"
 
@@ -11,5 +11,5 @@ def open_array(group: zarr.Group, name: str) -> zarr.Array:
     """Return an array of a zarr group; anything else under its name is a damaged corpus."""
     array = group.get(name)
     if not isinstance(array, zarr.Array):
-        raise DsgenError(f"{group.store_path}: no array {name!r}; remove the folder and make it again")
+        raise DamagedError(group.store_path, f"no array {name!r}", "remove the folder and make it again")
     return array

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dsgen.errors import DsgenError
+from dsgen.errors import DamagedError, DsgenError
 from dsgen.io.atomic import write_bytes
 
 SPLITS = ("train", "validation", "test", "unused")
@@ -143,7 +143,7 @@ def load_plan(path: Path) -> np.ndarray:
     try:
         plan = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError) as error:
-        raise DsgenError(f"{path}: no readable plan ({error}); run dsgen composite again") from error
+        raise DamagedError(path, f"no readable plan ({error})", "run dsgen composite again") from error
     if plan.dtype != DTYPE:
-        raise DsgenError(f"{path}: got columns {plan.dtype.names}, expected {DTYPE.names}; run dsgen composite again")
+        raise DsgenError(path, f"got columns {plan.dtype.names}, expected {DTYPE.names}", "run dsgen composite again")
     return plan

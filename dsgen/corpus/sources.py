@@ -19,7 +19,7 @@ import numpy as np
 import zarr
 from zarr.codecs import ZstdCodec
 
-from dsgen.errors import DsgenError
+from dsgen.errors import DsgenError, InvalidValueError, NotFoundError, raise_all
 from dsgen.io import images
 
 _CHUNK_BYTES = 4 * 2**20
@@ -43,7 +43,7 @@ class SourceFile:
 def list_pictures(folder: Path, kind: str, most: int | None = None) -> list[Path]:
     """List a folder's pictures in order of name; other files are reported, subfolders refused as unread."""
     if not folder.is_dir():
-        raise DsgenError(f"--{kind}: {folder} is no folder, expected one with pictures")
+        raise NotFoundError(f"--{kind}", f"{folder} is no folder, expected one with pictures")
     entries = sorted((p for p in folder.iterdir() if not p.name.startswith(".")), key=lambda p: p.name)
     found = [p for p in entries if p.is_file() and p.suffix.lower() in images.SUFFIXES]
     others = [p.name for p in entries if p not in set(found)]
@@ -52,9 +52,9 @@ def list_pictures(folder: Path, kind: str, most: int | None = None) -> list[Path
         log.warning("%s: not read, since they are no picture files: %s", folder, shown)
     if not found:
         known = " ".join(sorted(images.SUFFIXES))
-        raise DsgenError(f"--{kind}: {folder} holds no pictures, expected files ending in {known}")
+        raise InvalidValueError(f"--{kind}", f"{folder} holds no pictures, expected files ending in {known}")
     if most is not None and most < 1:
-        raise DsgenError(f"--max-{kind}: got {most}, expected 1 or more")
+        raise InvalidValueError(f"--max-{kind}", f"got {most}, expected 1 or more")
     return found[:most]
 
 
@@ -69,13 +69,15 @@ def hash_files(paths: list[Path], jobs_: int) -> list[SourceFile]:
         return list(pool.map(digest, paths))
 
 
-def name_problems(files: list[SourceFile], folder: Path) -> list[str]:
+def name_errors(files: list[SourceFile], folder: Path) -> list[DsgenError]:
     """Say which files would get the same name: placements hang on names, so these must differ."""
     by_name = defaultdict(list)
     for file in files:
         by_name[file.name].append(file.file)
     return [
-        f"{folder}: {' and '.join(same)} have the same name {name!r} but for the ending; rename or remove one"
+        DsgenError(
+            folder, f"{' and '.join(same)} have the same name {name!r} but for the ending", "rename or remove one"
+        )
         for name, same in by_name.items()
         if len(same) > 1
     ]
@@ -94,14 +96,14 @@ def normalise_foreground(path: Path, fg_height: int, size: int, scales: tuple[in
     """
     rgba = images.read_cutout(path)
     if not (rgba[..., 3] > 0).any():
-        raise DsgenError(f"{path}: empty alpha (nothing is visible), expected a cut-out; replace it")
+        raise DsgenError(path, "empty alpha (nothing is visible), expected a cut-out", "replace it")
     rgba = images.trim(rgba)
     height, width = fg_height, max(1, round(rgba.shape[1] * fg_height / rgba.shape[0]))
     if width > size:
         height, width = max(1, round(rgba.shape[0] * size / rgba.shape[1])), size
     scaled = [images.resize_cutout(rgba, height * scale, width * scale) for scale in scales]
     if not all((s[..., 3] >= 128).any() for s in scaled):
-        raise DsgenError(f"{path}: alpha nowhere reaches 128 at {width}x{height} pixels, so the mask would be empty")
+        raise DsgenError(path, f"alpha nowhere reaches 128 at {width}x{height} pixels, so the mask would be empty")
     return scaled
 
 
@@ -113,41 +115,33 @@ def write_sources(
     size: int,
     scales: tuple[int, ...],
     fg_height: int,
-    problems: list[str],
+    errors: list[DsgenError],
     workers: int,
 ) -> np.ndarray:
     """Check and normalise all pictures and write them to the zarr group at `path`.
 
     Returns the foregrounds' sizes at the stored size, (f,2) height and width. Raises one `DsgenError` that lists
-    every picture at fault, after the `problems` already found. Pictures with the same pixels are reported.
+    every picture at fault, after the `errors` already found. Pictures with the same pixels are reported.
     """
-    problems = list(problems)
+    errors = list(errors)
     group = zarr.create_group(path)
     _write_all(
         background_paths,
         lambda p: normalise_background(p, tuple(size * scale for scale in scales)),
         [_create(group, f"background_{size * k}", (len(background_paths), size * k, size * k, 3)) for k in scales],
-        problems,
+        errors,
         workers,
     )
     shapes = _write_all(
         foreground_paths,
         lambda p: normalise_foreground(p, fg_height, size, scales),
         [_create(group, f"foreground_{size * k}", (len(foreground_paths), fg_height * k, size * k, 4)) for k in scales],
-        problems,
+        errors,
         workers,
     )
-    if problems:
-        raise DsgenError(list_problems(problems))
+    raise_all(errors)
     group.create_array("foreground_shape", data=np.array(shapes, np.uint16))
     return np.array(shapes, np.int64)
-
-
-def list_problems(problems: list[str]) -> str:
-    """Put several problems into one message."""
-    if len(problems) == 1:
-        return problems[0]
-    return f"{len(problems)} problems, nothing was written:\n" + "\n".join(f"  {problem}" for problem in problems)
 
 
 def _create(group: zarr.Group, name: str, shape: tuple[int, ...]) -> zarr.Array:
@@ -161,7 +155,7 @@ def _write_all(
     paths: list[Path],
     normalise: Callable[[Path], list[np.ndarray]],
     arrays: list[zarr.Array],
-    problems: list[str],
+    errors: list[DsgenError],
     workers: int,
 ) -> list[tuple[int, int]]:
     """Normalise pictures in threads, a few in memory at a time, and write each at its number; return their shapes."""
@@ -171,7 +165,7 @@ def _write_all(
     held = [np.zeros((chunk, *array.shape[1:]), np.uint8) for array in arrays]
     for number, (path, result) in enumerate(zip(paths, _ahead(normalise, paths, workers), strict=True)):
         if isinstance(result, DsgenError):
-            problems.append(str(result))
+            errors.append(result)
             continue
         for pictures, picture in zip(held, result, strict=True):
             pictures[number % chunk, : picture.shape[0], : picture.shape[1]] = picture

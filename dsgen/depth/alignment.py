@@ -4,7 +4,7 @@ import numpy as np
 
 from dsgen.corpus.corpus import Corpus
 from dsgen.depth.labellers import Labeller
-from dsgen.errors import DsgenError
+from dsgen.errors import InvalidValueError
 from dsgen.units import MAX_DEPTH_M, MIN_DEPTH_M
 
 
@@ -33,9 +33,11 @@ class BackgroundAlignment:
             spread = r.var() if r.size else 0.0
             scale = ((r - r.mean()) * (inverse - inverse.mean())).mean() / spread if spread > 0 else 0.0
             if scale <= 0:
-                raise DsgenError(
-                    f"--metric-reference: background {background}: {self._labeller.name} and {self._reference.name} "
-                    "disagree about what is near, no scale can be fitted; use another reference, or none"
+                raise InvalidValueError(
+                    "--metric-reference",
+                    f"background {background}: {self._labeller.name} and {self._reference.name} disagree about what "
+                    "is near, no scale can be fitted",
+                    "use another reference, or none",
                 )
             self._known[background] = scale, inverse.mean() - scale * r.mean()
         return self._known[background]

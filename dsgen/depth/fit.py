@@ -20,7 +20,7 @@ from torch import Tensor
 from dsgen.depth.frames import Frames, batches, read_people
 from dsgen.depth.networks import DenseDepth, to_metres
 from dsgen.depth.weights import save_depth_network
-from dsgen.errors import DsgenError
+from dsgen.errors import ConflictError, DamagedError, InvalidValueError, find_differences
 from dsgen.io.atomic import write_bytes
 from dsgen.parallel.devices import autocast_dtype
 from dsgen.units import MAX_DEPTH_M
@@ -94,7 +94,9 @@ def train_depth(
     from safetensors.torch import load_file
 
     if len(sizes) != len(epochs):
-        raise DsgenError(f"--epochs: got {len(epochs)} numbers, expected {len(sizes)}, one for each of --sizes")
+        raise InvalidValueError(
+            "--epochs", f"got {len(epochs)} numbers, expected {len(sizes)}, one for each of --sizes"
+        )
     settings = {
         "folder": str(folder),
         "people": str(people_folder),
@@ -182,14 +184,9 @@ def _read_checkpoint(path: Path, settings: dict[str, Any]) -> dict[str, Any] | N
     try:
         before = torch.load(path, weights_only=True)
     except Exception as error:  # what torch raises on a damaged file is up to the file
-        raise DsgenError(f"{path}: damaged checkpoint ({error}); remove it to begin again") from error
-    differences = [
-        f"{name} {value} (the checkpoint has {before['settings'].get(name)})"
-        for name, value in settings.items()
-        if before["settings"].get(name) != value
-    ]
+        raise DamagedError(path, f"damaged checkpoint ({error})", "remove it to begin again") from error
+    differences = find_differences(settings, {name: before["settings"].get(name) for name in settings})
     if differences:
-        raise DsgenError(
-            f"{path}: left by another run: got {'; '.join(differences)}; use the same, or remove it to begin again"
-        )
+        remedy = "use the same, or remove it to begin again"
+        raise ConflictError(path, "left by another run", remedy, differences, "checkpoint")
     return before

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dsgen.errors import DsgenError
+from dsgen.errors import DamagedError, DsgenError, NotFoundError
 
 FOCAL = 0.85  # focal length over picture width of a typical frame (61 degrees): what pasted people are scaled by
 FOV_DEG = 61.0  # of frames that do not say theirs
@@ -25,11 +25,11 @@ class Frames:
     def __init__(self, folder: Path, jobs: int = 2):
         listing = folder / "frames.csv"
         if not listing.is_file():
-            raise DsgenError(f"{listing}: no such file, expected columns name and room; see the module's docstring")
+            raise NotFoundError(listing, "no such file, expected columns name and room", "see the module's docstring")
         with listing.open(newline="") as file:
             rows = list(csv.DictReader(file))
         if not rows:
-            raise DsgenError(f"{listing}: no frames listed, expected at least one row")
+            raise DamagedError(listing, "no frames listed, expected at least one row")
         self.names = [row["name"] for row in rows]
         self.room = np.array([row["room"] for row in rows])
         self.fov_deg = [float(row.get("fov_deg") or FOV_DEG) for row in rows]
@@ -37,7 +37,7 @@ class Frames:
             pairs = list(pool.map(lambda name: self._read(folder, name), self.names))
         shapes = {rgb.shape[:2] for rgb, _ in pairs} | {depth.shape for _, depth in pairs}
         if len(shapes) != 1:
-            raise DsgenError(f"{folder}: frames of several sizes {sorted(shapes)}, expected one size for all")
+            raise DsgenError(folder, f"frames of several sizes {sorted(shapes)}, expected one size for all")
         self.rgb = np.stack([rgb for rgb, _ in pairs])
         self.depth_mm = np.stack([depth for _, depth in pairs])
 
@@ -45,11 +45,11 @@ class Frames:
     def _read(folder: Path, name: str) -> tuple[np.ndarray, np.ndarray]:
         path = next((p for p in (folder / "rgb" / f"{name}{end}" for end in (".jpg", ".png")) if p.is_file()), None)
         if path is None:
-            raise DsgenError(f"{folder / 'rgb' / name}: no .jpg or .png of that name, listed in frames.csv")
+            raise NotFoundError(f"{folder / 'rgb' / name}", "no .jpg or .png of that name, listed in frames.csv")
         rgb = cv2.imread(str(path), cv2.IMREAD_COLOR)
         depth = cv2.imread(str(folder / "depth" / f"{name}.png"), cv2.IMREAD_UNCHANGED)
         if rgb is None or depth is None or depth.dtype != np.uint16:
-            raise DsgenError(f"{folder}: frame {name} needs a readable picture and a 16-bit depth PNG")
+            raise DsgenError(folder, f"frame {name} needs a readable picture and a 16-bit depth PNG")
         return cv2.cvtColor(rgb, cv2.COLOR_BGR2RGB), depth
 
     def split(self, validation_share: float = 0.1) -> tuple[np.ndarray, np.ndarray]:
@@ -74,7 +74,7 @@ def read_people(folder: Path) -> list[tuple[np.ndarray, float]]:
     for path in sorted(folder.glob("*.png")):
         rgba = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
         if rgba is None or rgba.ndim != 3 or rgba.shape[2] != 4:
-            raise DsgenError(f"{path}: no alpha channel, expected an RGBA PNG")
+            raise DamagedError(path, "no alpha channel, expected an RGBA PNG")
         people.append((cv2.cvtColor(rgba, cv2.COLOR_BGRA2RGBA), 1.3 if path.stem in seated else STANDING_M))
     return people
 

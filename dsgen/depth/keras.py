@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from dsgen.depth.networks import KERAS_EPSILON, SLOPE, DenseDepth
-from dsgen.errors import DsgenError
+from dsgen.errors import DamagedError, DsgenError, MissingPackageError
 
 _ENCODER = "densenet169"
 _BLOCKS = (6, 12, 32, 32)
@@ -48,10 +48,10 @@ def read_keras(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     try:
         import h5py
     except ImportError as error:
-        raise DsgenError(f"{path}: reading Keras files needs h5py; pip install 'dsgen[keras]'") from error
+        raise MissingPackageError(path, "reading Keras files needs h5py", "pip install 'dsgen[keras]'") from error
     if is_zip(path):
         raise DsgenError(
-            f"{path}: got a Keras 3 zip, expected Keras 2 HDF5; load it in Keras and save it with model.save('name.h5')"
+            path, "got a Keras 3 zip, expected Keras 2 HDF5", "load it in Keras and save it with model.save('name.h5')"
         )
     try:
         with h5py.File(path, "r") as file:
@@ -61,12 +61,12 @@ def read_keras(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             arrays, left_over = _read_arrays(path, root)
     except (OSError, KeyError, RuntimeError, ValueError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise DsgenError(f"{path}: no readable Keras HDF5 file ({reason}); download it again") from error
+        raise DamagedError(path, f"no readable Keras HDF5 file ({reason})", "download it again") from error
 
     kernel = arrays.get(("conv2", "kernel"))
     width = kernel.shape[-1] if kernel is not None and kernel.ndim == 4 else _DEEPEST
     if width < 16 or width % 16:
-        raise DsgenError(f"{path}: conv2/kernel: got {width} channels out, expected a multiple of 16")
+        raise DsgenError(path, f"conv2/kernel: got {width} channels out, expected a multiple of 16")
     config: dict[str, Any] = {
         "encoder": _ENCODER,
         "width": width,
@@ -142,7 +142,7 @@ def _read_arrays(path: Path, root: Any) -> tuple[dict[tuple[str, str], np.ndarra
                 listed.add(name)
                 arrays[key] = np.asarray(item[()], dtype=np.float32)
     if twice:
-        raise DsgenError(f"{path}: got {_some(twice)} twice, expected every array once; download it again")
+        raise DsgenError(path, f"got {_some(twice)} twice, expected every array once", "download it again")
     return arrays, [name for name in data_sets if name not in listed]
 
 
@@ -175,9 +175,9 @@ def _to_torch(
     problems += [f"{len(left_over)} are left over ({_some(left_over)})"] if left_over else []
     problems += [f"{len(wrong)} are of another shape ({_some(wrong, '; ')})"] if wrong else []
     if problems:
-        raise DsgenError(f"{path}: is not DenseDepth over DenseNet-169: {', '.join(problems)}; give the published file")
+        raise DsgenError(path, f"is not DenseDepth over DenseNet-169: {', '.join(problems)}", "give the published file")
     if unfilled := sorted(wanted.keys() - state.keys()):
-        raise DsgenError(f"{path}: nothing fills {_some(unfilled)}; this timm's DenseNet is not the one dsgen knows")
+        raise DsgenError(path, f"nothing fills {_some(unfilled)}", "this timm's DenseNet is not the one dsgen knows")
     return state
 
 
@@ -190,8 +190,9 @@ def _count_activations(path: Path, names: list[str]) -> int:
     found = sum("leaky" in name.lower() for name in names)
     if found not in (4, 8):
         raise DsgenError(
-            f"{path}: got weights without a model and {found} layers named like LeakyReLU, expected 4 or 8; "
-            "save the whole model with model.save('name.h5')"
+            path,
+            f"got weights without a model and {found} layers named like LeakyReLU, expected 4 or 8",
+            "save the whole model with model.save('name.h5')",
         )
     return found // 4
 
@@ -203,7 +204,7 @@ def _read_model(path: Path, model_config: str) -> int:
         kinds = [layer["class_name"] for layer in layers]
         settings_of = [dict(layer["config"]) for layer in layers]
     except (ValueError, KeyError, TypeError) as error:
-        raise DsgenError(f"{path}: attribute model_config is damaged ({error}); download the file again") from error
+        raise DamagedError(path, f"attribute model_config is damaged ({error})", "download the file again") from error
     problems, followed = [], set()
     for layer, kind, settings in zip(layers, kinds, settings_of, strict=True):
         name = settings.get("name", kind)
@@ -227,5 +228,5 @@ def _read_model(path: Path, model_config: str) -> int:
         if followed != expected:
             problems.append(f"got LeakyReLU after {sorted(followed)}, expected after {sorted(expected)}")
     if problems:
-        raise DsgenError(f"{path}: is not published DenseDepth: {_some(problems, '; ')}; give the published file")
+        raise DsgenError(path, f"is not published DenseDepth: {_some(problems, '; ')}", "give the published file")
     return count // 4

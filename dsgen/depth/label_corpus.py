@@ -31,7 +31,7 @@ from dsgen.corpus.depth_views import draw_missing_views
 from dsgen.corpus.labels import INVERSE, METRIC, open_array
 from dsgen.depth.alignment import BackgroundAlignment
 from dsgen.depth.labellers import DepthFunction, Labeller, check_batch_size, default_batch_size, make_labellers
-from dsgen.errors import DsgenError, differences
+from dsgen.errors import ConflictError, DsgenError, InvalidValueError, find_differences
 from dsgen.io.atomic import write_folder
 from dsgen.parallel.dask_cluster import count_workers
 from dsgen.parallel.devices import pick_devices
@@ -75,7 +75,7 @@ class _Wanted:
         if reference is None:
             return labellers, [None for _ in devices]
         if labellers[0].kind == METRIC:
-            raise DsgenError(f"--metric-reference: {labellers[0].name} answers metres already; leave it out")
+            raise InvalidValueError("--metric-reference", f"{labellers[0].name} answers metres already", "leave it out")
         weights = None if reference == "bundled" else Path(reference)
         return labellers, [*make_labellers(None, devices, weights=weights, precision=self.precision)]
 
@@ -120,7 +120,7 @@ def label_corpus(
     devices = pick_devices(device if cluster is None else "cpu")
     check_batch_size(batch_size)
     if pictures and part is not None:
-        raise DsgenError("--pictures: not with --part; run dsgen depth --pictures once all parts have ended")
+        raise InvalidValueError("--pictures", "not with --part", "run dsgen depth --pictures once all parts have ended")
     wanted = _Wanted(
         weights, model, kind, max_depth_m, compile_network, precision, check_flip, average_flip, metric_reference
     )
@@ -132,7 +132,9 @@ def label_corpus(
                 _begin_labels(corpus, attributes)
             group = _open_labels(corpus, attributes)
         if pictures and "depth" not in group:
-            raise DsgenError(f"--pictures: {labellers[0].name} answers no metres; give --metric-reference as well")
+            raise InvalidValueError(
+                "--pictures", f"{labellers[0].name} answers no metres", "give --metric-reference as well"
+            )
         unlabelled = set(Corpus(path).unlabelled_blocks())
         blocks = Corpus(path).label_blocks()
         ours = blocks if part is None else select_part(blocks, part)
@@ -254,12 +256,10 @@ def _open_labels(corpus: Corpus, attributes: dict[str, Any]) -> zarr.Group:
     path = corpus.path / layout.DEPTH
     group = zarr.open_group(path, mode="r+")
     there = _BEFORE | dict(group.attrs)
-    differing = differences(attributes, {name: there[name] for name in attributes if name in there}, "corpus")
-    if differing:
-        raise DsgenError(
-            f"{path}: labelled with another network: got {'; '.join(differing)}; "
-            "use the same, or remove the folder to label again"
-        )
+    differences = find_differences(attributes, {name: there[name] for name in attributes if name in there})
+    if differences:
+        remedy = "use the same, or remove the folder to label again"
+        raise ConflictError(path, "labelled with another network", remedy, differences, "corpus")
     return group
 
 
@@ -397,6 +397,7 @@ def _check_finite(depth: np.ndarray, first_row: int) -> None:
     bad = np.flatnonzero(~np.isfinite(depth).all(axis=(1, 2)))
     if len(bad):
         raise DsgenError(
-            f"row {first_row + int(bad[0])}: the network's depth is not finite; "
-            "the weights do not suit these pictures, nothing was stored for its block"
+            f"row {first_row + int(bad[0])}",
+            "the network's depth is not finite",
+            "the weights do not suit these pictures, nothing was stored for its block",
         )

@@ -21,7 +21,7 @@ from PIL import Image
 from dsgen import __version__
 from dsgen.corpus.labels import METRIC
 from dsgen.depth.labellers import DepthFunction, Labeller, check_batch_size, default_batch_size, make_labellers
-from dsgen.errors import DsgenError
+from dsgen.errors import DsgenError, InvalidValueError, NotFoundError
 from dsgen.io import images
 from dsgen.io.atomic import write_bytes, write_json
 from dsgen.io.folders import FORMATS, attempt, output_names
@@ -61,20 +61,22 @@ def label_folder(
     `NAME.view.jpg`, the picture and its depth in colours with their scale.
     """
     if not folder.is_dir():
-        raise DsgenError(f"{folder}: no such folder, expected a corpus or a folder of pictures")
+        raise NotFoundError(folder, "no such folder, expected a corpus or a folder of pictures")
     out = out or folder.with_name(folder.name + "_depth")
     if out.resolve() == folder.resolve():
-        raise DsgenError(f"--out: {out} is the folder of pictures itself; choose another")
+        raise InvalidValueError("--out", f"{out} is the folder of pictures itself", "choose another")
     if file_format not in (None, *FORMATS):
-        raise DsgenError(f"--format: got {file_format!r}, expected one of {', '.join(FORMATS)}")
+        raise InvalidValueError("--format", f"got {file_format!r}, expected one of {', '.join(FORMATS)}")
     if "," in device:
-        raise DsgenError(f"--device: got {device}, expected one device for a folder; several are for a corpus")
+        raise InvalidValueError(
+            "--device", f"got {device}, expected one device for a folder", "several are for a corpus"
+        )
     check_batch_size(batch_size)
     paths = sorted(
         p for p in folder.rglob("*") if p.suffix.lower() in images.SUFFIXES and p.is_file() and out not in p.parents
     )
     if not paths:
-        raise DsgenError(f"{folder}: neither a corpus nor a folder with pictures ({' '.join(sorted(images.SUFFIXES))})")
+        raise DsgenError(folder, f"neither a corpus nor a folder with pictures ({' '.join(sorted(images.SUFFIXES))})")
     where = pick_device(device)
     labeller = make_labellers(
         model,
@@ -88,7 +90,7 @@ def label_folder(
     )[0]
     ending = file_format or ("png" if labeller.kind == METRIC else "npy")
     if ending == "png" and labeller.kind != METRIC:
-        raise DsgenError(f"--format: got png, but {labeller.name} answers no metres; take npy")
+        raise InvalidValueError("--format", f"got png, but {labeller.name} answers no metres", "take npy")
     pictures = [path.relative_to(folder) for path in paths]
     names = dict(zip(paths, output_names(pictures, f".{ending}"), strict=True))
     with exclusive_lock(out):

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from dsgen.corpus.labels import INVERSE, METRIC
 from dsgen.depth.networks import fold_batch_norms, to_metres
 from dsgen.depth.weights import DepthModel, load_depth_model
-from dsgen.errors import DsgenError
+from dsgen.errors import DsgenError, InvalidValueError, MissingPackageError
 from dsgen.io import images
 from dsgen.parallel.devices import PRECISIONS, autocast_dtype
 
@@ -52,7 +52,7 @@ class Labeller:
         self, device: torch.device, *, precision: str = "auto", check_flip: bool = False, average_flip: bool = False
     ):
         if precision not in PRECISIONS:
-            raise DsgenError(f"--precision: got {precision!r}, expected {', '.join(PRECISIONS)}")
+            raise InvalidValueError("--precision", f"got {precision!r}, expected {', '.join(PRECISIONS)}")
         self.device, self.precision = device, precision
         self._half = autocast_dtype(precision, device)
         self.check_flip, self.average_flip = check_flip, average_flip
@@ -107,9 +107,10 @@ class Labeller:
                 parts.append(self._answer(piece, source, shape))
             except torch.OutOfMemoryError as error:
                 if len(piece) == 1:
-                    raise DsgenError(
-                        f"--device {self.device}: one picture of {batch.shape[-1]}x{batch.shape[-2]} does not fit its "
-                        "memory; free some, or take another device"
+                    raise InvalidValueError(
+                        f"--device {self.device}",
+                        f"one picture of {batch.shape[-1]}x{batch.shape[-2]} does not fit its memory",
+                        "free some, or take another device",
                     ) from error
                 self._fits = len(piece) // 2
                 log.warning("--batch-size: %d do not fit %s, going on with %d", len(piece), self.device, self._fits)
@@ -119,8 +120,8 @@ class Labeller:
                 if self.device.type == "cpu":
                     raise
                 reason = str(error).splitlines()[0]
-                raise DsgenError(
-                    f"--device {self.device}: failed ({reason}); finished blocks are kept, run again to go on"
+                raise InvalidValueError(
+                    f"--device {self.device}", f"failed ({reason})", "finished blocks are kept, run again to go on"
                 ) from error
             done += len(piece)
         return parts[0] if len(parts) == 1 else torch.cat(parts)
@@ -169,17 +170,18 @@ class TransformersLabeller(Labeller):
         try:
             from transformers import AutoImageProcessor, AutoModelForDepthEstimation
         except ImportError as error:
-            raise DsgenError(
-                f"--model {HUGGING_FACE}{name}: transformers is not installed; pip install 'dsgen[hf]'"
+            raise MissingPackageError(
+                f"--model {HUGGING_FACE}{name}", "transformers is not installed", "pip install 'dsgen[hf]'"
             ) from error
         try:
             self._processor: Any = AutoImageProcessor.from_pretrained(name)
             network: Any = AutoModelForDepthEstimation.from_pretrained(name)
         except (OSError, ValueError, KeyError) as error:
             reason = " ".join(str(error).split())[:200]
-            raise DsgenError(
-                f"--model {HUGGING_FACE}{name}: no depth-estimation model can be loaded ({reason}); "
-                "give a folder, or a name on the hub while it can be reached"
+            raise InvalidValueError(
+                f"--model {HUGGING_FACE}{name}",
+                f"no depth-estimation model can be loaded ({reason})",
+                "give a folder, or a name on the hub while it can be reached",
             ) from error
         self.name = HUGGING_FACE + (Path(name).resolve().name if Path(name).is_dir() else name)
         self.sha256 = state_sha256(network)
@@ -208,9 +210,10 @@ def _kind_of(config: Any, name: str) -> str:
     said = {"metric": METRIC, "relative": INVERSE}.get(getattr(config, "depth_estimation_type", ""))
     kind = said or _KINDS.get(config.model_type)
     if kind is None:
-        raise DsgenError(
-            f"--model {HUGGING_FACE}{name}: {config.model_type} does not say whether it answers metres; "
-            f"say it with --kind {METRIC} or --kind {INVERSE}"
+        raise InvalidValueError(
+            f"--model {HUGGING_FACE}{name}",
+            f"{config.model_type} does not say whether it answers metres",
+            f"say it with --kind {METRIC} or --kind {INVERSE}",
         )
     return kind
 
@@ -237,8 +240,11 @@ class FunctionLabeller(Labeller):
         answer = torch.as_tensor(self.function(batch.permute(0, 2, 3, 1).cpu().numpy())).to(self.device).float()
         if answer.ndim != 3 or len(answer) != len(batch):
             raise DsgenError(
-                f"{self.name}: returned shape {tuple(answer.shape)} for {len(batch)} pictures, expected "
-                f"({len(batch)}, height, width)"
+                self.name,
+                (
+                    f"returned shape {tuple(answer.shape)} for {len(batch)} pictures, expected ({len(batch)}, height, "
+                    "width)"
+                ),
             )
         if tuple(answer.shape[1:]) != shape:
             answer = F.interpolate(answer[:, None], size=shape, mode="bilinear")[:, 0]
@@ -272,15 +278,21 @@ def make_labellers(
     it. `kind` says what a foreign model answers where that is not known.
     """
     if kind not in (None, METRIC, INVERSE):
-        raise DsgenError(f"--kind: got {kind!r}, expected {METRIC} or {INVERSE}")
+        raise InvalidValueError("--kind", f"got {kind!r}, expected {METRIC} or {INVERSE}")
     options: dict[str, Any] = {"precision": precision, "check_flip": check_flip, "average_flip": average_flip}
     foreign = callable(model) or (model or "").startswith(HUGGING_FACE)
     if foreign and weights is not None:
-        raise DsgenError(f"--weights: got {weights} beside --model, which brings its own; leave one of them out")
+        raise InvalidValueError(
+            "--weights", f"got {weights} beside --model, which brings its own", "leave one of them out"
+        )
     if not foreign and kind is not None:
-        raise DsgenError(f"--kind: got {kind}, but this network answers metres; it is for --model {HUGGING_FACE}NAME")
+        raise InvalidValueError(
+            "--kind", f"got {kind}, but this network answers metres", f"it is for --model {HUGGING_FACE}NAME"
+        )
     if (foreign and max_depth_m is not None) or (foreign and compile_network):
-        raise DsgenError(f"--max-depth, --compile: not for --model {HUGGING_FACE}NAME or functions; leave them out")
+        raise InvalidValueError(
+            "--max-depth, --compile", f"not for --model {HUGGING_FACE}NAME or functions", "leave them out"
+        )
     if callable(model):
         return [FunctionLabeller(model, device, kind=kind, **options) for device in devices]
     if foreign:
@@ -302,4 +314,4 @@ def default_batch_size(device: torch.device) -> int:
 def check_batch_size(batch_size: int | None) -> None:
     """Refuse a batch of nothing."""
     if batch_size is not None and batch_size < 1:
-        raise DsgenError(f"--batch-size: got {batch_size}, expected 1 or more")
+        raise InvalidValueError("--batch-size", f"got {batch_size}, expected 1 or more")

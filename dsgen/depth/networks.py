@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from dsgen.errors import DsgenError
+from dsgen.errors import DsgenError, InvalidValueError
 from dsgen.units import MAX_DEPTH_M, MIN_DEPTH_M
 
 SLOPE = 0.2  # of DenseDepth's leaky activations below zero
@@ -108,9 +108,9 @@ class DenseDepth(nn.Module):
     ):
         super().__init__()
         if output not in ("reciprocal", "log"):
-            raise DsgenError(f"depth network: got output {output!r}, expected 'reciprocal' or 'log'")
+            raise InvalidValueError("depth network", f"got output {output!r}, expected 'reciprocal' or 'log'")
         if activations not in (1, 2):
-            raise DsgenError(f"depth network: got activations {activations!r}, expected 1 or 2 in an up block")
+            raise InvalidValueError("depth network", f"got activations {activations!r}, expected 1 or 2 in an up block")
         check_max_depth(max_depth_m)
         import timm
 
@@ -125,8 +125,9 @@ class DenseDepth(nn.Module):
                 *skips, deepest = feature_info.channels()
         except (RuntimeError, AttributeError, TypeError, ValueError) as error:
             raise DsgenError(
-                f"encoder {encoder!r}: timm has no feature encoder of that name ({error}); "
-                "list them with timm.list_models()"
+                f"encoder {encoder!r}",
+                f"timm has no feature encoder of that name ({error})",
+                "list them with timm.list_models()",
             ) from error
         width = width or deepest
         activations = 2 if norm else activations
@@ -163,7 +164,9 @@ def check_max_depth(max_depth_m: float) -> None:
     """Raise `DsgenError` for what is no largest depth in metres: a finite number above the smallest."""
     number = isinstance(max_depth_m, int | float) and not isinstance(max_depth_m, bool)
     if not number or not MIN_DEPTH_M < max_depth_m < math.inf:
-        raise DsgenError(f"depth network: got max_depth_m {max_depth_m!r}, expected metres above {MIN_DEPTH_M}")
+        raise InvalidValueError(
+            "depth network", f"got max_depth_m {max_depth_m!r}, expected metres above {MIN_DEPTH_M}"
+        )
 
 
 def to_metres(raw: Tensor, output: str, max_depth_m: float = MAX_DEPTH_M) -> Tensor:

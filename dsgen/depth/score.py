@@ -17,7 +17,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from dsgen.errors import DsgenError
+from dsgen.errors import DamagedError, DsgenError, InvalidValueError, NotFoundError, raise_all
 from dsgen.io import images
 from dsgen.io.atomic import write_json
 from dsgen.parallel.prefetch import prefetch
@@ -116,7 +116,7 @@ def evaluate_depth(
     _check_settings(min_depth_m, max_depth_m, png_unit_m, scale_prediction)
     window = _parse_crop(crop)
     if out is not None and out.is_dir():
-        raise DsgenError(f"{out}: a folder, expected the name of a JSON file to write; add a file name")
+        raise DsgenError(out, "a folder, expected the name of a JSON file to write", "add a file name")
     pairs = _pair(predictions, ground_truth, window)
     limits = {"min_depth_m": min_depth_m, "max_depth_m": max_depth_m}
     pictures: list[dict[str, Any]] = []
@@ -142,9 +142,10 @@ def evaluate_depth(
                 empty.append(pair.name)
             advance(1)
     if not pictures:
-        raise DsgenError(
-            f"{ground_truth}: no pixel of any map lies within {min_depth_m:g}..{max_depth_m:g} m and the crop, "
-            f"expected some; check the limits, the crop and the PNG unit of {png_unit_m:g} m"
+        raise NotFoundError(
+            ground_truth,
+            f"no pixel of any map lies within {min_depth_m:g}..{max_depth_m:g} m and the crop, expected some",
+            f"check the limits, the crop and the PNG unit of {png_unit_m:g} m",
         )
     result = {
         "protocol": _protocol(predictions, ground_truth, min_depth_m, max_depth_m, crop, png_unit_m, scale_prediction),
@@ -186,11 +187,11 @@ def _check_settings(min_depth_m: float, max_depth_m: float, png_unit_m: float, s
     """Refuse limits and factors that are not positive, finite and in order."""
     if not 0 < min_depth_m < max_depth_m < math.inf:
         raise DsgenError(
-            f"depth limits: got {min_depth_m:g}..{max_depth_m:g} m, expected 0 < least < most, finite; change one"
+            "depth limits", f"got {min_depth_m:g}..{max_depth_m:g} m, expected 0 < least < most, finite", "change one"
         )
     for subject, value in (("PNG unit in metres", png_unit_m), ("scale of predictions", scale_prediction)):
         if not 0 < value < math.inf:
-            raise DsgenError(f"{subject}: got {value:g}, expected a finite number above 0; change it")
+            raise InvalidValueError(subject, f"got {value:g}, expected a finite number above 0", "change it")
 
 
 def _parse_crop(crop: str | None) -> Crop | str | None:
@@ -202,8 +203,9 @@ def _parse_crop(crop: str | None) -> Crop | str | None:
         if top < bottom and left < right:
             return top, bottom, left, right
     raise DsgenError(
-        f"crop: got {crop!r}, expected 'eigen' or 'top,bottom,left,right' in pixels, top < bottom and left < right; "
-        "leave it out for whole pictures"
+        "crop",
+        f"got {crop!r}, expected 'eigen' or 'top,bottom,left,right' in pixels, top < bottom and left < right",
+        "leave it out for whole pictures",
     )
 
 
@@ -222,24 +224,25 @@ def _crop_for(window: Crop | str | None, size: tuple[int, int]) -> Crop:
 def _pair(predictions: Path, ground_truth: Path, window: Crop | str | None) -> list[_Pair]:
     """Match the maps of two folders, in order of name; every problem that names and headers show is in one error."""
     predicted, true = _find_maps(predictions), _find_maps(ground_truth)
-    problems: list[str] = []
+    errors: list[DsgenError] = []
     for found in (predicted, true):
         for name, paths in found.items():
             if len(paths) > 1:
                 files = ", ".join(path.name for path in paths)
-                problems.append(f"{paths[0].parent}: {len(paths)} maps for {name!r} ({files}), expected 1; remove one")
+                reason = f"{len(paths)} maps for {name!r} ({files}), expected 1"
+                errors.append(DsgenError(paths[0].parent, reason, "remove one"))
     sizes: dict[Path, tuple[int, int]] = {}
     for path in (path for found in (predicted, true) for paths in found.values() for path in paths):
         try:
             sizes[path] = _read_size(path)
         except DsgenError as error:
-            problems.append(str(error))
-    problems += [
-        f"{predicted[name][0]}: no ground truth of that name; add it or remove the prediction"
+            errors.append(error)
+    errors += [
+        NotFoundError(predicted[name][0], "no ground truth of that name", "add it or remove the prediction")
         for name in sorted(predicted.keys() - true.keys())
     ]
-    problems += [
-        f"{true[name][0]}: no prediction of that name; predict it or remove the ground truth"
+    errors += [
+        NotFoundError(true[name][0], "no prediction of that name", "predict it or remove the ground truth")
         for name in sorted(true.keys() - predicted.keys())
     ]
     pairs: list[_Pair] = []
@@ -248,45 +251,43 @@ def _pair(predictions: Path, ground_truth: Path, window: Crop | str | None) -> l
         if prediction not in sizes or truth not in sizes:
             continue
         pair = _Pair(name, prediction, truth, sizes[prediction], sizes[truth])
-        problem = _size_problem(pair, window)
-        if problem:
-            problems.append(problem)
+        if mismatch := _size_error(pair, window):
+            errors.append(mismatch)
         pairs.append(pair)
-    if len(problems) == 1:
-        raise DsgenError(problems[0])
-    if problems:
-        more = f" | and {len(problems) - _LISTED:,} more" if len(problems) > _LISTED else ""
-        raise DsgenError(f"depth maps: {len(problems):,} problems: {' | '.join(problems[:_LISTED])}{more}")
+    raise_all(errors)
     return pairs
 
 
 def _find_maps(folder: Path) -> dict[str, list[Path]]:
     """Return the depth maps below a folder by their path in it without ending; hidden and other files are passed by."""
     if not folder.is_dir():
-        raise DsgenError(f"{folder}: no such folder, expected one with .png or .npy depth maps; check the path")
+        raise NotFoundError(folder, "no such folder, expected one with .png or .npy depth maps", "check the path")
     found: defaultdict[str, list[Path]] = defaultdict(list)
     for path in sorted(folder.rglob("*")):
         inside = path.relative_to(folder)
         if path.suffix.lower() in _SUFFIXES and not any(part.startswith(".") for part in inside.parts):
             found[inside.with_suffix("").as_posix()].append(path)
     if not found:
-        raise DsgenError(f"{folder}: no depth maps, expected .png or .npy files in it or below; check the path")
+        raise NotFoundError(folder, "no depth maps, expected .png or .npy files in it or below", "check the path")
     return dict(found)
 
 
-def _size_problem(pair: _Pair, window: Crop | str | None) -> str | None:
-    """Say what is wrong with the shape of a pair, if anything is."""
+def _size_error(pair: _Pair, window: Crop | str | None) -> DsgenError | None:
+    """Return what is wrong with the shape of a pair, if anything is."""
     (height, width), (true_height, true_width) = pair.prediction_size, pair.truth_size
     if abs(width * true_height - height * true_width) > ASPECT_TOLERANCE * height * true_width:
-        return (
-            f"{pair.prediction}: {height}x{width} (height x width), expected the proportions of the truth's "
-            f"{true_height}x{true_width} to {ASPECT_TOLERANCE:.0%}; predict the whole picture"
+        return DsgenError(
+            pair.prediction,
+            f"{height}x{width} (height x width), expected the proportions of the truth's {true_height}x{true_width} "
+            f"to {ASPECT_TOLERANCE:.0%}",
+            "predict the whole picture",
         )
     _, bottom, _, right = _crop_for(window, pair.truth_size)
     if bottom > true_height or right > true_width:
-        return (
-            f"{pair.truth}: {true_height}x{true_width} (height x width), expected at least {bottom}x{right} "
-            "for the crop; make the crop smaller"
+        return DsgenError(
+            pair.truth,
+            f"{true_height}x{true_width} (height x width), expected at least {bottom}x{right} for the crop",
+            "make the crop smaller",
         )
     return None
 
@@ -300,15 +301,15 @@ def _read_size(path: Path) -> tuple[int, int]:
         with path.open("rb") as file:
             head = file.read(26)
     except OSError as error:
-        raise DsgenError(f"{path}: cannot be read ({error.strerror}), expected a PNG file; replace it") from error
+        raise DamagedError(path, f"cannot be read ({error.strerror}), expected a PNG file", "replace it") from error
     if len(head) < 26 or head[:8] != b"\x89PNG\r\n\x1a\n" or head[12:16] != b"IHDR":
-        raise DsgenError(f"{path}: not a PNG file, expected a 16-bit grey PNG; replace it")
+        raise DsgenError(path, "not a PNG file, expected a 16-bit grey PNG", "replace it")
     width, height, bits, colour = struct.unpack(">IIBB", head[16:26])
     if bits != 16 or colour != 0:
         kind = _COLOURS.get(colour, f"colour type {colour}")
-        raise DsgenError(f"{path}: {bits}-bit {kind} PNG, expected 16-bit grey; save depth as uint16")
+        raise DsgenError(path, f"{bits}-bit {kind} PNG, expected 16-bit grey", "save depth as uint16")
     if not width or not height:
-        raise DsgenError(f"{path}: {height}x{width} pixels, expected some; replace it")
+        raise DsgenError(path, f"{height}x{width} pixels, expected some", "replace it")
     return height, width
 
 
@@ -318,12 +319,12 @@ def _open_npy(path: Path) -> np.ndarray:
         depth: np.ndarray = np.lib.format.open_memmap(path, mode="r")
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).replace(str(path), "it").split())
-        raise DsgenError(f"{path}: cannot be read ({reason}), expected a .npy file of floats; replace it") from error
+        raise DamagedError(path, f"cannot be read ({reason}), expected a .npy file of floats", "replace it") from error
     if depth.ndim != 2 or depth.dtype.kind != "f":
         shape = "x".join(map(str, depth.shape))
-        raise DsgenError(f"{path}: {depth.dtype} of shape {shape}, expected two-dimensional float metres; convert it")
+        raise DsgenError(path, f"{depth.dtype} of shape {shape}, expected two-dimensional float metres", "convert it")
     if not depth.size:
-        raise DsgenError(f"{path}: shape {depth.shape[0]}x{depth.shape[1]}, expected some pixels; replace it")
+        raise DsgenError(path, f"shape {depth.shape[0]}x{depth.shape[1]}, expected some pixels", "replace it")
     return depth
 
 

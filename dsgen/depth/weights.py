@@ -17,7 +17,7 @@ from torch import Tensor
 
 from dsgen.depth.keras import is_hdf5, is_zip, read_keras
 from dsgen.depth.networks import DenseDepth, check_max_depth
-from dsgen.errors import DsgenError
+from dsgen.errors import DamagedError, DsgenError, InvalidValueError, NotFoundError
 from dsgen.io.assets import asset
 from dsgen.io.atomic import partial_path, write_bytes
 from dsgen.units import MAX_DEPTH_M
@@ -51,7 +51,7 @@ def load_depth_model(
     if max_depth_m is not None:
         check_max_depth(max_depth_m)
     if not path.is_file():
-        raise DsgenError(f"--weights: {path} does not exist, expected a safetensors or Keras HDF5 file")
+        raise NotFoundError("--weights", f"{path} does not exist, expected a safetensors or Keras HDF5 file")
     config: dict[str, Any] | None
     if is_hdf5(path) or is_zip(path):
         config, state = read_keras(path)
@@ -59,32 +59,43 @@ def load_depth_model(
     else:
         config, state = _read_safetensors(path)
     if config is None and encoder is None:
-        raise DsgenError(f"--weights: {path} does not say which network it is for; name its timm encoder with --model")
+        raise InvalidValueError(
+            "--weights", f"{path} does not say which network it is for", "name its timm encoder with --model"
+        )
     if config is None:
         config = {"encoder": encoder, "max_depth_m": max_depth_m or MAX_DEPTH_M}
     elif encoder not in (None, config["encoder"]):
-        raise DsgenError(
-            f"--model: got {encoder}, but {'the bundled weights are' if bundled else f'{path} is'} for "
-            f"{config['encoder']}; give the weights trained for it with --weights"
+        raise InvalidValueError(
+            "--model",
+            f"got {encoder}, but {'the bundled weights are' if bundled else f'{path} is'} for {config['encoder']}",
+            "give the weights trained for it with --weights",
         )
     try:
         network = DenseDepth(**config)
     except TypeError as error:
-        raise DsgenError(
-            f"--weights: {path}: unknown network settings {config}; use the dsgen it was made with"
+        raise InvalidValueError(
+            "--weights", f"{path}: unknown network settings {config}", "use the dsgen it was made with"
         ) from error
     if max_depth_m not in (None, network.config["max_depth_m"]):
-        raise DsgenError(
-            f"--max-depth: got {max_depth_m:g} m, but {'the bundled weights are' if bundled else f'{path} is'} for "
-            f"{network.config['max_depth_m']:g} m; leave it out"
+        raise InvalidValueError(
+            "--max-depth",
+            (
+                f"got {max_depth_m:g} m, but {'the bundled weights are' if bundled else f'{path} is'} for "
+                f"{network.config['max_depth_m']:g} m"
+            ),
+            "leave it out",
         )
     wanted = network.state_dict()
     strange = sorted(wanted.keys() ^ state.keys()) or sorted(n for n in wanted if wanted[n].shape != state[n].shape)
     if strange:
         shown = ", ".join(strange[:3]) + (", ..." if len(strange) > 3 else "")
-        raise DsgenError(
-            f"--weights: {path} does not fit a DenseDepth of {config['encoder']}: {len(strange)} arrays are missing, "
-            f"left over or of another shape ({shown}); give the weights trained for it"
+        raise InvalidValueError(
+            "--weights",
+            (
+                f"{path} does not fit a DenseDepth of {config['encoder']}: {len(strange)} arrays are missing, left "
+                f"over or of another shape ({shown})"
+            ),
+            "give the weights trained for it",
         )
     network.load_state_dict(state)
     name = f"densedepth-{config['encoder']}" + ("-bundled" if bundled else "")
@@ -103,14 +114,14 @@ def convert_weights(source: Path, out: Path, max_depth_m: float | None = None) -
     `max_depth_m` is as for `load_depth_model`; the file written says it. `sha256` is the hash of the file written.
     """
     if not source.is_file():
-        raise DsgenError(f"{source}: no such file, expected a Keras HDF5 file")
+        raise NotFoundError(source, "no such file, expected a Keras HDF5 file")
     if not (is_hdf5(source) or is_zip(source)):
-        raise DsgenError(f"{source}: no HDF5 file, expected Keras weights; a safetensors file needs no conversion")
+        raise DamagedError(source, "no HDF5 file, expected Keras weights", "a safetensors file needs no conversion")
     unfinished = partial_path(out)
     if any(path.exists() and path.samefile(source) for path in (out, unfinished)):
-        raise DsgenError(f"{out}: is the file to convert; give the result another name")
+        raise DsgenError(out, "is the file to convert", "give the result another name")
     if out.is_dir():
-        raise DsgenError(f"{out}: is a folder, expected a file name for the weights; add one")
+        raise DsgenError(out, "is a folder, expected a file name for the weights", "add one")
     network = load_depth_model(source, max_depth_m=max_depth_m).network
     out.parent.mkdir(parents=True, exist_ok=True)
     save_depth_network(network, out)
@@ -131,11 +142,15 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Any] | None, dict[str, Tens
             metadata = file.metadata() or {}
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
     except (SafetensorError, OSError) as error:
-        raise DsgenError(f"--weights: {path} is no readable safetensors file ({error}); replace it") from error
+        raise InvalidValueError(
+            "--weights", f"{path} is no readable safetensors file ({error})", "replace it"
+        ) from error
     try:
         return (json.loads(metadata[METADATA]) if METADATA in metadata else None), state
     except ValueError as error:
-        raise DsgenError(f"--weights: {path}: metadata {METADATA!r} is damaged ({error}); replace the file") from error
+        raise InvalidValueError(
+            "--weights", f"{path}: metadata {METADATA!r} is damaged ({error})", "replace the file"
+        ) from error
 
 
 def _sha256(path: Path) -> str:

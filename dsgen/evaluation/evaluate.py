@@ -26,7 +26,7 @@ from torch import Tensor
 from dsgen import __version__
 from dsgen.corpus import layout
 from dsgen.corpus.plan import SPLITS
-from dsgen.errors import DsgenError
+from dsgen.errors import DsgenError, InvalidValueError
 from dsgen.evaluation.background_depth import LEAST_MEDIAN_ROWS, MEDIAN_ROWS, BackgroundDepth
 from dsgen.evaluation.worst import draw_worst
 from dsgen.io.atomic import write_bytes, write_json
@@ -89,16 +89,18 @@ def evaluate(
     unfinished store, a split without rows, and a size the store does not reach.
     """
     if split not in (*SPLITS, _ALL):
-        raise DsgenError(f"--split: got {split}, expected one of {', '.join((*SPLITS, _ALL))}")
+        raise InvalidValueError("--split", f"got {split}, expected one of {', '.join((*SPLITS, _ALL))}")
     if samples is not None and samples < 1:
-        raise DsgenError(f"--samples: got {samples}, expected 1 or more; leave it out for all")
+        raise InvalidValueError("--samples", f"got {samples}, expected 1 or more", "leave it out for all")
     trained = open_trained(run, checkpoint, device)
     opened = Store(store)
     side = trained.size if size is None else size
     if not 32 <= side <= opened.size:
         meant = "," if size is not None else ", the run's,"
-        raise DsgenError(
-            f"--size: got {side}{meant} expected 32 to {opened.size}, the side of the pictures in {store}; give another"
+        raise InvalidValueError(
+            "--size",
+            f"got {side}{meant} expected 32 to {opened.size}, the side of the pictures in {store}",
+            "give another",
         )
     loader = Loader(
         store, None if split == _ALL else split, batch_size, shuffle=samples is not None, workers=workers, seed=0
@@ -111,8 +113,9 @@ def evaluate(
     rows, scores = found["rows"], found["scores"]
     if not scores[NETWORK]:
         raise DsgenError(
-            f"{store}: nothing to score, the network answers {' and '.join(trained.answers)}, of which the store has "
-            "no truth; take another store or run"
+            store,
+            (f"nothing to score, the network answers {' and '.join(trained.answers)}, of which the store has no truth"),
+            "take another store or run",
         )
     plan = opened.plan[rows]
     result = _summarise(rows, plan, found["share"], scores)

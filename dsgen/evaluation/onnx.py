@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dsgen import __version__
-from dsgen.errors import DsgenError
+from dsgen.errors import DsgenError, InvalidValueError, MissingPackageError
 from dsgen.io.atomic import write_bytes
 from dsgen.training.checkpoint import DEPTH, MASK, Trained, open_trained
 from dsgen.training.unet import unet_metres
@@ -59,11 +59,11 @@ def export_onnx(run: Path, out: Path, *, checkpoint: str = "best", opset: int = 
     cannot be exported.
     """
     if out.suffix.lower() != ".onnx":
-        raise DsgenError(f"{out}: got no name ending in .onnx, expected one; give such a name")
+        raise DsgenError(out, "got no name ending in .onnx, expected one", "give such a name")
     onnx, runtime = _packages()
     newest = onnx.defs.onnx_opset_version()
     if not OPSET <= opset <= newest:
-        raise DsgenError(f"opset: got {opset}, expected {OPSET} to {newest}; leave it out for {OPSET}")
+        raise InvalidValueError("opset", f"got {opset}, expected {OPSET} to {newest}", f"leave it out for {OPSET}")
     trained = open_trained(run, checkpoint, "cpu")
     network = Answers(trained.network, trained.answers).eval()
     names = [OUTPUTS[answer] for answer in trained.answers]
@@ -73,8 +73,9 @@ def export_onnx(run: Path, out: Path, *, checkpoint: str = "best", opset: int = 
     for answer, difference in zip(trained.answers, worst, strict=True):
         if not difference <= LIMITS[answer]:
             raise DsgenError(
-                f"{out}: {OUTPUTS[answer]} of ONNX Runtime differs by {difference:.2g}, expected {LIMITS[answer]:g} at "
-                "most; not written, try another opset or version of onnxruntime"
+                out,
+                f"{OUTPUTS[answer]} of ONNX Runtime differs by {difference:.2g}, expected {LIMITS[answer]:g} at most",
+                "not written, try another opset or version of onnxruntime",
             )
     out.parent.mkdir(parents=True, exist_ok=True)
     write_bytes(out, content)
@@ -97,7 +98,7 @@ def _packages() -> tuple[Any, Any]:
         import onnxruntime
         import onnxscript  # noqa: F401  torch's exporter needs it, and fails late without it
     except ImportError as error:
-        raise DsgenError(f"{error.name}: not installed; pip install 'dsgen[onnx]'") from error
+        raise MissingPackageError(error.name, "not installed", "pip install 'dsgen[onnx]'") from error
     return onnx, onnxruntime
 
 
@@ -117,14 +118,16 @@ def _compare(
         except Exception as error:  # the runtime raises what it pleases
             reason = " ".join(str(error).split())[:200]
             raise DsgenError(
-                f"{out}: ONNX Runtime fails on {'x'.join(map(str, image.shape))} ({reason}), expected any batch and "
-                "size to work; not written, try another opset or version of onnxruntime"
+                out,
+                f"ONNX Runtime fails on {'x'.join(map(str, image.shape))} ({reason}), expected any batch and size",
+                "not written, try another opset or version of onnxruntime",
             ) from error
         for name, ours, theirs in zip(names, expected, found, strict=True):
             if ours.shape != theirs.shape:
                 raise DsgenError(
-                    f"{out}: {name} of ONNX Runtime is {theirs.shape}, expected {tuple(ours.shape)}; not written, try "
-                    "another opset or version of onnxruntime"
+                    out,
+                    f"{name} of ONNX Runtime is {theirs.shape}, expected {tuple(ours.shape)}",
+                    "not written, try another opset or version of onnxruntime",
                 )
         differences.append([float(np.abs(a.numpy() - b).max()) for a, b in zip(expected, found, strict=True)])
     return np.max(differences, axis=0).tolist()  # nan stays nan
@@ -167,14 +170,17 @@ def _encode(network: nn.Module, trained: Trained, names: list[str], onnx: Any, o
     except Exception as error:  # the exporter raises what it pleases
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise DsgenError(
-            f"{out}: {trained.path} cannot be exported with opset {opset} ({reason}); try opset {OPSET}, or a network "
-            "without --encoder"
+            out,
+            f"{trained.path} cannot be exported with opset {opset} ({reason})",
+            f"try opset {OPSET}, or a network without --encoder",
         ) from error
     assert program is not None
     model = program.model_proto
     made = {entry.domain: entry.version for entry in model.opset_import}[""]
     if made != opset:  # the exporter keeps another where it cannot convert
-        raise DsgenError(f"{out}: got opset {made} from torch {torch.__version__}, expected {opset}; take opset {made}")
+        raise DsgenError(
+            out, f"got opset {made} from torch {torch.__version__}, expected {opset}", f"take opset {made}"
+        )
     for node in (*model.graph.node, *(node for function in model.functions for node in function.node)):
         del node.metadata_props[:]  # stack traces with the paths of this machine
     metadata = {

@@ -29,7 +29,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dsgen import __version__
-from dsgen.errors import DsgenError
+from dsgen.errors import DsgenError, InvalidValueError, NotFoundError, raise_all
 from dsgen.io import images
 from dsgen.io.atomic import write_bytes, write_json
 from dsgen.io.folders import FORMATS, attempt, output_names
@@ -95,15 +95,15 @@ def predict(
     `DsgenError` where there is none to do.
     """
     if file_format not in FORMATS:
-        raise DsgenError(f"--format: got {file_format!r}, expected one of {', '.join(FORMATS)}")
+        raise InvalidValueError("--format", f"got {file_format!r}, expected one of {', '.join(FORMATS)}")
     if size is not None and size < SMALLEST:
-        raise DsgenError(f"--size: got {size}, expected {SMALLEST} or more")
+        raise InvalidValueError("--size", f"got {size}, expected {SMALLEST} or more")
     folder = pictures if pictures.is_dir() else pictures.parent
     if out is None:
         out = pictures.with_name((pictures.name if pictures.is_dir() else pictures.stem) + "_predictions")
     taken = [place.resolve() for place in (folder, backgrounds) if place is not None]
     if out.resolve() in taken:
-        raise DsgenError(f"--out: {out} is a folder of pictures itself; choose another")
+        raise InvalidValueError("--out", f"{out} is a folder of pictures itself", "choose another")
     paths = _list_pictures(pictures, skip=(out,) if backgrounds is None else (out, backgrounds))
     trained = open_trained(run, checkpoint, device)
     if backgrounds is None:
@@ -111,13 +111,14 @@ def predict(
     fed = size or trained.size
     pairs, failed = _pair(folder, paths, backgrounds, out, trained.answers, file_format, views)
     if not pairs:
-        more = f" (and {len(failed) - 1:,} more)" if len(failed) > 1 else ""
-        raise DsgenError(f"{next(iter(failed.values()))}{more}")
+        raise_all(failed.values())
     with exclusive_lock(out):
         _settle_parameters(out, trained, fed, file_format)
         before = _read_table(out / CSV)
         missing = [pair for pair in pairs if not _is_there(pair, before, out)]
-        entries: dict[str, dict[str, Any]] = {title: {"picture": title, "error": why} for title, why in failed.items()}
+        entries: dict[str, dict[str, Any]] = {
+            title: {"picture": title, "error": str(why)} for title, why in failed.items()
+        }
         to_do = {pair.title for pair in missing}
         entries |= {pair.title: before[pair.title] for pair in pairs if pair.title not in to_do}
         _do(trained, missing, fed, out / CSV, entries, len(pairs))
@@ -156,7 +157,7 @@ def _list_pictures(place: Path, skip: tuple[Path, ...] = ()) -> list[Path]:
     if place.is_file():
         return [place]
     if not place.is_dir():
-        raise DsgenError(f"{place}: no such folder or picture; check the path")
+        raise NotFoundError(place, "no such folder or picture", "check the path")
     inside = [other for other in skip if other != place]
     found = sorted(
         path
@@ -164,7 +165,9 @@ def _list_pictures(place: Path, skip: tuple[Path, ...] = ()) -> list[Path]:
         if path.suffix.lower() in images.SUFFIXES and path.is_file() and not any(o in path.parents for o in inside)
     )
     if not found:
-        raise DsgenError(f"{place}: no pictures ({' '.join(sorted(images.SUFFIXES))}) in it or below; check the path")
+        raise NotFoundError(
+            place, f"no pictures ({' '.join(sorted(images.SUFFIXES))}) in it or below", "check the path"
+        )
     return found
 
 
@@ -176,7 +179,7 @@ def _pair(
     answers: tuple[str, ...],
     file_format: str,
     views: bool,
-) -> tuple[list[_Pair], dict[str, str]]:
+) -> tuple[list[_Pair], dict[str, DsgenError]]:
     """Give every picture its background and its files; say, by picture, what is wrong with the others."""
     named: defaultdict[str, list[Path]] = defaultdict(list)
     if backgrounds is not None and not backgrounds.is_file():
@@ -186,7 +189,8 @@ def _pair(
     endings = {MASK: ".png", DEPTH: f".{file_format}"} | ({"view": ".jpg"} if views else {})
     kinds = [kind for kind in endings if kind in (*answers, "view")]
     names = {kind: [out / kind / name for name in output_names(inside, endings[kind])] for kind in kinds}
-    pairs, failed = [], {}
+    pairs: list[_Pair] = []
+    failed: dict[str, DsgenError] = {}
     for k, (path, relative) in enumerate(zip(paths, inside, strict=True)):
         own = relative.with_suffix("").as_posix()
         above = [parent.as_posix() for parent in relative.parents][:-1]
@@ -199,12 +203,13 @@ def _pair(
             pairs.append(_Pair(path, found[0] if named else backgrounds, relative.as_posix(), files))
         elif found:
             several = ", ".join(background.name for background in found)
-            failed[relative.as_posix()] = f"{path}: {len(found)} backgrounds ({several}), expected 1; remove one"
+            failed[relative.as_posix()] = DsgenError(
+                path, f"{len(found)} backgrounds ({several}), expected 1", "remove one"
+            )
         else:
-            failed[relative.as_posix()] = (
-                f"{path}: no background {own} in {backgrounds}, of any ending"
-                + (f", nor {' or '.join(above)}" if above else "")
-                + "; add it, or give one picture for all"
+            nor = f", nor {' or '.join(above)}" if above else ""
+            failed[relative.as_posix()] = NotFoundError(
+                path, f"no background {own} in {backgrounds}, of any ending{nor}", "add it, or give one picture for all"
             )
     return pairs, failed
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from dsgen.corpus.corpus import Corpus
 from dsgen.corpus.plan import DTYPE
-from dsgen.errors import DsgenError, differences
+from dsgen.errors import DamagedError, DsgenError, InvalidValueError, find_differences
 from dsgen.integrity.findings import EXTRA, FOREIGN, MISSING, Checked, Finding, Report, each, reason
 from dsgen.io.filesystem import LocalFiles, UrlFiles, hash_tree, open_files
 from dsgen.io.json_files import encode_json, parse_json
@@ -80,7 +80,7 @@ class Inspected:
                 return dict(open_shard(self.files, name).attributes["made_from"])
             except DsgenError:
                 continue
-        raise DsgenError(f"{self.files}: neither {INDEX_JSON} nor a shard can be read; remove the store and pack it")
+        raise DsgenError(self.files, f"neither {INDEX_JSON} nor a shard can be read", "remove the store and pack it")
 
 
 def sizes_there(files: LocalFiles | UrlFiles) -> dict[str, int]:
@@ -115,7 +115,7 @@ def inspect_store(place: Path | str, jobs: int, report: Report, corpus: Path | N
     if INDEX_JSON not in sizes and SHA256SUMS not in sizes:
         begun = any(name.startswith(("shard-", PACKING)) for name in sizes)
         what = "an unfinished store" if begun else "no store"
-        raise DsgenError(f"{place}: {what} (no {INDEX_JSON}); run dsgen pack --out {place}")
+        raise DsgenError(place, f"{what} (no {INDEX_JSON})", f"run dsgen pack --out {place}")
     index, index_wrong = _read_index(files, sizes)
     lines, sums_wrong = _read_sums(files, sizes)
     names = [shard["name"] for shard in index["shards"]] if index else _guess_names([*lines, *sizes])
@@ -273,20 +273,23 @@ def plan_of(shards: list[Shard]) -> np.ndarray:
 def corpus_source(corpus: Path, made_from: dict[str, Any]) -> CorpusSource:
     """Open the corpus a store was made from; `DsgenError` where it is another one, or the store is of pictures."""
     if "corpus_sha256" not in made_from:
-        raise DsgenError(
-            "--corpus: the store was packed from pictures (--images), expected one of a corpus; leave it out, and to "
-            "make it again remove it and run the same dsgen pack"
+        raise InvalidValueError(
+            "--corpus",
+            "the store was packed from pictures (--images), expected one of a corpus",
+            "leave it out, and to make it again remove it and run the same dsgen pack",
         )
     opened = Corpus(corpus)
     if opened.sha256 != made_from["corpus_sha256"]:
-        raise DsgenError(f"--corpus: {corpus} is not the corpus the store was packed from; give that one")
+        raise InvalidValueError("--corpus", f"{corpus} is not the corpus the store was packed from", "give that one")
     depth = made_from["depth"] is not None
     source = CorpusSource(corpus, made_from.get("max_flip_error"), opened.sha256, depth)
     said = parse_json(encode_json(source.made_from), "the corpus")
     wanted = {name: made_from.get(name) for name in said}
     if said != wanted:
-        shown = "; ".join(differences(said, wanted, "store"))
-        raise DsgenError(f"--corpus: {corpus} is not as the store was packed from it: {shown}; give that corpus")
+        shown = "; ".join(difference.describe("store") for difference in find_differences(said, wanted))
+        raise InvalidValueError(
+            "--corpus", f"{corpus} is not as the store was packed from it: {shown}", "give that corpus"
+        )
     return source
 
 
@@ -302,7 +305,7 @@ def check_pixels(found: Inspected, jobs: int, report: Report) -> None:
         root = name if name.endswith(_ZIP) else f"{name}/{schema.ROOT}"
         try:
             if root not in own or (root != name and own[root] != listed.get(root, own[root])):
-                raise DsgenError("its zarr.json is missing or damaged")
+                raise ValueError("its zarr.json is missing or damaged")
             shard = open_shard(found.files, name)
             first = int(shard.attributes["first_row"])
             block = int(shard.attributes["made_from"]["block_rows"])
@@ -419,7 +422,7 @@ def _truth(source: CorpusSource, first: int, last: int) -> dict[str, np.ndarray]
         return source.pictures(first, last)
     except Exception as error:  # zarr and codecs raise what they please on damaged files
         folder = source.folders[0]
-        raise DsgenError(f"{folder}: cannot be read ({reason(error)}); run dsgen verify {folder}") from error
+        raise DamagedError(folder, f"cannot be read ({reason(error)})", f"run dsgen verify {folder}") from error
 
 
 def _check_small(shard: Shard, name: str, source: CorpusSource | None) -> Checked:

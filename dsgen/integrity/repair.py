@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from dsgen.corpus import layout
-from dsgen.errors import DsgenError
+from dsgen.errors import BusyError, DamagedError, DsgenError, NotFoundError
 from dsgen.integrity.findings import EXTRA, Finding, Report
 from dsgen.integrity.verify import is_store, verify
 from dsgen.io.assets import asset
@@ -123,13 +123,15 @@ def _open_source(corpus: Path, found: Any) -> Any:
     bad = len({*found.bad, *found.unknown})
     if "corpus_sha256" not in made_from:
         raise DsgenError(
-            f"{found.files}: {bad} bad shards, and packed from pictures (--images), which repair does not do; remove "
-            "the store and run the same dsgen pack"
+            found.files,
+            f"{bad} bad shards, and packed from pictures (--images), which repair does not do",
+            "remove the store and run the same dsgen pack",
         )
     if not (corpus / layout.CORPUS_JSON).is_file():
-        raise DsgenError(
-            f"{corpus}: no corpus, expected the one that {found.files} was packed from, to make {bad} bad shards "
-            "again; give it with --corpus"
+        raise NotFoundError(
+            corpus,
+            f"no corpus, expected the one that {found.files} was packed from, to make {bad} bad shards again",
+            "give it with --corpus",
         )
     return corpus_source(corpus, made_from)
 
@@ -147,8 +149,12 @@ def _remake(source: Any, scratch: Path, names: list[str], found: Any, workers: i
         seen = all(digest in (listed.get(file), own.get(file)) for file, digest in table.items())
         if not seen and shard_digest(dict(table)) != found.vouched.get(name) and name not in found.unknown:
             raise DsgenError(
-                f"{found.files}/{name}: made again it has other hashes than it had; nothing was changed. Is the corpus "
-                f"whole (dsgen verify {source.folders[0]}), and dsgen {_version(found)} installed?"
+                f"{found.files}/{name}",
+                "made again it has other hashes than it had",
+                (
+                    f"nothing was changed. Is the corpus whole (dsgen verify {source.folders[0]}), and dsgen "
+                    f"{_version(found)} installed?"
+                ),
             )
     return made
 
@@ -225,7 +231,7 @@ def _at_corpus(path: Path) -> Iterator[None]:
     with lock_stage(path, "composite", None):
         busy = held_locks(path, rf"{re.escape(LOCK)}-depth-.*")
         if busy:
-            raise DsgenError(f"{path}: dsgen depth --part is at work here; wait for it or stop it")
+            raise BusyError(path, "dsgen depth --part is at work here", "wait for it or stop it")
         yield
 
 
@@ -239,8 +245,9 @@ def _repair_corpus(path: Path, backgrounds: Path | None, foregrounds: Path | Non
         manifest = read_manifest(path, report)
         if manifest is None:
             raise DsgenError(
-                f"{path}/{layout.CORPUS_JSON}: {report.findings[0].what}; remove it and run dsgen composite with the "
-                "same pictures and options, which makes it again"
+                f"{path}/{layout.CORPUS_JSON}",
+                f"{report.findings[0].what}",
+                "remove it and run dsgen composite with the same pictures and options, which makes it again",
             )
         check_sources(path, manifest, workers, report)
         if report.findings:
@@ -278,8 +285,12 @@ def _refuse_all_unlike(path: Path, findings: list[Finding]) -> None:
 
     if findings and all_unlike(Corpus(path), findings):
         raise DsgenError(
-            f"{path}: every composite is unlike what is drawn, so {layout.CORPUS_JSON} (its quality) has changed, or "
-            "another OpenCV drew them; no picture was changed: restore it, or remove bg and bg_fg to draw them anew"
+            path,
+            (
+                f"every composite is unlike what is drawn, so {layout.CORPUS_JSON} (its quality) has changed, or "
+                "another OpenCV drew them"
+            ),
+            "no picture was changed: restore it, or remove bg and bg_fg to draw them anew",
         )
 
 
@@ -306,9 +317,11 @@ def _repair_sources(
             there = {file.file: file.sha256 for file in hash_files(chosen, workers)}
             wrong = sorted(name for name in wanted if there.get(name) != wanted[name])
             if wrong:
-                raise DsgenError(
-                    f"{path / layout.SOURCES}: damaged, and {len(wrong)} of the {len(wanted)} {kind} it was made from "
-                    f"are not in {place} (the first {wrong[0]}); give the folder with --{kind}"
+                raise DamagedError(
+                    path / layout.SOURCES,
+                    f"damaged, and {len(wrong)} of the {len(wanted)} {kind} it was made from are not in {place} "
+                    f"(the first {wrong[0]})",
+                    f"give the folder with --{kind}",
                 )
             paths.append(sorted(chosen, key=lambda picture: list(wanted).index(picture.name)))
         unfinished = partial_path(path / layout.SOURCES)
@@ -319,7 +332,7 @@ def _repair_sources(
                 size=parameters["size"],
                 scales=tuple(sorted({1, parameters["label_size"] // parameters["size"]})),
                 fg_height=parameters["fg_height"],
-                problems=[],
+                errors=[],
                 workers=workers,
             )
         try:
@@ -337,8 +350,9 @@ def _replace_sources(path: Path, made: Path, manifest: dict[str, Any], workers: 
     recorded = {name: digest for name, digest in manifest.get("sha256", {}).items() if name != layout.PLAN}
     if recorded and fresh != recorded:
         raise DsgenError(
-            f"{path / layout.SOURCES}: made again it has other hashes than {layout.CORPUS_JSON} records; nothing was "
-            f"changed. Is dsgen {manifest['dsgen']} installed, with the zarr it had?"
+            path / layout.SOURCES,
+            f"made again it has other hashes than {layout.CORPUS_JSON} records",
+            f"nothing was changed. Is dsgen {manifest['dsgen']} installed, with the zarr it had?",
         )
     there = {f"{layout.SOURCES}/{name}": size for name, size in LocalFiles(path / layout.SOURCES).sizes().items()}
     was = dict(hash_tree(LocalFiles(path), there, workers))
@@ -358,8 +372,9 @@ def _repair_plan(path: Path, manifest: dict[str, Any], findings: list[Finding], 
     recorded = manifest.get("sha256", {}).get(layout.PLAN)
     if findings[0].file != layout.PLAN or recorded not in (None, hashlib.sha256(content).hexdigest()):
         raise DsgenError(
-            f"{path}/{layout.CORPUS_JSON}: names or parameters are not those the plan was made with; remove it and run "
-            "dsgen composite with the same pictures and options, which makes it again"
+            f"{path}/{layout.CORPUS_JSON}",
+            "names or parameters are not those the plan was made with",
+            "remove it and run dsgen composite with the same pictures and options, which makes it again",
         )
     write_bytes(path / layout.PLAN, content)
     done.replaced.append(layout.PLAN)

@@ -4,7 +4,7 @@ import time
 from pathlib import Path
 
 from dsgen.corpus import layout
-from dsgen.errors import DsgenError
+from dsgen.errors import DsgenError, InvalidValueError
 from dsgen.integrity.findings import Report
 from dsgen.io.filesystem import is_url
 from dsgen.parallel.pool import worker_count
@@ -34,7 +34,7 @@ def verify(place: Path | str, corpus: Path | None = None, *, fast: bool = False,
         from dsgen.integrity.check_corpus import check_corpus
 
         if corpus is not None:
-            raise DsgenError(f"--corpus: {place} is a corpus itself, expected a store; leave it out")
+            raise InvalidValueError("--corpus", f"{place} is a corpus itself, expected a store", "leave it out")
         report = Report(str(place), "corpus")
         check_corpus(Path(place), fast, workers, report)
     report.seconds = time.monotonic() - started
@@ -48,13 +48,13 @@ def is_store(place: Path | str) -> bool:
     path = Path(place)
     if not path.is_dir():
         what = "a file" if path.exists() else "no such folder"
-        raise DsgenError(f"{path}: {what}, expected a corpus or a store in a folder, or a URL")
+        raise DsgenError(path, f"{what}, expected a corpus or a store in a folder, or a URL")
     if (path / "zarr.json").exists() and path.name.startswith("shard-"):
-        raise DsgenError(f"{path}: a shard, expected a store; give the folder that it is in")
+        raise DsgenError(path, "a shard, expected a store", "give the folder that it is in")
     if any((path / name).exists() for name in (layout.CORPUS_JSON, layout.PLAN)) or any(
         path.glob(f"{layout.SOURCES}*")
     ):
         return False
     if any((path / name).exists() for name in (INDEX_JSON, SHA256SUMS, PACKING)) or any(path.glob("shard-*")):
         return True
-    raise DsgenError(f"{path}: neither a corpus nor a store; run dsgen composite or dsgen pack")
+    raise DsgenError(path, "neither a corpus nor a store", "run dsgen composite or dsgen pack")

@@ -11,4 +11,6 @@ def asset(name: str) -> Path:
     for root in (package / "assets", package.parent / "assets"):
         if (root / name).exists():
             return root / name
-    raise DsgenError(f"bundled {name!r}: not part of this installation, expected it in {package / 'assets'}; reinstall")
+    raise DsgenError(
+        f"bundled {name!r}", f"not part of this installation, expected it in {package / 'assets'}", "reinstall"
+    )

@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol
 
-from dsgen.errors import DsgenError
+from dsgen.errors import DsgenError, MissingPackageError
 from dsgen.io.atomic import write_bytes
 
 _EXTRAS = {"s3": "s3", "s3a": "s3"}
@@ -134,11 +134,11 @@ class UrlFiles:
             except ImportError as error:
                 extra = _EXTRAS.get(protocol)
                 remedy = f"pip install 'dsgen[{extra}]'" if extra else f"pip install what fsspec needs ({error})"
-                raise DsgenError(
-                    f"{self.url}: {protocol}:// needs a package that is not installed; {remedy}"
+                raise MissingPackageError(
+                    self.url, f"{protocol}:// needs a package that is not installed", remedy
                 ) from error
             except ValueError as error:
-                raise DsgenError(f"{self.url}: not a URL that can be used ({error}); take another") from error
+                raise DsgenError(self.url, f"not a URL that can be used ({error})", "take another") from error
             self._opened = os.getpid(), fs, path.rstrip("/")
         return self._opened[1], self._opened[2]
 
@@ -231,6 +231,7 @@ class _translated:
             return
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise DsgenError(
-            f"{self._url}: cannot be reached or used ({reason}); check the address, the endpoint (--endpoint or "
-            "AWS_ENDPOINT_URL) and the credentials"
+            self._url,
+            f"cannot be reached or used ({reason})",
+            "check the address, the endpoint (--endpoint or AWS_ENDPOINT_URL) and the credentials",
         ) from error

@@ -16,7 +16,7 @@ def attempt(path: Path) -> np.ndarray | DsgenError:
     try:
         return images.read_picture(path)
     except (DsgenError, OSError) as error:
-        return error if isinstance(error, DsgenError) else DsgenError(f"{path}: {error.strerror or error}")
+        return error if isinstance(error, DsgenError) else DsgenError(path, f"{error.strerror or error}")
 
 
 def output_names(pictures: list[Path], ending: str = ".png") -> list[Path]:

@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 from PIL import Image, ImageOps
 
-from dsgen.errors import DsgenError
+from dsgen.errors import DamagedError, DsgenError
 
 MAX_PIXELS = 64_000_000
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp"}
@@ -31,7 +31,7 @@ def read_depth_png(path: Path) -> np.ndarray:
             return np.asarray(image)
     except Exception as error:  # Pillow's decoders raise what they please on damaged files
         reason = str(error).replace(str(path), "it") or type(error).__name__
-        raise DsgenError(f"{path}: cannot be decoded ({reason}), expected a whole PNG; replace it") from error
+        raise DamagedError(path, f"cannot be decoded ({reason}), expected a whole PNG", "replace it") from error
 
 
 def read_cutout(path: Path) -> np.ndarray:
@@ -41,33 +41,33 @@ def read_cutout(path: Path) -> np.ndarray:
 
 def _decode(path: Path, alpha: bool) -> np.ndarray:
     if path.stat().st_size == 0:
-        raise DsgenError(f"{path}: empty file (0 bytes), expected a picture; replace it")
+        raise DsgenError(path, "empty file (0 bytes), expected a picture", "replace it")
     try:
         with Image.open(path) as image:
             width, height = image.size
             if width * height > MAX_PIXELS:
                 raise DsgenError(
-                    f"{path}: {width}x{height} pixels, expected at most {MAX_PIXELS:,} in all; scale it down"
+                    path, f"{width}x{height} pixels, expected at most {MAX_PIXELS:,} in all", "scale it down"
                 )
             if alpha and not image.has_transparency_data:
-                raise DsgenError(f"{path}: no alpha channel (mode {image.mode}); save it as an RGBA PNG")
+                raise DamagedError(path, f"no alpha channel (mode {image.mode})", "save it as an RGBA PNG")
             image.load()
             upright = ImageOps.exif_transpose(image)
             if upright.mode.startswith("I;16"):
                 grey = ((np.asarray(upright).astype(np.uint32) + 128) // 257).astype(np.uint8)
                 return np.repeat(grey[..., None], 3, axis=2)
             if upright.mode in ("I", "F"):
-                raise DsgenError(f"{path}: 32-bit samples (mode {upright.mode}), expected 8 or 16 bits; convert it")
+                raise DsgenError(path, f"32-bit samples (mode {upright.mode}), expected 8 or 16 bits", "convert it")
             return np.asarray(upright.convert("RGBA" if alpha else "RGB"))
     except DsgenError:
         raise
     except Image.DecompressionBombError as error:
         raise DsgenError(
-            f"{path}: far more than {MAX_PIXELS:,} pixels, the most a picture may have; scale it down"
+            path, f"far more than {MAX_PIXELS:,} pixels, the most a picture may have", "scale it down"
         ) from error
     except Exception as error:  # Pillow's decoders raise what they please on damaged files
         reason = str(error).replace(str(path), "it") or type(error).__name__
-        raise DsgenError(f"{path}: cannot be decoded ({reason}); replace it") from error
+        raise DamagedError(path, f"cannot be decoded ({reason})", "replace it") from error
 
 
 def resize(picture: np.ndarray, height: int, width: int) -> np.ndarray:

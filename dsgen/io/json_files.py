@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from dsgen.errors import DsgenError
+from dsgen.errors import DamagedError
 
 
 def encode_json(value: Any) -> bytes:
@@ -22,4 +22,4 @@ def parse_json(content: bytes, name: Path | str) -> Any:
     try:
         return json.loads(content.decode("utf-8"))
     except ValueError as error:
-        raise DsgenError(f"{name}: damaged, expected JSON ({error}); restore it or make it again") from error
+        raise DamagedError(name, f"damaged, expected JSON ({error})", "restore it or make it again") from error

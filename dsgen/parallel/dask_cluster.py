@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from dsgen import __version__
-from dsgen.errors import DsgenError
+from dsgen.errors import DsgenError, InvalidValueError, MissingPackageError, raise_all
 from dsgen.parallel.locks import LOCK
 
 if TYPE_CHECKING:
@@ -23,9 +23,9 @@ _PATIENCE_S = 10.0
 def scheduler_address(backend: str, scheduler: str | None) -> str | None:
     """Return the address of the dask scheduler that was asked for, or None for local processes."""
     if backend not in ("local", "dask"):
-        raise DsgenError(f"--backend: got {backend!r}, expected local or dask")
+        raise InvalidValueError("--backend", f"got {backend!r}, expected local or dask")
     if (backend == "dask") != (scheduler is not None):
-        raise DsgenError("--backend dask and --scheduler ADDRESS belong together; give both or neither")
+        raise InvalidValueError("--backend dask, --scheduler", "got one of them, expected both", "give both or neither")
     return scheduler
 
 
@@ -67,18 +67,19 @@ def run_on_cluster(
                 yield future.result()
         except KilledWorker as error:
             raise DsgenError(
-                f"{address}: {error.task}: every worker that tried it died, the last on {error.last_worker.host}; "
-                "look into the workers' logs, most often memory runs out: fewer workers a machine need less"
+                address,
+                f"{error.task}: every worker that tried it died, the last on {error.last_worker.host}",
+                "look into the workers' logs, most often memory runs out: fewer workers a machine need less",
             ) from error
         except ModuleNotFoundError as error:
-            raise DsgenError(f"{address}: a worker cannot import {error.name}; install it there too") from error
+            raise DsgenError(address, f"a worker cannot import {error.name}", "install it there too") from error
         except (CancelledError, OSError) as error:
             if client.status == "running":
                 raise
             # it would report, with a traceback, that it cannot connect again
             logging.getLogger("distributed.client").setLevel(logging.CRITICAL)
             raise DsgenError(
-                f"{address}: the scheduler is gone; start it again and repeat the command to go on"
+                address, "the scheduler is gone", "start it again and repeat the command to go on"
             ) from error
 
 
@@ -89,22 +90,23 @@ def _connect(address: str) -> Iterator["Client"]:
         from distributed import Client
         from distributed.comm import get_address_host_port
     except ImportError as error:
-        raise DsgenError("distributed: not installed; pip install 'dsgen[dask]'") from error
+        raise MissingPackageError("distributed", "not installed", "pip install 'dsgen[dask]'") from error
     try:
         get_address_host_port(address)  # what is no address a client that is never closed would stumble on
         client = Client(address, timeout=_PATIENCE_S, set_as_default=False)
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())
-        raise DsgenError(
-            f"--scheduler: got {address}, expected the address of a running dask scheduler, like tcp://HOST:8786 "
-            f"({reason}); start one with: dask scheduler"
+        raise InvalidValueError(
+            "--scheduler",
+            f"got {address}, expected the address of a running dask scheduler, like tcp://HOST:8786 ({reason})",
+            "start one with: dask scheduler",
         ) from error
     with client:
         try:
             client.wait_for_workers(1, timeout=_PATIENCE_S)
         except TimeoutError as error:
             raise DsgenError(
-                f"{address}: the scheduler has no workers; start some with: dask worker {address} --nthreads 1"
+                address, "the scheduler has no workers", f"start some with: dask worker {address} --nthreads 1"
             ) from error
         yield client
 
@@ -112,18 +114,17 @@ def _connect(address: str) -> Iterator["Client"]:
 def _check_workers(client: "Client", shared: Sequence[Path]) -> None:
     """Refuse to start unless all workers have this dsgen and see the shared folders; name those that do not."""
 
-    def lacking(version: str, marks: list[str]) -> str | None:
-        """Say what a worker lacks; it may lack dsgen, so this refers to nothing of it."""
-
+    def lacking(version: str, marks: list[str]) -> tuple[str, str] | None:
+        """Return what a worker lacks and the remedy; it may lack dsgen, so this refers to nothing of it."""
         try:
             import dsgen
         except ImportError as error:
-            return f"cannot import dsgen ({error}); install it there"
+            return f"cannot import dsgen ({error})", "install it there"
         if dsgen.__version__ != version:
-            return f"has dsgen {dsgen.__version__}, expected {version} as here; install the same"
+            return f"has dsgen {dsgen.__version__}, expected {version} as here", "install the same"
         unseen = [os.path.dirname(mark) for mark in marks if not os.path.exists(mark)]
         if unseen:
-            return f"does not see the folder {unseen[0]}; use a folder on a file system that all machines share"
+            return f"does not see the folder {unseen[0]}", "use a folder on a file system that all machines share"
         return None
 
     marks = [folder.absolute() / f"{LOCK}-seen-{uuid4().hex}" for folder in shared]
@@ -134,7 +135,4 @@ def _check_workers(client: "Client", shared: Sequence[Path]) -> None:
     finally:
         for mark in marks:
             mark.unlink(missing_ok=True)
-    problems = [f"worker {worker}: {answer}" for worker, answer in answers.items() if answer is not None]
-    if problems:
-        more = f" (and {len(problems) - 1} more workers)" if len(problems) > 1 else ""
-        raise DsgenError(f"{problems[0]}{more}")
+    raise_all(DsgenError(f"worker {worker}", *answer) for worker, answer in answers.items() if answer is not None)

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from dsgen.errors import DsgenError
+from dsgen.errors import InvalidValueError
 
 PRECISIONS = ("auto", "float32", "bf16", "fp16")
 _TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # of glibc's malloc.h
@@ -21,7 +21,9 @@ def pick_device(name: str = "auto") -> torch.device:
     if name == "auto":
         return torch.device("cuda" if cuda else "mps" if mps else "cpu")
     if name not in present and not (name == "cuda" and cuda):
-        raise DsgenError(f"--device: got {name!r}, this machine has {', '.join(present)}; take one of these or auto")
+        raise InvalidValueError(
+            "--device", f"got {name!r}, this machine has {', '.join(present)}", "take one of these or auto"
+        )
     return torch.device(name)
 
 

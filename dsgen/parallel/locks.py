@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from dsgen.errors import DsgenError
+from dsgen.errors import BusyError, DsgenError
 
 log = logging.getLogger("dsgen")
 LOCK = ".dsgen.lock"
@@ -28,7 +28,7 @@ def exclusive_lock(folder: Path, name: str = LOCK, wait: bool = False, doing: st
         held.acquire()
     except Timeout as error:
         if not wait:
-            raise DsgenError(f"{folder}: another dsgen is {doing}; wait for it or stop it") from error
+            raise BusyError(folder, f"another dsgen is {doing}", "wait for it or stop it") from error
         log.warning("%s: another dsgen is %s, waiting for it", folder, doing)
         held.acquire(timeout=-1)
     try:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from dsgen.errors import DsgenError
+from dsgen.errors import BusyError, InvalidValueError
 from dsgen.parallel.locks import LOCK, exclusive_lock, held_locks
 
 T = TypeVar("T")
@@ -28,7 +28,7 @@ def parse_part(text: str) -> Part:
     """Read `3/8`, the third of eight shares."""
     number, _, count = text.partition("/")
     if not (number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
-        raise DsgenError(f"--part: got {text!r}, expected K/N with K from 1 to N, like 3/8")
+        raise InvalidValueError("--part", f"got {text!r}, expected K/N with K from 1 to N, like 3/8")
     return Part(int(number), int(count))
 
 
@@ -51,7 +51,7 @@ def lock_stage(folder: Path, stage: str, part: Part | None) -> Iterator[None]:
         with exclusive_lock(folder):
             busy = held_locks(folder, ours)
             if busy:
-                raise DsgenError(f"{folder}: dsgen {_in_words(busy[0])} is at work here; wait for it or stop it")
+                raise BusyError(folder, f"dsgen {_in_words(busy[0])} is at work here", "wait for it or stop it")
             yield
         return
     name = f"{LOCK}-{stage}-{part.number}-of-{part.count}"
@@ -59,9 +59,10 @@ def lock_stage(folder: Path, stage: str, part: Part | None) -> Iterator[None]:
         with lock_setup(folder, part):
             busy = [name for name in held_locks(folder, ours) if not name.endswith(f"-of-{part.count}")]
         if busy:
-            raise DsgenError(
-                f"{folder}: dsgen {_in_words(busy[0])} is at work here, which divides the work differently from "
-                f"--part {part}; wait for it or stop it"
+            raise BusyError(
+                folder,
+                f"dsgen {_in_words(busy[0])} is at work here, which divides the work differently from --part {part}",
+                "wait for it or stop it",
             )
         yield
 

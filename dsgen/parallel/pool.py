@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from dsgen.errors import DsgenError
+from dsgen.errors import InvalidValueError
 from dsgen.parallel.dask_cluster import run_on_cluster
 from dsgen.parallel.progress import progress
 
@@ -24,7 +24,7 @@ def worker_count(jobs: int | None) -> int:
     if jobs is None:
         return available_cores()
     if jobs < 1:
-        raise DsgenError(f"--jobs: got {jobs}, expected 1 or more; leave it out for one per core")
+        raise InvalidValueError("--jobs", f"got {jobs}, expected 1 or more", "leave it out for one per core")
     return jobs
 
 

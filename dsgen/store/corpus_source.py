@@ -11,7 +11,7 @@ import numpy as np
 from dsgen.corpus import layout
 from dsgen.corpus.corpus import Corpus
 from dsgen.corpus.plan import SPLITS
-from dsgen.errors import DsgenError
+from dsgen.errors import DsgenError, InvalidValueError
 from dsgen.io.filesystem import LocalFiles
 from dsgen.store import codecs, schema
 
@@ -55,7 +55,7 @@ class CorpusSource:
     ):
         self._corpus = corpus = Corpus(path)
         if corpus_sha256 not in (None, corpus.sha256):
-            raise DsgenError(f"{path}: changed while it was packed; run dsgen pack again")
+            raise DsgenError(path, "changed while it was packed", "run dsgen pack again")
         self.size = corpus.size
         self.chunk = schema.chunk_rows(corpus.positions, corpus.size)
         labels = _depth_labels(corpus, quiet=corpus_sha256 is not None) if depth else None
@@ -132,11 +132,12 @@ def _leave_out(corpus: Corpus, max_flip_error: float | None) -> dict[str, Any]:
     if max_flip_error is None:
         return {}
     if not max_flip_error > 0:
-        raise DsgenError(f"--max-flip-error: got {max_flip_error}, expected more than 0, such as 0.2")
+        raise InvalidValueError("--max-flip-error", f"got {max_flip_error}, expected more than 0, such as 0.2")
     if corpus.flip_error is None:
-        raise DsgenError(
-            f"--max-flip-error: {corpus.path / layout.DEPTH} holds no flip errors; remove it and run "
-            "dsgen depth --check-flip"
+        raise InvalidValueError(
+            "--max-flip-error",
+            f"{corpus.path / layout.DEPTH} holds no flip errors",
+            "remove it and run dsgen depth --check-flip",
         )
     doubtful = corpus.flip_error > max_flip_error
     left_out = int((doubtful & (corpus.plan["split"] != SPLITS.index("unused"))).sum())
@@ -150,8 +151,9 @@ def _depth_labels(corpus: Corpus, quiet: bool = False) -> dict[str, Any] | None:
     path = corpus.path / layout.DEPTH
     if corpus.relative is not None:
         raise DsgenError(
-            f"{path}: labelled by {corpus.depth_attributes['model']}, which answers no metres; remove it and label "
-            "with --metric-reference, or with a metric model"
+            path,
+            f"labelled by {corpus.depth_attributes['model']}, which answers no metres",
+            "remove it and label with --metric-reference, or with a metric model",
         )
     if corpus.depth is None:
         if not quiet:
@@ -163,13 +165,15 @@ def _depth_labels(corpus: Corpus, quiet: bool = False) -> dict[str, Any] | None:
     expected = (len(corpus), corpus.size, corpus.size)
     if corpus.depth.shape != expected or corpus.depth.dtype != np.uint16:
         raise DsgenError(
-            f"{path}: got depth of {corpus.depth.dtype} {corpus.depth.shape}, expected uint16 {expected}; "
-            "remove it and run dsgen depth again"
+            path,
+            f"got depth of {corpus.depth.dtype} {corpus.depth.shape}, expected uint16 {expected}",
+            "remove it and run dsgen depth again",
         )
     lacking = len(corpus) - corpus.labelled_rows()
     if lacking or not attributes.get("complete"):
         raise DsgenError(
-            f"{path}: labels unfinished, {lacking:,} of {len(corpus):,} rows lack depth; run dsgen depth {corpus.path} "
-            f"to go on, or remove {path} to pack without"
+            path,
+            f"labels unfinished, {lacking:,} of {len(corpus):,} rows lack depth",
+            f"run dsgen depth {corpus.path} to go on, or remove {path} to pack without",
         )
     return {name: value for name, value in attributes.items() if name != "complete"}

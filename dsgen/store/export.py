@@ -27,7 +27,14 @@ import numpy as np
 
 from dsgen import __version__
 from dsgen.corpus.plan import DTYPE, SPLITS
-from dsgen.errors import DsgenError
+from dsgen.errors import (
+    ConflictError,
+    DamagedError,
+    DsgenError,
+    InvalidValueError,
+    MissingPackageError,
+    find_differences,
+)
 from dsgen.io.atomic import partial_path, write_bytes, write_json
 from dsgen.io.images import encode_jpeg, encode_png
 from dsgen.io.json_files import read_json
@@ -97,7 +104,7 @@ def export_store(
     _check_choice("--format", file_format, _SUFFIXES)
     _check_choice("--image-format", image_format, _IMAGE_SUFFIXES)
     if rows_per_file < 1:
-        raise DsgenError(f"--rows-per-file: got {rows_per_file}, expected 1 or more; leave it out for 1000")
+        raise InvalidValueError("--rows-per-file", f"got {rows_per_file}, expected 1 or more", "leave it out for 1000")
     if file_format == "parquet":
         _import_parquet()
     opened = Store(store)
@@ -141,14 +148,14 @@ def export_store(
 
 def _check_choice(option: str, value: str, choices: Iterable[str]) -> None:
     if value not in choices:
-        raise DsgenError(f"{option}: got {value}, expected {' or '.join(choices)}; choose one of them")
+        raise InvalidValueError(option, f"got {value}, expected {' or '.join(choices)}", "choose one of them")
 
 
 def _choose_pictures(store: Store, backgrounds: bool) -> tuple[str, ...]:
     """Name the pictures of a sample: what the store has of image, mask, depth and, where wanted, background."""
     there = store.read(0, 1)
     if backgrounds and "background" not in there:
-        raise DsgenError(f"--backgrounds: {store.path} has none; leave it out")
+        raise InvalidValueError("--backgrounds", f"{store.path} has none", "leave it out")
     wanted = ("image", "mask", "depth", "background") if backgrounds else ("image", "mask", "depth")
     return tuple(name for name in wanted if name in there)
 
@@ -157,10 +164,10 @@ def _choose_splits(store: Store, split: str | None) -> list[str]:
     """Name the splits to write: those that were asked for and have rows."""
     filled = [name for name in SPLITS if store.splits[name]]
     if split not in (None, "all", *filled):
-        raise DsgenError(f"--split: got {split}, expected one that has rows: {', '.join(filled)}; or all")
+        raise InvalidValueError("--split", f"got {split}, expected one that has rows: {', '.join(filled)}", "or all")
     chosen = [name for name in filled if split in (name, "all") or (split is None and name != "unused")]
     if not chosen:
-        raise DsgenError(f"{store.path}: no rows in train, validation or test; choose --split all")
+        raise DamagedError(store.path, "no rows in train, validation or test", "choose --split all")
     return chosen
 
 
@@ -193,21 +200,16 @@ def _is_whole(out: Path, file: _File, before: dict[str, Any]) -> bool:
 def _check_out(out: Path, made_from: dict[str, Any], files: list[_File]) -> None:
     """Refuse a folder that is something else, and an export made from anything else."""
     if out.exists() and not out.is_dir():
-        raise DsgenError(f"{out}: a file, expected a folder or nothing; choose another name")
+        raise DsgenError(out, "a file, expected a folder or nothing", "choose another name")
     if not out.is_dir():
         return
     if (out / EXPORT).is_file():
         was = read_json(out / EXPORT).get("made_from", {})
-        differences = [
-            f"{name.replace('_', ' ')} {made_from.get(name, 'none')} (the export has {was.get(name, 'none')})"
-            for name in dict.fromkeys([*made_from, *was])
-            if made_from.get(name) != was.get(name)
-        ]
+        differences = find_differences(made_from, was)
         if differences:
-            raise DsgenError(
-                f"{out}: exported from another store or with other settings: got {'; '.join(differences)}; use the "
-                "same, or another folder, or remove this one"
-            )
+            reason = "exported from another store or with other settings"
+            remedy = "use the same, or another folder, or remove this one"
+            raise ConflictError(out, reason, remedy, differences, "export")
         known = {LOCK, EXPORT, CARD, *(file.name for file in files)}
     else:
         known = {LOCK}
@@ -215,7 +217,7 @@ def _check_out(out: Path, made_from: dict[str, Any], files: list[_File]) -> None
     there = sorted(path.relative_to(out).as_posix() for path in out.rglob("*") if not path.is_dir())
     others = [name for name in there if name not in known]
     if others:
-        raise DsgenError(f"{out}: holds other files ({', '.join(others[:5])}); choose another name")
+        raise DsgenError(out, f"holds other files ({', '.join(others[:5])})", "choose another name")
 
 
 @lru_cache(maxsize=1)
@@ -313,7 +315,7 @@ def _import_parquet() -> tuple[Any, Any]:
         import pyarrow
         import pyarrow.parquet
     except ImportError as error:
-        raise DsgenError("pyarrow: not installed; pip install 'dsgen[parquet]'") from error
+        raise MissingPackageError("pyarrow", "not installed", "pip install 'dsgen[parquet]'") from error
     return pyarrow, pyarrow.parquet
 
 

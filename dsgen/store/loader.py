@@ -25,7 +25,7 @@ import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
 from dsgen.corpus.plan import SPLITS
-from dsgen.errors import DsgenError
+from dsgen.errors import DamagedError, DsgenError, InvalidValueError
 from dsgen.parallel.devices import pick_device
 from dsgen.store.arena import Arena, Batch
 from dsgen.store.order import LANES, epoch_order
@@ -114,17 +114,19 @@ class Loader(IterableDataset[Batch]):
         device: str | torch.device | None = None,
     ):
         if seed < 0:
-            raise DsgenError(f"seed: got {seed}, expected 0 or more")
+            raise InvalidValueError("seed", f"got {seed}, expected 0 or more")
         if batch_size < 1:
-            raise DsgenError(f"batch size: got {batch_size}, expected 1 or more")
+            raise InvalidValueError("batch size", f"got {batch_size}, expected 1 or more")
         if workers < 0:
-            raise DsgenError(f"workers: got {workers}, expected 0 or more")
+            raise InvalidValueError("workers", f"got {workers}, expected 0 or more")
         if not 0 <= rank < ranks:
-            raise DsgenError(f"rank: got {rank} of {ranks} ranks, expected 0 to below the number of ranks")
+            raise InvalidValueError("rank", f"got {rank} of {ranks} ranks, expected 0 to below the number of ranks")
         if split is not None and split not in SPLITS:
-            raise DsgenError(f"split: got {split!r}, expected one of {', '.join(SPLITS)}, or None for all rows")
+            raise InvalidValueError(
+                "split", f"got {split!r}, expected one of {', '.join(SPLITS)}, or None for all rows"
+            )
         if pool is not None and (pool < LANES or pool % LANES):
-            raise DsgenError(f"pool: got {pool}, expected a multiple of {LANES}")
+            raise InvalidValueError("pool", f"got {pool}, expected a multiple of {LANES}")
         self.path, self.split, self.batch_size, self.seed = store, split, batch_size, seed
         self.shuffle, self.workers, self.memory_mb, self.drop_last = shuffle, workers, memory_mb, drop_last
         self.rank, self.ranks, self.floats = rank, ranks, floats
@@ -139,16 +141,20 @@ class Loader(IterableDataset[Batch]):
         self.rows = len(self._numbers)
         if not self.rows:
             counts = ", ".join(f"{n:,} {name}" for name, n in opened.splits.items())
-            raise DsgenError(
-                f"{store}: no rows in split {split!r} ({counts}); a row belongs to a split when both its pictures do: "
-                f"make the corpus from more pictures, or with a larger share for {split}"
+            raise DamagedError(
+                store,
+                f"no rows in split {split!r} ({counts})",
+                (
+                    "a row belongs to a split when both its pictures do: make the corpus from more pictures, or with a "
+                    f"larger share for {split}"
+                ),
             )
         least = ranks * batch_size if drop_last else ranks
         if self.rows < least:
-            raise DsgenError(
-                f"{store}: {self.rows} rows in split {split!r}, expected {least} or more for {ranks} ranks"
-                + (f" and full batches of {batch_size}; take smaller ones" if drop_last else "; take fewer")
-            )
+            reason = f"{self.rows} rows in split {split!r}, expected {least} or more for {ranks} ranks"
+            if drop_last:
+                raise DsgenError(store, f"{reason} and full batches of {batch_size}", "take smaller batches")
+            raise DsgenError(store, reason, "take fewer ranks")
         self.pool = pool or self._fitting_pool(memory_mb)
         self._room, self._ahead = self._budget(pool)
         self._samples = 0
@@ -166,7 +172,7 @@ class Loader(IterableDataset[Batch]):
         if self._opened is None or self._opened[0] != os.getpid():
             store = Store(self.path)
             if self.sha256 not in (None, store.sha256):
-                raise DsgenError(f"{self.path}: not the store it was when the loader was made; make a new loader")
+                raise DsgenError(self.path, "not the store it was when the loader was made", "make a new loader")
             self._opened = os.getpid(), store
         return self._opened[1]
 
@@ -217,8 +223,12 @@ class Loader(IterableDataset[Batch]):
     def _too_little_memory(self, needed_mb: int) -> DsgenError:
         smaller = f", or a pool smaller than {self.pool}" if self.shuffle and self.pool > LANES else ""
         return DsgenError(
-            f"memory_mb: got {self.memory_mb}, expected {needed_mb} or more for batches of {self.batch_size} "
-            f"at {self.size}x{self.size}; raise it or take smaller batches{smaller}"
+            "memory_mb",
+            (
+                f"got {self.memory_mb}, expected {needed_mb} or more for batches of {self.batch_size} at "
+                f"{self.size}x{self.size}"
+            ),
+            f"raise it or take smaller batches{smaller}",
         )
 
     def set_epoch(self, epoch: int) -> None:
@@ -242,10 +252,12 @@ class Loader(IterableDataset[Batch]):
             if state.get(name, value) != value:
                 remedy = "give the same" if name == "pool" else "make the loader with the same"
                 raise DsgenError(
-                    f"{name}: got {value!r}, the state to go on from has {state[name]!r}, another order; {remedy}"
+                    name, f"got {value!r}, the state to go on from has {state[name]!r}, another order", remedy
                 )
         if not 0 <= state["samples"] <= self.rows:
-            raise DsgenError(f"samples: got {state['samples']}, expected 0 to {self.rows}; take this loader's state")
+            raise DsgenError(
+                "samples", f"got {state['samples']}, expected 0 to {self.rows}", "take this loader's state"
+            )
         self._place.copy_(torch.tensor([state["epoch"], state["samples"]]))
         self._samples = state["samples"]
 
@@ -273,7 +285,9 @@ class Loader(IterableDataset[Batch]):
     def _batches(self, epoch: int, start: int, worker: int, workers: int) -> Iterator[Batch]:
         """Yield batches `worker`, `worker` + `workers`, ... of this rank from sample `start` of the epoch on."""
         if get_worker_info() is not None and self.device is not None and self.device.type == "cuda":
-            raise DsgenError(f"device: got {self.device} in a DataLoader worker, expected None; move batches yourself")
+            raise DsgenError(
+                "device", f"got {self.device} in a DataLoader worker, expected None", "move batches yourself"
+            )
         process = os.getpid()
         count, together = self._count(start), self.ranks * self.batch_size
         if not count and not self.drop_last and start < self.rows:
@@ -291,7 +305,9 @@ class Loader(IterableDataset[Batch]):
         with closing(made):
             for k in mine:
                 if os.getpid() != process:
-                    raise DsgenError("loader: this iterator was made before a fork; make a new one in the new process")
+                    raise DsgenError(
+                        "loader", "this iterator was made before a fork", "make a new one in the new process"
+                    )
                 batch = next(made)
                 self._samples = end if k == count - 1 else start + (k + 1) * together
                 yield batch

@@ -25,7 +25,7 @@ import numpy as np
 
 from dsgen import __version__
 from dsgen.corpus.plan import SPLITS
-from dsgen.errors import DsgenError, differences
+from dsgen.errors import ConflictError, DsgenError, InvalidValueError, find_differences
 from dsgen.io.filesystem import LocalFiles, UrlFiles, open_files
 from dsgen.io.json_files import encode_json, parse_json
 from dsgen.io.zip_files import write_zip
@@ -87,7 +87,9 @@ def pack_source(
     workers = worker_count(jobs)
     files = open_files(out)
     if zipped and not isinstance(files, LocalFiles):
-        raise DsgenError(f"--zip: {out} is a URL, zip files are made on a disk; pack into a folder and copy them")
+        raise InvalidValueError(
+            "--zip", f"{out} is a URL, zip files are made on a disk", "pack into a folder and copy them"
+        )
     bounds = shard_bounds(len(source.plan), source.chunk, shards)
     made_from = source.made_from | {"shards": shards, "recipe": recipe, "zip": zipped}
     work = _Packing(source, files, bounds, made_from)
@@ -127,8 +129,8 @@ def shard_bounds(rows: int, chunk: int, shards: int) -> list[tuple[int, int]]:
     """Divide rows into shards of as many whole chunks each, give or take one: first and last row, exclusive."""
     chunks = -(-rows // chunk)
     if not 1 <= shards <= chunks:
-        raise DsgenError(
-            f"--shards: got {shards}, expected 1 to {chunks}, since {rows:,} rows make {chunks:,} chunks of {chunk}"
+        raise InvalidValueError(
+            "--shards", f"got {shards}, expected 1 to {chunks}, since {rows:,} rows make {chunks:,} chunks of {chunk}"
         )
     edges = [min(k * chunks // shards * chunk, rows) for k in range(shards + 1)]
     return list(pairwise(edges))
@@ -137,7 +139,7 @@ def shard_bounds(rows: int, chunk: int, shards: int) -> list[tuple[int, int]]:
 def _check_out(files: LocalFiles | UrlFiles, made_from: dict[str, Any]) -> None:
     """Refuse a folder that is something else, and a store made from anything else."""
     if isinstance(files, LocalFiles) and files.path.exists() and not files.path.is_dir():
-        raise DsgenError(f"--out: {files} is a file, expected a folder or nothing; choose another name")
+        raise InvalidValueError("--out", f"{files} is a file, expected a folder or nothing", "choose another name")
     entries = files.top()
     known = {INDEX_JSON, SHA256SUMS, PACKING}
     others = [
@@ -146,14 +148,12 @@ def _check_out(files: LocalFiles | UrlFiles, made_from: dict[str, Any]) -> None:
         if name.removesuffix(".partial") not in known and not _SHARD.fullmatch(name) and not name.startswith(LOCK)
     ]
     if others:
-        raise DsgenError(f"--out: {files} holds other files ({', '.join(others[:5])}); choose another name")
+        raise InvalidValueError("--out", f"{files} holds other files ({', '.join(others[:5])})", "choose another name")
     for was in _made_before(files, entries):
-        differing = differences(_flat(made_from), _flat(was), "store")
-        if differing:
-            raise DsgenError(
-                f"{files}: packed from other inputs: got {'; '.join(differing)}; use the same, or another --out, "
-                "or remove this one"
-            )
+        differences = find_differences(_flat(made_from), _flat(was))
+        if differences:
+            remedy = "use the same, or another --out, or remove this one"
+            raise ConflictError(str(files), "packed from other inputs", remedy, differences, "store")
 
 
 def _made_before(files: LocalFiles | UrlFiles, entries: list[str]) -> Iterator[dict[str, Any]]:
@@ -274,9 +274,10 @@ class _Packing:
         need = rows * taken // measured + (count // len(self._names) * taken // measured if self._zip else 0)
         free = shutil.disk_usage(folder).free
         if need > free:
-            raise DsgenError(
-                f"--out: {self._files}: {rows:,} rows need about {need / 1e9:.1f} GB, {free / 1e9:.1f} GB are free; "
-                "make room, choose another --out, or pack a --recipe"
+            raise InvalidValueError(
+                "--out",
+                f"{self._files}: {rows:,} rows need about {need / 1e9:.1f} GB, {free / 1e9:.1f} GB are free",
+                "make room, choose another --out, or pack a --recipe",
             )
 
     def seal(self) -> bool:

@@ -15,8 +15,8 @@ import cv2
 import numpy as np
 
 from dsgen.corpus.plan import DTYPE, assign_splits, split_counts
-from dsgen.corpus.sources import list_pictures, list_problems
-from dsgen.errors import DsgenError
+from dsgen.corpus.sources import list_pictures
+from dsgen.errors import DamagedError, DsgenError, InvalidValueError, NotFoundError, raise_all
 from dsgen.io import images
 from dsgen.store import schema
 from dsgen.units import MAX_DEPTH_MM
@@ -48,12 +48,15 @@ class Pictures:
         checked: str | None = None,
     ):
         if not 16 <= size <= 4096:
-            raise DsgenError(f"--size: got {size}, expected 16 to 4096 pixels")
+            raise InvalidValueError("--size", f"got {size}, expected 16 to 4096 pixels")
         if not 0 < png_unit_m <= 1:
-            raise DsgenError(f"--png-unit: got {png_unit_m}, expected metres above 0 and up to 1, such as 0.001")
+            raise InvalidValueError(
+                "--png-unit", f"got {png_unit_m}, expected metres above 0 and up to 1, such as 0.001"
+            )
         if not (0 <= validation_share < 1 and 0 <= test_share < 1 - validation_share):
-            raise DsgenError(
-                f"--validation-share, --test-share: got {validation_share}, {test_share}, expected 0 to below 1 in all"
+            raise InvalidValueError(
+                "--validation-share, --test-share",
+                f"got {validation_share}, {test_share}, expected 0 to below 1 in all",
             )
         self.size, self._unit_m = size, png_unit_m
         folders = {"image": image_folder, "mask": mask_folder, "depth": depth_folder, "background": background_folder}
@@ -93,32 +96,31 @@ class Pictures:
     def _check(self) -> str:
         """Decode every picture once, list all that is wrong, and hash names and bytes."""
         digest = hashlib.sha256()
-        problems: list[str] = []
+        errors: list[DsgenError] = []
         with ThreadPoolExecutor() as pool:
             for sums, found in pool.map(self._check_row, range(len(self._paths["image"]))):
                 digest.update(sums)
-                problems += found
-        if problems:
-            raise DsgenError(list_problems(problems))
+                errors += found
+        raise_all(errors)
         return digest.hexdigest()
 
-    def _check_row(self, row: int) -> tuple[bytes, list[str]]:
-        problems, digest, shapes = [], hashlib.sha256(), {}
+    def _check_row(self, row: int) -> tuple[bytes, list[DsgenError]]:
+        errors, digest, shapes = [], hashlib.sha256(), {}
         for part, paths in self._paths.items():
             path = paths[row]
             digest.update(f"{part}\0{path.name}\0".encode() + hashlib.sha256(path.read_bytes()).digest())
             try:
                 shapes[part] = self._read(part, path).shape[:2]
             except DsgenError as error:
-                problems.append(str(error))
+                errors.append(error)
         for part, shape in shapes.items():
             if "image" in shapes and shape != shapes["image"]:
                 height, width = shapes["image"]
-                problems.append(
-                    f"{self._paths[part][row]}: {shape[1]}x{shape[0]} pixels, expected {width}x{height} like "
-                    f"{self._paths['image'][row].name}; scale it"
+                reason = (
+                    f"{shape[1]}x{shape[0]} pixels, expected {width}x{height} like {self._paths['image'][row].name}"
                 )
-        return digest.digest(), problems
+                errors.append(DsgenError(self._paths[part][row], reason, "scale it"))
+        return digest.digest(), errors
 
     def _read(self, part: str, path: Path) -> np.ndarray:
         """Decode a picture: RGB u1, mask u1 of 0 or 255, or depth f4 in metres, 0 invalid."""
@@ -126,18 +128,20 @@ class Pictures:
             grey = images.read_picture(path)[..., 0]
             if 0 < grey.max() < 128:
                 raise DsgenError(
-                    f"{path}: values up to {grey.max()}, expected a mask of 0 and 255, where 128 and more is "
-                    "foreground; scale the values"
+                    path,
+                    f"values up to {grey.max()}, expected a mask of 0 and 255, where 128 and more is foreground",
+                    "scale the values",
                 )
             return np.where(grey >= 128, 255, 0).astype(np.uint8)
         if part == "depth":
             depth_m = _read_depth(path, self._unit_m)
             if not (depth_m > 0).any():
-                raise DsgenError(f"{path}: no valid depth, expected some values above 0; leave the picture out")
+                raise DamagedError(path, "no valid depth, expected some values above 0", "leave the picture out")
             if depth_m.max() * 1000 > MAX_DEPTH_MM:
                 raise DsgenError(
-                    f"{path}: depth up to {depth_m.max():,.1f} m, expected at most 65.535 m; check --png-unit, or set "
-                    "farther values to 0"
+                    path,
+                    f"depth up to {depth_m.max():,.1f} m, expected at most 65.535 m",
+                    "check --png-unit, or set farther values to 0",
                 )
             return depth_m
         return images.read_picture(path)
@@ -168,19 +172,20 @@ class Pictures:
 
     def cutouts(self) -> tuple[np.ndarray, np.ndarray]:
         """There are none: pictures cannot be drawn."""
-        raise DsgenError("--recipe: for a corpus, whose pictures can be drawn again; leave it out")
+        raise InvalidValueError("--recipe", "for a corpus, whose pictures can be drawn again", "leave it out")
 
 
 def _pair(folders: dict[str, Path]) -> dict[str, list[Path]]:
     """List the folders' files so that the same place in every list is the same picture; name all that lack one."""
     by_name: dict[str, dict[str, Path]] = {}
-    problems: list[str] = []
+    errors: list[DsgenError] = []
     for part, folder in folders.items():
         paths = _list_depths(folder) if part == "depth" else list_pictures(folder, f"{part}s")
         by_name[part] = {}
         for path in paths:
             if path.stem in by_name[part]:
-                problems.append(f"{path} and {by_name[part][path.stem].name} have the same name but for the ending")
+                other = by_name[part][path.stem].name
+                errors.append(DsgenError(path, f"has the name of {other} but for the ending", "rename or remove one"))
             by_name[part][path.stem] = path
     names = sorted(by_name["image"])
     for part, found in by_name.items():
@@ -188,22 +193,22 @@ def _pair(folders: dict[str, Path]) -> dict[str, list[Path]]:
         extra = sorted(set(found) - set(names))
         if lacking:
             shown = ", ".join(lacking[:5]) + (", ..." if len(lacking) > 5 else "")
-            problems.append(f"{folders[part]}: no {part} for {len(lacking)} of {len(names)} images ({shown})")
+            reason = f"no {part} for {len(lacking)} of {len(names)} images ({shown})"
+            errors.append(NotFoundError(folders[part], reason, "add them, or remove these images"))
         if extra:
             log.warning(
                 "%s: %d files have no image of their name, not used: %s ...", folders[part], len(extra), extra[0]
             )
-    if problems:
-        raise DsgenError(list_problems(problems))
+    raise_all(errors)
     return {part: [found[name] for name in names] for part, found in by_name.items()}
 
 
 def _list_depths(folder: Path) -> list[Path]:
     if not folder.is_dir():
-        raise DsgenError(f"--depths: {folder} is no folder, expected one with 16-bit PNG or .npy files")
+        raise NotFoundError("--depths", f"{folder} is no folder, expected one with 16-bit PNG or .npy files")
     found = sorted(path for path in folder.iterdir() if path.suffix.lower() in (".png", ".npy"))
     if not found:
-        raise DsgenError(f"--depths: {folder} holds no depth maps, expected 16-bit PNG or .npy files")
+        raise InvalidValueError("--depths", f"{folder} holds no depth maps, expected 16-bit PNG or .npy files")
     return found
 
 
@@ -213,15 +218,15 @@ def _read_depth(path: Path, png_unit_m: float) -> np.ndarray:
         try:
             depth = np.load(path, allow_pickle=False)
         except (OSError, ValueError) as error:
-            raise DsgenError(f"{path}: cannot be read ({error}), expected float metres; replace it") from error
+            raise DamagedError(path, f"cannot be read ({error}), expected float metres", "replace it") from error
         if depth.ndim != 2 or depth.dtype.kind != "f":
-            raise DsgenError(f"{path}: got {depth.dtype} {depth.shape}, expected (height, width) of float metres")
+            raise DsgenError(path, f"got {depth.dtype} {depth.shape}, expected (height, width) of float metres")
         depth = depth.astype(np.float32)
     else:
         raw = images.read_depth_png(path)
         if raw.ndim != 2 or raw.dtype == np.uint8:
             raise DsgenError(
-                f"{path}: got {raw.dtype} {raw.shape}, expected a 16-bit grey PNG, whose unit is known; convert it"
+                path, f"got {raw.dtype} {raw.shape}, expected a 16-bit grey PNG, whose unit is known", "convert it"
             )
         depth = (raw.astype(np.float64) * png_unit_m).astype(np.float32)
     return np.where(np.isfinite(depth) & (depth > 0), depth, 0).astype(np.float32)

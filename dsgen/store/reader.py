@@ -13,7 +13,7 @@ from numcodecs.zstd import Zstd
 
 from dsgen.corpus.plan import DTYPE
 from dsgen.corpus.render import Cutout, render
-from dsgen.errors import DsgenError
+from dsgen.errors import DamagedError, DsgenError, NotFoundError
 from dsgen.io.cache import Cache
 from dsgen.io.filesystem import Files, open_files
 from dsgen.io.json_files import parse_json
@@ -181,13 +181,14 @@ class Store:
         except FileNotFoundError as error:
             begun = any(name.startswith(("shard-", PACKING)) for name in self.files.top())
             what = "an unfinished store" if begun else "no store"
-            raise DsgenError(f"{place}: {what} (no {INDEX_JSON}); run dsgen pack --out {place}") from error
+            raise DsgenError(place, f"{what} (no {INDEX_JSON})", f"run dsgen pack --out {place}") from error
         self.sha256 = hashlib.sha256(content).hexdigest()
         self.index: dict[str, Any] = parse_json(content, f"{place}/{INDEX_JSON}")
         if self.index.get("format") != FORMAT:
             raise DsgenError(
-                f"{place}/{INDEX_JSON}: format {self.index.get('format')}, expected {FORMAT}; "
-                "use the dsgen that made it"
+                f"{place}/{INDEX_JSON}",
+                f"format {self.index.get('format')}, expected {FORMAT}",
+                "use the dsgen that made it",
             )
         self.rows: int = self.index["rows"]
         self.size: int = self.index["size"]
@@ -211,16 +212,16 @@ class Store:
             below = {file[len(name) + 1 :]: size for file, size in sizes.items() if file.startswith(f"{name}/")}
             found = bool(below)
         if not found:
-            raise DsgenError(
-                f"{self.path}/{name}: missing, {INDEX_JSON} lists it; run dsgen pack --out {self.path} again"
+            raise NotFoundError(
+                f"{self.path}/{name}", f"missing, {INDEX_JSON} lists it", f"run dsgen pack --out {self.path} again"
             )
         shard = Shard(ZipFiles(self.files, name) if below is None else self.files.child(name))
         if shard.rows != rows:
-            raise DsgenError(f"{self.path}/{name}: {shard.rows} rows, expected {rows} as {INDEX_JSON} says; {remedy}")
+            raise DsgenError(f"{self.path}/{name}", f"{shard.rows} rows, expected {rows} as {INDEX_JSON} says", remedy)
         with _reading(shard.files):
             missing = shard.missing_files(below)
         if missing:
-            raise DsgenError(f"{self.path}/{name}: {len(missing)} files missing, the first {missing[0]}; {remedy}")
+            raise NotFoundError(f"{self.path}/{name}", f"{len(missing)} files missing, the first {missing[0]}", remedy)
         return shard
 
     @cached_property
@@ -249,7 +250,7 @@ class Store:
     def read(self, first: int, last: int) -> dict[str, np.ndarray]:
         """Read rows `first` to `last`, exclusive: all `parts` the store has, and `row`."""
         if not 0 <= first < last <= self.rows:
-            raise DsgenError(f"{self.path}: rows {first} to {last}, expected a range within 0 to {self.rows}")
+            raise DsgenError(self.path, f"rows {first} to {last}, expected a range within 0 to {self.rows}")
         pieces = [
             shard.samples(max(first - start, 0), min(last - start, shard.rows))
             for shard, start in zip(self.shards, self.first_rows.tolist(), strict=False)
@@ -271,6 +272,6 @@ def _reading(files: Files, what: str = "metadata") -> Iterator[None]:
         raise
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise DsgenError(
-            f"{files}: cannot read {what} ({reason}), the shard is damaged; remove it and run dsgen pack again"
+        raise DamagedError(
+            files, f"cannot read {what} ({reason}), the shard is damaged", "remove it and run dsgen pack again"
         ) from error

@@ -31,7 +31,7 @@ from typing import Any
 import numpy as np
 
 from dsgen.corpus.plan import DTYPE, SPLITS
-from dsgen.errors import DsgenError
+from dsgen.errors import DamagedError, NotFoundError
 from dsgen.io.filesystem import Files
 from dsgen.store.codecs import LEVEL, encode_chunk
 from dsgen.store.layout import INDEX_JSON, SHA256SUMS
@@ -187,10 +187,12 @@ def read_sums(files: Files) -> dict[str, str]:
         lines = files.read(SHA256SUMS).decode().splitlines()
         return {name: digest for digest, name in (line.split("  ", 1) for line in lines)}
     except FileNotFoundError as error:
-        raise DsgenError(f"{files}/{SHA256SUMS}: missing; remove {INDEX_JSON} and run dsgen pack again") from error
+        raise NotFoundError(
+            f"{files}/{SHA256SUMS}", "missing", f"remove {INDEX_JSON} and run dsgen pack again"
+        ) from error
     except ValueError as error:
-        raise DsgenError(
-            f"{files}/{SHA256SUMS}: damaged ({error}); remove {INDEX_JSON} and run dsgen pack again"
+        raise DamagedError(
+            f"{files}/{SHA256SUMS}", f"damaged ({error})", f"remove {INDEX_JSON} and run dsgen pack again"
         ) from error
 
 

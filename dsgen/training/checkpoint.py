@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dsgen.errors import DsgenError
+from dsgen.errors import DamagedError, DsgenError, InvalidValueError, NotFoundError
 from dsgen.parallel.devices import pick_device
 from dsgen.training.unet import UNet, unet_metres
 
@@ -71,8 +71,10 @@ def find_checkpoint(run: Path, checkpoint: str = "best") -> Path:
     if not path.is_file():
         there = sorted(file.stem for file in folder.glob("*.pt"))
         if not there:
-            raise DsgenError(f"{run}: no run (no checkpoints in {folder}); run dsgen train --run {run}")
-        raise DsgenError(f"--checkpoint: got {checkpoint}, expected one of {', '.join(there)}, which {folder} has")
+            raise NotFoundError(run, f"no run (no checkpoints in {folder})", f"run dsgen train --run {run}")
+        raise InvalidValueError(
+            "--checkpoint", f"got {checkpoint}, expected one of {', '.join(there)}, which {folder} has"
+        )
     return path
 
 
@@ -81,18 +83,20 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     try:
         saved = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
-        raise DsgenError(f"{path}: no such checkpoint; run dsgen train") from error
+        raise NotFoundError(path, "no such checkpoint", "run dsgen train") from error
     except Exception as error:  # torch.load raises what it pleases on damaged files
         raise damaged(path, error) from error
     if not isinstance(saved, dict) or saved.get("format") != FORMAT:
-        raise DsgenError(f"{path}: not a checkpoint of dsgen train (expected format {FORMAT}); take another file")
+        raise DamagedError(path, f"not a checkpoint of dsgen train (expected format {FORMAT})", "take another file")
     return saved
 
 
 def damaged(path: Path, error: Exception) -> DsgenError:
     """Make the error that says a checkpoint is not whole."""
     reason = (str(error) or type(error).__name__).splitlines()[0]
-    return DsgenError(f"{path}: damaged checkpoint ({reason}); copy the newest whole epoch over it, or remove the run")
+    return DamagedError(
+        path, f"damaged checkpoint ({reason})", "copy the newest whole epoch over it, or remove the run"
+    )
 
 
 def load_network(path: Path, device: str = "cpu") -> UNet:

@@ -25,7 +25,7 @@ from pathlib import Path
 
 import torch
 
-from dsgen.errors import DsgenError
+from dsgen.errors import InvalidValueError
 from dsgen.io.atomic import write_bytes, write_json
 from dsgen.parallel.locks import exclusive_lock
 from dsgen.parallel.progress import progress
@@ -71,7 +71,7 @@ def train(
     checkpoint, a loss that is not a number, and a batch too large for the memory.
     """
     if not 0 <= save_every < math.inf:
-        raise DsgenError(f"--save-every: got {save_every}, expected 0 or more minutes")
+        raise InvalidValueError("--save-every", f"got {save_every}, expected 0 or more minutes")
     with join_ranks(device) as (ranks, target):
         with ranks.together():
             opened = Store(store)
@@ -169,9 +169,13 @@ def _train_at_one_size(
         batches = open_batches("train", batch_size)
         samples = min(batches.rows, settings.epoch_samples or batches.rows)
         if samples < batches.rows and 0 < samples % batch_size < ranks.count:
-            raise DsgenError(
-                f"--epoch-samples: got {samples}, which leaves {samples % batch_size} of a batch of {batch_size} for "
-                f"{ranks.count} processes; take a multiple of {batch_size}"
+            raise InvalidValueError(
+                "--epoch-samples",
+                (
+                    f"got {samples}, which leaves {samples % batch_size} of a batch of {batch_size} for {ranks.count} "
+                    "processes"
+                ),
+                f"take a multiple of {batch_size}",
             )
     done = sizes[: trainer.epoch].count(size) * samples + (trainer.place["samples"] if trainer.place else 0)
     shown = progress(f"train at {size} px", sizes.count(size) * samples, done) if ranks.first else nullcontext(_unseen)

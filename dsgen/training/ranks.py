@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from dsgen.errors import DsgenError
+from dsgen.errors import DsgenError, InvalidValueError
 from dsgen.parallel.devices import pick_device
 
 log = logging.getLogger("dsgen")
@@ -57,9 +57,9 @@ class Ranks:
             yield
         except DsgenError as error:
             caught = error
-        messages = [text for text in self.gather(None if caught is None else str(caught)) if text is not None]
-        if messages:
-            raise DsgenError(messages[0]) from caught
+        errors = [error for error in self.gather(caught) if error is not None]
+        if errors:
+            raise errors[0] from caught
 
     def synchronise(self, network: nn.Module, device: torch.device) -> nn.Module:
         """Let batch norms in training take mean and variance over the batches of all processes; names stay."""
@@ -83,8 +83,9 @@ class Ranks:
                 module.__class__ = SyncedBatchNormAct2d
             elif isinstance(module, nn.modules.batchnorm._BatchNorm):
                 raise DsgenError(
-                    f"torchrun: got a network with {type(module).__name__}, whose statistics several processes share "
-                    "on CUDA alone; take one process or another encoder"
+                    "torchrun",
+                    f"got a network with {type(module).__name__}, whose statistics processes share on CUDA alone",
+                    "take one process or another encoder",
                 )
         return network
 
@@ -110,16 +111,21 @@ def join_ranks(device: str = "auto") -> Iterator[tuple[Ranks, torch.device]]:
     target = pick_device(device)
     if target.type == "cuda":
         if target.index is not None:
-            raise DsgenError(f"--device: got {device}, torchrun gives every process its own; take cuda or auto")
+            raise InvalidValueError(
+                "--device", f"got {device}, torchrun gives every process its own", "take cuda or auto"
+            )
         if local >= torch.cuda.device_count():
             raise DsgenError(
-                f"torchrun: got more processes than the {torch.cuda.device_count()} CUDA devices there are; start "
-                "fewer, or give --device cpu"
+                "torchrun",
+                f"got more processes than the {torch.cuda.device_count()} CUDA devices there are",
+                "start fewer, or give --device cpu",
             )
         target = torch.device("cuda", local)
         torch.cuda.set_device(target)
     elif target.type != "cpu":
-        raise DsgenError(f"--device: got {target.type}, several processes need cpu or cuda; give --device cpu")
+        raise InvalidValueError(
+            "--device", f"got {target.type}, several processes need cpu or cuda", "give --device cpu"
+        )
     level = log.level
     dist.init_process_group("cpu:gloo,cuda:nccl" if target.type == "cuda" else "gloo")
     try:

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dsgen.errors import DsgenError
+from dsgen.errors import MissingPackageError
 from dsgen.io.atomic import write_bytes
 from dsgen.training.schedule import History
 from dsgen.units import MAX_DEPTH_M
@@ -119,7 +119,7 @@ def tensorboard(folder: Path, wanted: bool, epochs_done: int) -> Iterator[Callab
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
-        raise DsgenError("tensorboard: not installed; pip install 'dsgen[tensorboard]'") from error
+        raise MissingPackageError("tensorboard", "not installed", "pip install 'dsgen[tensorboard]'") from error
     from dsgen.io.images import read_picture
 
     def write(past: dict[str, float], sheet: Path) -> None:

@@ -8,7 +8,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from dsgen.errors import DsgenError
+from dsgen.errors import check_rules
 from dsgen.parallel.devices import PRECISIONS
 from dsgen.training.losses import DEPTH_LOSSES, MASK_LOSSES
 from dsgen.training.unet import BLOCKS, COLOURS, OUTPUTS
@@ -98,16 +98,7 @@ class Settings:
         ):
             value = getattr(self, name)
             rules.append((value in known, name, value, f"one of {', '.join(known)}"))
-        problems = [
-            f"--{name.replace('_', '-')}: got {in_words(value)}, expected {rule}"
-            for holds, name, value, rule in rules
-            if not holds
-        ]
-        if len(problems) == 1:
-            raise DsgenError(problems[0])
-        if problems:
-            lines = "\n".join(f"  {problem}" for problem in problems)
-            raise DsgenError(f"{len(problems)} settings that cannot be:\n{lines}")
+        check_rules(rules)
 
     def network(self) -> dict[str, Any]:
         """Return the arguments of the `UNet` meant."""
@@ -122,8 +113,3 @@ class Settings:
         return {
             name: list(value) if isinstance(value, tuple) else value for name, value in dataclasses.asdict(self).items()
         }
-
-
-def in_words(value: Any) -> str:
-    """Write a setting as one would on the command line."""
-    return ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)

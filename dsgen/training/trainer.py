@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from dsgen import __version__
-from dsgen.errors import DsgenError, differences
+from dsgen.errors import ConflictError, DsgenError, find_differences, in_words, option
 from dsgen.parallel.devices import autocast_dtype
 from dsgen.store.arena import Batch
 from dsgen.training import metrics
@@ -29,7 +29,7 @@ from dsgen.training.losses import DEPTH_LOSSES, MASK_LOSSES
 from dsgen.training.ranks import Ranks
 from dsgen.training.report import SCORES, draw_sheet, save_batch
 from dsgen.training.schedule import learning_rate, sizes_by_epoch
-from dsgen.training.settings import Settings, in_words
+from dsgen.training.settings import Settings
 from dsgen.training.unet import UNet, unet_metres
 from dsgen.units import MAX_DEPTH_M
 
@@ -68,7 +68,9 @@ class Trainer:
         mean_depth_m: float | None = None,
     ):
         if not {"mask", "depth"} & set(parts):
-            raise DsgenError("store: got neither masks nor depth, expected one of them to train; take another store")
+            raise DsgenError(
+                "store", "got neither masks nor depth, expected one of them to train", "take another store"
+            )
         if missing := {"background", "mask", "depth"} - set(parts):
             log.warning("the store has no %s: %s", " and no ".join(sorted(missing)), _without(missing))
         self.settings, self.parts, self.store_sha256, self.device = settings, parts, store_sha256, device
@@ -313,23 +315,25 @@ class Trainer:
         rows = ", ".join(map(str, batch["row"].tolist()))
         assert self.place is not None
         return DsgenError(
-            f"training: the loss is {loss} in epoch {self.epoch + 1}, step {self.place['step'] + 1}, rows {rows}; "
-            f"check {run / 'bad-batch.npz'} and .png, which hold them, or lower --learning-rate"
+            "training",
+            f"the loss is {loss} in epoch {self.epoch + 1}, step {self.place['step'] + 1}, rows {rows}",
+            f"check {run / 'bad-batch.npz'} and .png, which hold them, or lower --learning-rate",
         )
 
     def _too_large(self, batch: Batch, size: int, reason: str) -> DsgenError:
         """Find out how large a batch fits, and make the error that says it. The trainer is of no use after that."""
         given = len(batch["row"]) * self.ranks.count
-        text = f"--batch-size: got {in_words(self.settings.batch_size)}, too large at {size} px for the memory of "
-        text += f"{self.device} ({reason})"
+        asked = in_words(self.settings.batch_size)
+        what, text = "--batch-size", f"got {asked}, too large at {size} px for the memory of {self.device} ({reason})"
         if self.ranks.count > 1:  # a trial needs all of them
-            return DsgenError(f"{text}; try {max(self.ranks.count, given // 2)}")
+            return DsgenError(what, text, f"try {max(self.ranks.count, given // 2)}")
         fit = given
         while fit > 1:
             fit //= 2
             if self._fits({name: values[:fit] for name, values in batch.items()}, size):
-                return DsgenError(f"{text}; a step of {fit} fits")
-        return DsgenError(f"{text}; not even one sample fits, take smaller --sizes or --width, or another device")
+                return DsgenError(what, text, f"a step of {fit} fits")
+        remedy = "not even one sample fits, take smaller --sizes or --width, or another device"
+        return DsgenError(what, text, remedy)
 
     def _fits(self, batch: Batch, size: int) -> bool:
         self.optimizer.zero_grad(set_to_none=True)
@@ -389,9 +393,11 @@ class Trainer:
         """Take a checkpoint's weights to begin with; those of another network are a `DsgenError`."""
         saved = read_checkpoint(path)
         try:
-            differing = differences(_as_options(self.network.config), _as_options(saved["config"]), "checkpoint")
-            if differing:
-                raise DsgenError(f"--init: {path} is of another network: got {'; '.join(differing)}; give the same")
+            differences = find_differences(_as_options(self.network.config), _as_options(saved["config"]))
+            if differences:
+                raise ConflictError(
+                    "--init", f"{path} is of another network", "give the same", differences, "checkpoint"
+                )
             for network in {self.network, self.averaged}:
                 network.load_state_dict(saved["network"])
         except (RuntimeError, KeyError, TypeError, AttributeError) as error:
@@ -410,12 +416,10 @@ class Trainer:
             was = {**saved["settings"], "store": saved["store_sha256"]}
             if self.init_sha256 is not None:
                 now["init"], was["init"] = self.init_sha256, saved.get("init_sha256")
-            differing = differences(_as_options(now), _as_options(was), "run")
-            if differing:
-                raise DsgenError(
-                    f"{path.parent.parent}: begun with other settings: got {'; '.join(differing)}; give the same, or "
-                    "another --run"
-                )
+            differences = find_differences(_as_options(now), _as_options(was))
+            if differences:
+                remedy = "give the same, or another --run"
+                raise ConflictError(path.parent.parent, "begun with other settings", remedy, differences, "run")
             self.network.load_state_dict(saved["training"])
             self.averaged.load_state_dict(saved["network"])
             self.optimizer.load_state_dict(saved["optimizer"])
@@ -436,9 +440,7 @@ def _note(epoch: int, epochs: int, recent: deque[tuple[float, float, float]]) ->
 
 def _as_options(settings: dict[str, Any]) -> dict[str, str]:
     """Write settings as options."""
-    return {
-        "store" if name == "store" else f"--{name.replace('_', '-')}": in_words(settings[name]) for name in settings
-    }
+    return {"store" if name == "store" else option(name): in_words(settings[name]) for name in settings}
 
 
 def _without(missing: set[str]) -> str:

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dsgen.depth.networks import ExactConv2d
-from dsgen.errors import DsgenError
+from dsgen.errors import DsgenError, InvalidValueError
 from dsgen.units import MAX_DEPTH_M, MIN_DEPTH_M
 
 COLOURS = ("rgb", "grey")
@@ -172,8 +172,9 @@ class UNet(nn.Module):
             height, width = pair.shape[-2:]
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise DsgenError(
-                f"encoder {self.config['encoder']}: got {len(pair)} pictures of {width}x{height} pixels, expected what "
-                f"it takes ({reason}); choose another size or encoder"
+                f"encoder {self.config['encoder']}",
+                f"got {len(pair)} pictures of {width}x{height} pixels, expected what it takes ({reason})",
+                "choose another size or encoder",
             ) from error
         info: Any = self.encoder.feature_info
         # some transformers answer BHWC
@@ -186,18 +187,20 @@ class UNet(nn.Module):
 def _check_options(width: int, dropout: float, colour: str, output: str, blocks: str, encoder: str | None) -> None:
     least = 2 if blocks == "separate" else 1
     if width < least:
-        raise DsgenError(f"U-Net: got width {width}, expected {least} or more")
+        raise InvalidValueError("U-Net", f"got width {width}, expected {least} or more")
     if not 0 <= dropout < 1:
-        raise DsgenError(f"U-Net: got dropout {dropout}, expected 0 to below 1")
+        raise InvalidValueError("U-Net", f"got dropout {dropout}, expected 0 to below 1")
     for name, value, known in (
         ("colour", colour, COLOURS),
         ("output", output, OUTPUTS),
         ("blocks", blocks, BLOCKS),
     ):
         if value not in known:
-            raise DsgenError(f"U-Net: got {name} {value!r}, expected {' or '.join(known)}")
+            raise InvalidValueError("U-Net", f"got {name} {value!r}, expected {' or '.join(known)}")
     if encoder and blocks == "separate":
-        raise DsgenError(f"U-Net: got separate blocks with encoder {encoder}, expected shared; leave one of them out")
+        raise InvalidValueError(
+            "U-Net", f"got separate blocks with encoder {encoder}, expected shared", "leave one of them out"
+        )
 
 
 def _create_encoder(name: str, channels: int) -> nn.Module:
@@ -207,13 +210,16 @@ def _create_encoder(name: str, channels: int) -> nn.Module:
     if not timm.is_model(name):
         near = difflib.get_close_matches(name, timm.list_models(), n=4, cutoff=0.5)
         like = f"like {', '.join(near)}" if near else "listed by timm.list_models()"
-        raise DsgenError(f"encoder {name}: got a name timm does not know, expected one {like}; choose another")
+        raise InvalidValueError(
+            f"encoder {name}", f"got a name timm does not know, expected one {like}", "choose another"
+        )
     try:
         return timm.create_model(name, pretrained=False, features_only=True, in_chans=channels)
     except (RuntimeError, AttributeError, TypeError, ValueError, AssertionError) as error:
-        raise DsgenError(
-            f"encoder {name}: got no feature encoder for {channels} channels from timm ({error}), expected one; "
-            "choose another"
+        raise InvalidValueError(
+            f"encoder {name}",
+            f"got no feature encoder for {channels} channels from timm ({error}), expected one",
+            "choose another",
         ) from error
 
 

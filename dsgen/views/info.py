@@ -6,7 +6,7 @@ import numpy as np
 
 from dsgen.corpus.build import picture_folders_done
 from dsgen.corpus.corpus import Corpus
-from dsgen.errors import DsgenError
+from dsgen.errors import NotFoundError
 from dsgen.io.filesystem import is_url
 from dsgen.store.layout import INDEX_JSON, PACKING
 
@@ -18,7 +18,7 @@ def describe(place: Path | str) -> str:
     if is_url(place) or any((path / name).exists() for name in begun) or any(path.glob("shard-*")):
         return describe_store(place)
     if not path.is_dir():
-        raise DsgenError(f"{path}: no such folder, expected a corpus or a store; run dsgen composite")
+        raise NotFoundError(path, "no such folder, expected a corpus or a store", "run dsgen composite")
     return describe_corpus(path)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from dsgen.corpus import layout
 from dsgen.corpus.corpus import Corpus
-from dsgen.errors import DsgenError
+from dsgen.errors import InvalidValueError, NotFoundError
 from dsgen.io.atomic import write_bytes
 from dsgen.io.filesystem import is_url
 from dsgen.store.layout import INDEX_JSON
@@ -19,15 +19,15 @@ from dsgen.store.layout import INDEX_JSON
 def preview(place: Path | str, out: Path = Path("preview.png"), *, count: int = 12, seed: int = 0) -> Path:
     """Write a contact sheet of `count` random rows of a corpus or a store as PNG; return its path."""
     if count < 1:
-        raise DsgenError(f"--count: got {count}, expected 1 or more")
+        raise InvalidValueError("--count", f"got {count}, expected 1 or more")
     if out.suffix.lower() != ".png":
-        raise DsgenError(f"--out: got {out}, expected a name ending in .png")
+        raise InvalidValueError("--out", f"got {out}, expected a name ending in .png")
     path = Path(place)
     if is_url(place) or (path / INDEX_JSON).exists():
         draw_sheet(out, *_read_store(place, count, seed), title=str(place))
         return out
     if not path.is_dir():
-        raise DsgenError(f"{path}: no such folder, expected a corpus or a store; run dsgen composite")
+        raise NotFoundError(path, "no such folder, expected a corpus or a store", "run dsgen composite")
     draw_sheet(out, *_read_corpus(path, count, seed), title=str(path))
     return out
 

@@ -148,7 +148,7 @@ def test_the_demo_script_uses_options_that_exist(name: str):
     from dsgen.cli.app import app
 
     group = typer.main.get_command(app)
-    lines = re.findall(r"^step dsgen (.*)$", (ROOT / "tests" / name).read_text(), flags=re.M)
+    lines = re.findall(r"^step dsgen (.*)$", (ROOT / "tests/scripts" / name).read_text(), flags=re.M)
     assert len(lines) >= 6
     for line in lines:
         command, *arguments = line.split()

@@ -109,7 +109,7 @@ def test_an_error_on_a_worker_is_the_runs_error(client: "distributed.Client"):
         from dsgen.errors import DsgenError
 
         if number == 3:
-            raise DsgenError("row 3: cannot be")
+            raise DsgenError("row 3", "cannot be")
         return number
 
     address = client.scheduler.address

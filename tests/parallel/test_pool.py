@@ -17,7 +17,7 @@ from dsgen.parallel.progress import progress
 def count(number: int) -> int:
     """A block of so many samples; three is one too many."""
     if number == 3:
-        raise DsgenError("row 3: cannot be")
+        raise DsgenError("row 3", "cannot be")
     return number
 
 
@@ -119,8 +119,8 @@ def test_parts_that_cannot_be_are_refused(text: str):
 
 def test_a_refused_part_keeps_nobody_out(tmp_path: Path):
     """Its lock files stay, empty; itself, another division and a run without parts may begin."""
-    with pytest.raises(DsgenError, match="bad pictures"), lock_stage(tmp_path / "c", "composite", Part(1, 2)):
-        raise DsgenError("bad pictures")
+    with pytest.raises(DsgenError, match="pictures: bad"), lock_stage(tmp_path / "c", "composite", Part(1, 2)):
+        raise DsgenError("pictures", "bad")
     assert {path.name: path.stat().st_size for path in (tmp_path / "c").iterdir()} == {
         LOCK: 0,
         f"{LOCK}-composite-1-of-2": 0,
@@ -135,7 +135,7 @@ def test_backend_and_scheduler_belong_together():
     assert scheduler_address("local", None) is None
     assert scheduler_address("dask", "tcp://host:8786") == "tcp://host:8786"
     for backend, scheduler in (("local", "tcp://host:8786"), ("dask", None)):
-        with pytest.raises(DsgenError, match="belong together"):
+        with pytest.raises(DsgenError, match="got one of them, expected both"):
             scheduler_address(backend, scheduler)
     with pytest.raises(DsgenError, match="--backend: got 'mpi', expected local or dask"):
         scheduler_address("mpi", None)

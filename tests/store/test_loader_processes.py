@@ -172,7 +172,7 @@ def test_damage_seen_by_a_worker(tmp_path: Path, shards: Path, harm: str) -> Non
     file = path / "shard-00001-of-00003.zarr/image/c/0/0/0/0"
     if harm == "truncated":
         file.write_bytes(file.read_bytes()[:-100])
-        expected = r"DsgenError: .*shard-00001-of-00003\.zarr: cannot read image"
+        expected = r"DamagedError: .*shard-00001-of-00003\.zarr: cannot read image"
     else:
         shutil.rmtree(path)
         expected = "DsgenError: .*no store"

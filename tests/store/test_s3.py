@@ -209,6 +209,6 @@ def test_errors_name_the_address(bucket: str, labelled_corpus: Path) -> None:
         address = f"http://127.0.0.1:{closed.getsockname()[1]}"
         # in a process of its own: connections are kept for as long as a process lives
         environment = {**os.environ, "AWS_ENDPOINT_URL": address, "AWS_MAX_ATTEMPTS": "1"}
-        program = "from dsgen.store import Store; Store('s3://pictures/a')"
+        program = "from dsgen.store.reader import Store; Store('s3://pictures/a')"
         ended = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
     assert "DsgenError: s3://pictures/a: cannot be reached or used" in ended.stderr
