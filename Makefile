@@ -39,11 +39,11 @@ check: $(READY)  ## format, lint, types, and which package may import which
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache --no-logo
 
-bench: $(READY)  ## the measurements of the README
-	$(BIN)/python tests/benchmarks/bench.py
+bench: $(READY)  ## measure dsgen on this machine; --write in BENCH puts it into tests/benchmarks/README.md
+	$(BIN)/python tests/benchmarks/bench.py $(BENCH)
 
 bench-peers: $(PEERS)/.ready  ## dsgen beside other ways to keep and feed pictures; hours, and 6 GB for an environment
-	$(PEERS)/bin/python tests/benchmarks/bench_peers.py
+	$(PEERS)/bin/python tests/benchmarks/bench_peers.py $(BENCH)
 
 $(PEERS)/.ready: pyproject.toml tests/constraints.txt tests/benchmarks/peers.txt
 	$(PYTHON) -m venv $(PEERS)

@@ -1,9 +1,12 @@
-"""The measurements of the README, on this machine: `make bench`, or with the names of the parts wanted.
+"""Measure dsgen on this machine: `make bench`, or `python tests/benchmarks/bench.py store unet` for some of it.
 
-composite: against the ordinary script (Pillow, one picture at a time, same pictures, same number of processes).
-depth: labelling a corpus end to end against the bare network. store: bytes a sample against JPEG, packing, loading.
-unet: the U-Net as dsgen trains it against plain float32, and a training step against the same on a batch in memory.
-Both sides of a ratio run alternating in one go; the ratio is that of their medians, for unet the median of ratios.
+    composite  picture files, against the ordinary script (Pillow, one picture at a time) in as many processes
+    depth      labelling a corpus end to end, against the bare network
+    store      bytes a sample against JPEG, packing, loading
+    unet       the U-Net as dsgen trains it against plain float32; a training step against one on a batch in memory
+
+Both sides of a ratio run alternately in one run. The ratio is that of their medians; for `unet` it is the median of the
+rounds' ratios. `--write` puts the results into the README beside this file, with date, machine and versions.
 """
 
 import argparse
@@ -18,6 +21,7 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps
+from record import circumstances, replace_section
 
 from dsgen.corpus import layout
 from dsgen.corpus.build import Parameters, composite, draw_background
@@ -26,6 +30,9 @@ from dsgen.corpus.plan import make_plan
 from dsgen.io import images
 from dsgen.io.assets import asset
 from dsgen.parallel.pool import available_cores
+
+REPORTED: list[tuple[str, str]] = []
+PACKAGES = ("numpy", "opencv-python", "pillow", "timm", "torch", "zarr")
 
 
 def ordinary_script(corpus: str, out: str, background: int) -> int:
@@ -205,37 +212,43 @@ def bench_store(folder: Path, processes: int) -> None:
 
 
 def report(what: str, value: str) -> None:
-    """Print a line of the result."""
+    """Print a line of the result and keep it."""
+    REPORTED.append((what, value))
     print(f"{what:<50}{value}", flush=True)
 
 
 def main() -> None:
-    """Run the parts asked for in a temporary folder of `--folder`, which git ignores."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("parts", nargs="*", default=["composite", "depth", "store", "unet"])
-    parser.add_argument("--backgrounds", type=int, default=8, help="how many, for composite")
+    """Run the measurements chosen, in a temporary folder below `--folder`, which git ignores."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("chosen", nargs="*", default=["composite", "depth", "store", "unet"], metavar="what")
+    parser.add_argument("--backgrounds", type=int, default=8, help="number of backgrounds, for composite")
     parser.add_argument("--processes", type=int, default=available_cores())
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=20, help="for each side a round, for unet")
-    parser.add_argument("--folder", default="bench", help="where to write; made if need be")
+    parser.add_argument("--seconds", type=float, default=20, help="for each side and round, for unet")
+    parser.add_argument("--folder", default="bench", help="where to write; created if missing")
+    parser.add_argument("--write", action="store_true", help="put the results into the README beside this file")
     arguments = parser.parse_args()
     Path(arguments.folder).mkdir(exist_ok=True)
-    if "composite" in arguments.parts:
-        for place in dict.fromkeys(["/dev/shm", arguments.folder] if Path("/dev/shm").is_dir() else [arguments.folder]):
-            with tempfile.TemporaryDirectory(dir=place) as temporary:
-                print("picture files in memory" if place == "/dev/shm" else "picture files on disk")
+    if "composite" in arguments.chosen:
+        memory = ["/dev/shm"] if Path("/dev/shm").is_dir() else []
+        for parent in [*memory, arguments.folder]:
+            with tempfile.TemporaryDirectory(dir=parent) as temporary:
+                report("picture files", "in memory" if parent in memory else "on disk")
                 bench_composite(Path(temporary), arguments.backgrounds, arguments.processes, arguments.rounds)
     with tempfile.TemporaryDirectory(dir=arguments.folder) as temporary:
         folder = Path(temporary)
-        if "depth" in arguments.parts:
+        if "depth" in arguments.chosen:
             bench_depth(folder, arguments.rounds)
-        if "store" in arguments.parts:
+        if "store" in arguments.chosen:
             bench_store(folder, arguments.processes)
-        if "unet" in arguments.parts:
+        if "unet" in arguments.chosen:
             from bench_unet import bench_unet
 
             for what, value in bench_unet(folder, arguments.rounds, arguments.seconds):
                 report(what, value)
+    if arguments.write:
+        rows = [f"| {what} | {value} |" for what, value in REPORTED]
+        replace_section("bench", [f"{circumstances(PACKAGES)}:", "", "| what | measured |", "|---|---|", *rows])
 
 
 if __name__ == "__main__":

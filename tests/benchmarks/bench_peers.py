@@ -8,7 +8,6 @@ left out by name. Results go to `bench/peers.md` and `bench/peers.json`.
 
 import argparse
 import contextlib
-import importlib.metadata
 import importlib.util
 import json
 import os
@@ -30,6 +29,7 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
+from record import processor, replace_section, versions
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from dsgen.corpus.corpus import Corpus
@@ -762,19 +762,6 @@ def won(summaries: dict[str, dict[str, Any]]) -> list[str]:
     return lines
 
 
-def processor() -> str:
-    """The processor's name, as Linux tells it."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
-
-
-def versions(names: list[str]) -> dict[str, str]:
-    """The versions of what was measured and of what everything rests on."""
-    packages = sorted({PEERS[name].package for name in names} | {"torch", "numpy", "opencv-python", "zarr"})
-    return {package: importlib.metadata.version(package) for package in packages}
-
-
 def report(results: dict[str, Any]) -> str:
     """The whole of `peers.md`."""
     rows, found = results["rows"], results["peers"]
@@ -820,6 +807,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("bench"), help="for peers.md and peers.json")
     parser.add_argument("--peers", default=",".join(PEERS), help="names, with commas between")
     parser.add_argument("--keep", action="store_true", help="keep the labelled corpus for the next run")
+    parser.add_argument("--write", action="store_true", help="put the results into the README beside this file")
     parser.add_argument("--step", choices=STEPS, help=argparse.SUPPRESS)
     parser.add_argument("--peer", help=argparse.SUPPRESS)
     parser.add_argument("--cores", type=int, help=argparse.SUPPRESS)
@@ -848,7 +836,7 @@ def main() -> None:
         "processor": processor(),
         "cores": len(os.sched_getaffinity(0)),
         "python": platform.python_version(),
-        "versions": versions(names),
+        "versions": versions({PEERS[name].package for name in names} | {"torch", "numpy", "opencv-python", "zarr"}),
         "not_installed": [name for name in chosen if name not in names],
         "ideal_pairs": float(np.mean([pairs_in(opened, rows) for rows in shuffled])),
         "peers": run_rounds(names, arguments.rows, arguments.rounds, folder),
@@ -857,6 +845,8 @@ def main() -> None:
     text = report(results)
     (arguments.out / "peers.md").write_text(text)
     print(text)
+    if arguments.write:
+        replace_section("peers-run", text.splitlines())
     if not arguments.keep:
         shutil.rmtree(corpus)
 
