@@ -271,7 +271,9 @@ def test_several_devices_share_the_blocks(
     ours, theirs = Corpus(tmp_path / "c").depth[:], Corpus(labelled).depth[:]
     assert np.abs(ours.astype(int) - theirs).max() <= 1
     shutil.rmtree(tmp_path / "c" / "depth.zarr")
-    monkeypatch.setattr(label_corpus_module, "_check_finite", lambda *_: (_ for _ in ()).throw(DsgenError("row 7", "no")))
+    monkeypatch.setattr(
+        label_corpus_module, "_check_finite", lambda *_: (_ for _ in ()).throw(DsgenError("row 7", "no"))
+    )
     with pytest.raises(DsgenError, match="row 7: no"):
         label_corpus(tmp_path / "c", weights=weights, device="cpu,cpu", batch_size=10)
 

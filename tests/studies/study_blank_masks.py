@@ -1,12 +1,12 @@
-"""Why the original's network answered blank masks: its settings as known, then one thing changed at a time.
+"""Why did the original's network predict blank masks? Train with its known settings, then change one thing at a time.
 
     dsgen composite --positions 1 --no-pictures; dsgen depth; dsgen pack
     python tests/studies/study_blank_masks.py shards --out study.md
 
-Every line is a training of its own from the same first weights on the same samples, scored on unseen backgrounds and
-foregrounds: in evaluation mode, as one uses a network, and once more with the statistics of the batch at hand in place
-of batch norm's running ones, which tells a network that has learnt nothing from one whose statistics are off. Lines
-that the file named by --out has already are kept, so a study that was stopped goes on.
+Every line is a separate training from the same initial weights on the same samples. It is scored on unseen backgrounds
+and foregrounds, twice: in evaluation mode, as a network is used, and with the statistics of the current batch in place
+of batch norm's running statistics. That tells a network that has learnt nothing from one whose statistics are off.
+Lines already in the file named by --out are kept, so a study that was stopped continues.
 """
 
 import argparse

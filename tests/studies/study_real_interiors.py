@@ -1,13 +1,16 @@
-"""Does augmentation make the U-Net good at real pictures? Unseen people on photographs of rooms, scored for any runs.
+"""Does augmentation make the U-Net good at real pictures? Score runs on unseen people in photographs of rooms.
 
     dsgen train shards --run with --sizes 96 --batch-size 16 --schedule cosine --epochs 2 --epoch-samples 4000
-    dsgen train shards --run without --augment 0 ...                   # the rest alike
+    dsgen train shards --run without --augment 0 ...                   # other options the same
     python tests/studies/study_real_interiors.py shards rooms with without --size 96
 
-The people are those of the store's test split; the store is to be made from the bundled ones. Every picture is scored
-twice: as pasted, which differs from its background nowhere but in the mask, and as if the two were shots of their own:
-the background shifted by up to a pixel either way, the picture up to 10 % lighter or darker, noise of 4 grey levels
-and JPEG of quality 80 on both. None of this is `augment`'s code.
+The people are those of the store's test split; make the store from the bundled people. Every picture is scored twice:
+
+- as pasted: it differs from its background in the mask only
+- as two shots: the background is shifted by up to a pixel, the picture is up to 10 % lighter or darker, and both have
+  noise of 4 grey levels and JPEG compression of quality 80
+
+The second shares no code with the augmentation of training.
 """
 
 import argparse

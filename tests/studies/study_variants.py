@@ -1,9 +1,9 @@
-"""The variants of the U-Net beside each other: trained for the same time on the same store, scored on its test split.
+"""Compare the variants of the U-Net: trained for the same time on the same store, scored on its test split.
 
     python tests/studies/study_variants.py shards
 
-The original is trained on --samples. How many samples cost a variant as long is measured first: steps of all networks
-by turns, on one batch. Runs that are there are gone on with, so a study that was stopped goes on.
+The original is trained on --samples. First the study measures how many samples each variant can see in the same time:
+it times steps of all networks in turns, on one batch. Existing runs are resumed, so a study that was stopped continues.
 """
 
 import argparse
@@ -39,7 +39,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 def step_seconds(store: str, all_settings: dict[str, Settings], size: int) -> dict[str, float]:
-    """Return the median time of a step of every variant, measured by turns."""
+    """Return the median seconds of a step of every variant, measured in turns."""
     device = pick_device("auto")
     loader = Loader(store, "train", all_settings["the original"].batch_size[0], device=device)
     batch = next(iter(loader))
