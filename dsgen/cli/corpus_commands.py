@@ -15,6 +15,7 @@ from dsgen.cli.options import (
     Scheduler,
     dask_address,
     is_given,
+    parse_part_of,
     refuse_ignored,
 )
 from dsgen.cli.results import Reply, as_dict, counts, plural
@@ -64,10 +65,10 @@ def composite(
     CORPUS then holds the plan, the sources, the composites and their masks. Run it again to resume it.
     """
     from dsgen.corpus.build import composite as make
-    from dsgen.parallel.parts import parse_part
 
     if not pictures:
         refuse_ignored(context, "no pictures are written (--no-pictures)", "part", "backend", "scheduler")
+    work, cluster = parse_part_of(part), dask_address(context, backend, scheduler)
     result = as_dict(
         make(
             _choose_corpus(context, corpus, corpus_option),
@@ -78,8 +79,8 @@ def composite(
             max_foregrounds=max_foregrounds,
             jobs=jobs,
             pictures=pictures,
-            part=None if part is None else parse_part(part),
-            cluster=dask_address(context, backend, scheduler),
+            part=work,
+            cluster=cluster,
         )
     )
     text = (

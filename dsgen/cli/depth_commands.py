@@ -7,7 +7,16 @@ import typer
 
 from dsgen.cli.command import Command
 from dsgen.cli.corpus_commands import left_to_others
-from dsgen.cli.options import Backend, Jobs, PartOf, Scheduler, dask_address, parse_numbers, refuse_ignored
+from dsgen.cli.options import (
+    Backend,
+    Jobs,
+    PartOf,
+    Scheduler,
+    dask_address,
+    parse_numbers,
+    parse_part_of,
+    refuse_ignored,
+)
 from dsgen.cli.results import Reply, as_dict
 
 HUGGING_FACE = "hf:"
@@ -90,8 +99,8 @@ def depth(
         return _label_folder(path, out, file_format, pictures, network)
     refuse_ignored(context, "a corpus is labelled", "out", "file_format")
     from dsgen.depth.label_corpus import label_corpus
-    from dsgen.parallel.parts import parse_part
 
+    work, cluster = parse_part_of(part), dask_address(context, backend, scheduler)
     result = as_dict(
         label_corpus(
             path,
@@ -99,8 +108,8 @@ def depth(
             check_flip=check_flip,
             pictures=pictures,
             jobs=jobs,
-            part=None if part is None else parse_part(part),
-            cluster=dask_address(context, backend, scheduler),
+            part=work,
+            cluster=cluster,
             **network,
         )
     )

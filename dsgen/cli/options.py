@@ -1,11 +1,14 @@
 """Options that several commands share, and what may be said of options in general."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from dsgen.errors import InvalidValueError, option, raise_all
+
+if TYPE_CHECKING:
+    from dsgen.parallel.parts import Part
 
 Jobs = Annotated[int | None, typer.Option("--jobs", help="Number of worker processes; one per core by default.")]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:N or mps.")]
@@ -70,6 +73,13 @@ def dask_address(context: typer.Context, backend: str, scheduler: str | None) ->
             "--backend", "got dask, expected the address of its scheduler too", "add --scheduler tcp://HOST:8786"
         )
     return scheduler_address(backend, scheduler)
+
+
+def parse_part_of(text: str | None) -> "Part | None":
+    """Read the value of `--part`; None is the whole work."""
+    from dsgen.parallel.parts import parse_part
+
+    return None if text is None else parse_part(text)
 
 
 def parse_numbers(name: str, text: str) -> tuple[int, ...]:

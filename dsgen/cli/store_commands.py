@@ -15,6 +15,7 @@ from dsgen.cli.options import (
     Scheduler,
     dask_address,
     is_given,
+    parse_part_of,
     refuse_ignored,
 )
 from dsgen.cli.results import Reply, as_dict, counts, megabytes, plural
@@ -66,23 +67,23 @@ def pack(
 
     Run it again to resume it.
     """
-    from dsgen.parallel.parts import parse_part
     from dsgen.store.packing import pack_source
 
-    source: Any
     if images is None:
         refuse_ignored(context, "a corpus is packed", *_OF_PICTURES, remedy="leave it out, or add --images FOLDER")
-        from dsgen.store.corpus_source import CorpusSource
-
-        cluster = dask_address(context, backend, scheduler)
-        source = CorpusSource(corpus, max_flip_error)
     else:
         refuse_ignored(context, "pictures are packed (--images)", *_OF_CORPORA)
         if depths is None:
             refuse_ignored(context, "no --depths are packed", "png_unit", remedy="leave it out, or add --depths FOLDER")
+    work, cluster = parse_part_of(part), dask_address(context, backend, scheduler)
+    source: Any
+    if images is None:
+        from dsgen.store.corpus_source import CorpusSource
+
+        source = CorpusSource(corpus, max_flip_error)
+    else:
         from dsgen.store.picture_source import Pictures
 
-        cluster = dask_address(context, backend, scheduler)
         shares = validation_share, test_share
         source = Pictures(images, masks, depths, backgrounds, size, png_unit, *shares, seed)
     result = as_dict(
@@ -92,7 +93,7 @@ def pack(
             shards=shards,
             recipe=recipe,
             zipped=zipped,
-            part=None if part is None else parse_part(part),
+            part=work,
             cluster=cluster,
             jobs=jobs,
         )

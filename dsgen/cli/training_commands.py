@@ -203,4 +203,4 @@ TRAIN = Command(
     config="settings",
 )
 EVALUATE = Command("evaluate", evaluate, ("dsgen evaluate", "dsgen evaluate run shards --split test"), endpoint=True)
-PREDICT = Command("predict", predict, ("dsgen predict run shots --backgrounds room.jpg --pictures",))
+PREDICT = Command("predict", predict, ("dsgen predict run shots --backgrounds room.jpg",))
