@@ -104,6 +104,8 @@ def main() -> NoReturn:
     _log_to_stderr()
     try:
         code = app(prog_name="dsgen", standalone_mode=False)
+    except typer.Abort:  # Ctrl-C in older versions of typer
+        code = INTERRUPTED
     except DsgenError as error:
         _fail(f"error: {error}", describe_error(error), exit_code(error))
     except ImportError as error:

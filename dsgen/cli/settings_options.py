@@ -50,7 +50,7 @@ class FieldsOf:
             kind, default = str, ",".join(map(str, default))
         elif default is None:
             kind = kind | None
-        text = each.metadata.get("help") or self.help.get(each.name, "")
+        text = _say_default(each.metadata.get("help") or self.help.get(each.name, ""), hint, default)
         return inspect.Parameter(
             each.name,
             inspect.Parameter.KEYWORD_ONLY,
@@ -77,6 +77,13 @@ class FieldsOf:
                 value = None
             values[each.name] = value
         return settings(**values)
+
+
+def _say_default(text: str, hint: Any, default: Any) -> str:
+    """Add to a help text what typer does not show: that None is the default, or how to ask for it."""
+    if not _is_optional(hint):
+        return text
+    return text.removesuffix(".") + ("; not set by default." if default is None else "; 0 for no limit.")
 
 
 def _is_optional(hint: Any) -> bool:

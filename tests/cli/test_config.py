@@ -59,21 +59,6 @@ def test_a_runs_record_can_be_given_back(run: Run, stages: Stages, tmp_path: Pat
     assert (stages.only()[1]["epochs"], stages.only()[1]["device"]) == (4, "auto")
 
 
-def test_the_record_that_training_writes_fits(run: Run, stages: Stages, tmp_path: Path):
-    """Not one that a test has made up."""
-    import torch
-
-    from dsgen.training.ranks import Ranks
-    from dsgen.training.settings import Settings
-    from dsgen.training.trainer import Trainer
-
-    was = Settings(sizes=(32,), width=4, epoch_samples=None, early_stop=2)
-    trainer = Trainer(was, ("image", "background", "mask"), "0" * 64, torch.device("cpu"), Ranks(), None)
-    (tmp_path / "config.json").write_text(json.dumps(trainer.describe(2)))
-    assert run("train", "--config", "config.json").code == 0
-    assert settings(stages) == was
-
-
 def test_a_corpus_record_can_be_given_back(run: Run, pictures: Path, corpus: Path):
     """Its parameters: with the same pictures the same corpus comes out, and is found to be there."""
     folders = ("--backgrounds", pictures / "backgrounds", "--foregrounds", pictures / "foregrounds")

@@ -64,10 +64,14 @@ def test_values_are_passed_on(run: Run, stages: Stages):
 
 
 def test_help_prefers_what_the_field_says():
-    """The command's own table is only for fields without a text."""
+    """The command's own table is only for fields without a text; where a field may be None, it is said how."""
     fields = FieldsOf(f"{__name__}:Toy", {"a": "From the table.", "b": "From the table."})
     texts = {each.name: each.annotation.__metadata__[0].help for each in fields.parameters()}
-    assert texts == {"a": "From the field.", "b": "From the table."}
+    assert texts == {
+        "a": "From the field.",
+        "b": "From the table; not set by default.",
+        "c": "From the field; 0 for no limit.",
+    }
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,3 +80,4 @@ class Toy:
 
     a: int = dataclasses.field(default=1, metadata={"help": "From the field."})
     b: float | None = None
+    c: int | None = dataclasses.field(default=5, metadata={"help": "From the field."})
