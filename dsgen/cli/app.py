@@ -50,7 +50,7 @@ Exit codes:
   130  interrupted; run the same command again to resume
 
 With --json, stdout is one JSON object: the result, or {"error": {"type": ..., "what": ..., "reason": ...,
-"remedy": ...}}, told apart by the exit code or the key. Messages for people always go to stderr.
+"remedy": ...}}. The exit code tells them apart. Messages for people always go to stderr.
 
 Options of train and composite may come from a file: --config run.toml. The command line wins over the file, the
 file over the defaults.

@@ -1,8 +1,8 @@
-"""What all commands have in common: how they are declared, run, and how they answer.
+"""What all commands have in common: how they are declared, how they run, and how they report.
 
 A command is a function that calls one stage and returns a `Reply`. Around it are added `--json`, `--verbose` and
-`--quiet`, where asked for `--config`, and one option for every field of a dataclass that it takes (`FieldsOf`). The
-options are only worked out when the command is run or its own help is asked for, so that `dsgen --help` stays fast.
+`--quiet`, optionally `--endpoint` and `--config`, and one option for every field of a dataclass of settings
+(`FieldsOf`). The options are built when the command is run or its own help is shown, so `dsgen --help` stays fast.
 """
 
 import inspect
@@ -49,7 +49,7 @@ class Command:
     config: str = ""
 
     def add_to(self, app: typer.Typer) -> None:
-        """Add the command to the program, its options yet unknown."""
+        """Add the command to the program, without its options for now."""
 
         def unbuilt() -> None:
             raise AssertionError("the group builds a command before it runs it")
@@ -109,7 +109,7 @@ class Command:
 
 
 class _Unbuilt(TyperCommand):
-    """A command of which only the name and the help are known yet."""
+    """A command with its name and help, and no options yet."""
 
     command: Command
 
@@ -136,7 +136,7 @@ def check_verbosity(verbose: bool, quiet: bool) -> None:
 
 @contextmanager
 def _surroundings(verbose: bool, quiet: bool, endpoint: str | None) -> Iterator[None]:
-    """Set up what a command runs in, and undo it: what is logged, where the object store is, whose stdout it is.
+    """Set up what a command runs in, and undo it: what is logged, where the object store is, and what goes to stdout.
 
     Stages print and log as they like; stdout is kept for the result. The environment reaches worker processes.
     """
@@ -167,7 +167,7 @@ def _environment(values: Mapping[str, str]) -> Iterator[None]:
 
 
 def _answer(reply: Reply | None, as_json: bool, quiet: bool) -> None:
-    """Print what a command hands back; one of several processes may have nothing to say."""
+    """Print the reply of a command; of several processes only the first has one."""
     if reply is None:
         return
     for problem in reply.problems:
@@ -208,5 +208,6 @@ def _config_option(section: str, parameters: Mapping[str, inspect.Parameter]) ->
             context.default_map = read_config(path, section, parameters)
         return path
 
-    text = f"TOML or JSON file with options by name, or in its section {section}; the command line wins over it."
+    record = {"settings": "a run's config.json", "parameters": "a corpus's corpus.json"}[section]
+    text = f"TOML or JSON file of options, such as {record}; the command line wins over it."
     return Annotated[Path | None, typer.Option("--config", is_eager=True, callback=load, help=text)]

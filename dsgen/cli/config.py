@@ -1,9 +1,9 @@
 """Options from a file: `--config FILE`, in TOML or JSON, or the record that a run or a corpus keeps of itself.
 
-Names are those of the options, with `-` or `_`; lists stand for values with commas. Options may stand at the top of
-the file or in a section, `[settings]` for a run and `[parameters]` for a corpus, which is how dsgen writes
-`run/config.json` and `corpus.json`. Of such a record only the section counts, and the number of epochs. The command
-line wins over the file, and the file over the defaults.
+Names are those of the options, with `-` or `_`; lists stand for values with commas. Options are at the top of the file
+or in a section, `[settings]` for a run and `[parameters]` for a corpus, as in the `run/config.json` and `corpus.json`
+that dsgen writes. Of such a record only the section is read, and the number of epochs. The command line wins over the
+file, and the file over the defaults. Paths are relative to the current folder.
 """
 
 import difflib
@@ -24,7 +24,7 @@ _RULES = {bool: "true or false", int: "a whole number", float: "a number", str: 
 
 
 def read_config(path: Path, section: str, parameters: Mapping[str, inspect.Parameter]) -> dict[str, Any]:
-    """Read the values of a command's parameters by name, as they would be typed on the command line.
+    """Return values for the parameters of a command by name, as typed on the command line.
 
     Raises `InvalidValueError` for a file that is neither TOML nor JSON, and for every unknown name and wrong type.
     """

@@ -1,4 +1,4 @@
-"""Options that several commands share, and what may be said of options in general."""
+"""Options that several commands share, the check for options that a mode ignores, and parsers of values."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -20,7 +20,7 @@ Endpoint = Annotated[
 ]
 PartOf = Annotated[
     str | None,
-    typer.Option("--part", help="Do one part of the work, such as 3/8; the part that ends last completes the whole."),
+    typer.Option("--part", help="Do one part of the work, such as 3/8; the last part to finish completes it."),
 ]
 Backend = Annotated[str, typer.Option("--backend", help="Where the work runs: local (processes) or dask.")]
 Scheduler = Annotated[

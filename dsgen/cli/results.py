@@ -1,4 +1,4 @@
-"""What a command hands back: a line for people, and the same facts as JSON for scripts."""
+"""Results of commands: a line for people, and the same facts as JSON for scripts."""
 
 import dataclasses
 import json
@@ -52,7 +52,7 @@ def _plain(value: Any) -> Any:
 
 
 def describe_error(error: DsgenError) -> dict[str, Any]:
-    """Return an error as the object that scripts get: its type, what, reason and remedy, and what it consists of."""
+    """Return an error as the object that scripts get: type, what, reason and remedy, and the errors it consists of."""
     described: dict[str, Any] = {"type": type(error).__name__, "what": error.what, "reason": error.reason}
     described["remedy"] = error.remedy
     if isinstance(error, ConflictError):
@@ -68,7 +68,7 @@ def counts(numbers: Mapping[str, int]) -> str:
 
 
 def megabytes(nbytes: int) -> str:
-    """Write a number of bytes as one would say it."""
+    """Write a number of bytes in megabytes."""
     return f"{nbytes / 1e6:,.1f} MB"
 
 

@@ -1,6 +1,6 @@
-"""Options made from the fields of a dataclass of settings, which so remains the only owner of their defaults.
+"""Options made from the fields of a dataclass of settings, which stays the only owner of their defaults.
 
-The dataclass is named, not imported: `dsgen --help` must not load what its module needs.
+The dataclass is named and imported late: `dsgen --help` must not load what its module imports.
 """
 
 import dataclasses

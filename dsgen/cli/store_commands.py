@@ -134,7 +134,7 @@ def export(
     """Export a store as WebDataset or parquet, or a network as ONNX.
 
     A store goes into a folder of files for WebDataset or Hugging Face datasets; run it again to resume it. The network
-    of a training run goes into one file when OUT ends in .onnx; none of the options is for that.
+    of a training run goes into one file when OUT ends in .onnx; that takes none of the options for stores.
     """
     if out.suffix == ".onnx":
         refuse_ignored(context, "a network is exported", *_OF_STORES)
@@ -185,9 +185,9 @@ def verify(
     fast: Annotated[bool, typer.Option("--fast", help="Check hashes, names and counts only.")] = False,
     jobs: Jobs = None,
 ) -> Reply:
-    """Check a corpus or a store completely, and list all that is wrong.
+    """Check a corpus or a store completely, and list what is wrong.
 
-    The exit code is 1 where anything is wrong.
+    The exit code is 1 if anything is wrong.
     """
     from dsgen.integrity.verify import is_store
     from dsgen.integrity.verify import verify as check
@@ -213,7 +213,7 @@ def repair(
 ) -> Reply:
     """Rebuild what is damaged in a corpus or a store, and only that.
 
-    What is rebuilt has the hashes it had. The exit code is 1 where anything is still wrong.
+    Rebuilt files have their original hashes. The exit code is 1 if anything is still wrong.
     """
     from dsgen.integrity.repair import repair as rebuild
     from dsgen.integrity.verify import is_store

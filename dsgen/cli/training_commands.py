@@ -56,7 +56,7 @@ def train(
 ) -> Reply | None:
     """Train the two-headed U-Net on a store.
 
-    Run it again to resume it, also with more epochs. A network that learns no masks is a warning, not an error. Several
+    Run it again to resume it, also with more epochs. If no masks are learnt, that is a warning, not an error. Several
     processes share the batches when started by: torchrun --nproc-per-node 2 -m dsgen -- train
     """
     from dsgen.parallel.devices import tune_for_training
@@ -115,7 +115,7 @@ def evaluate(
 ) -> Reply:
     """Score a trained network on a store, and show its worst rows.
 
-    Its scores stand beside those of trivial answers. The exit code is 1 where its masks are no better than empty ones.
+    Its scores are shown beside those of trivial answers. The exit code is 1 if its masks are no better than empty ones.
     """
     from dsgen.evaluation.evaluate import evaluate as score
     from dsgen.evaluation.evaluate import table

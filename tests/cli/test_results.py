@@ -21,7 +21,7 @@ class Result:
 
 
 def test_results_of_all_kinds_have_fields():
-    """Dataclasses, dicts, and what says itself."""
+    """Dataclasses, dicts, and objects with `as_dict`."""
 
     class Scores:
         def as_dict(self) -> dict[str, int]:
