@@ -1,5 +1,6 @@
 """Show how far a stage is: count, rate and time left, on stderr."""
 
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -12,6 +13,9 @@ def progress(title: str, total: int, done: int = 0) -> Iterator[Callable[..., No
 
     On a terminal a live bar, elsewhere a line now and then, so that a log file stays readable.
     """
+    if os.environ.get("DSGEN_PROGRESS") == "0":  # `dsgen --quiet`
+        yield lambda *_, **__: None
+        return
     if not sys.stderr.isatty():
         yield _LineProgress(title, total, done)
         return

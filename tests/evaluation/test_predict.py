@@ -167,7 +167,8 @@ def test_bad_pairs_are_listed_and_good_ones_done(run: Path, scene: dict[str, Any
     for predicted, there in ((3, 0), (0, 3)):
         done = CliRunner().invoke(app, arguments)
         assert done.exit_code == 1
-        assert f"mask and depth of {predicted} pictures predicted at 48 px, {there} were there, 3 failed" in done.output
+        counts = f"mask and depth of {predicted} pictures predicted at 48 px, {there} already existed, 3 failed"
+        assert counts in done.output
         errors = [line for line in done.output.splitlines() if line.startswith("error: ")]
         assert "broken.png: cannot be decoded" in errors[0]
         assert f"lonely.png: no background lonely in {rooms}, of any ending; add it" in errors[1]

@@ -349,6 +349,6 @@ def test_command(tmp_path: Path, store: Path, monkeypatch: pytest.MonkeyPatch) -
     command = ["export", str(store), "out", "--format", "parquet", "--split", "validation", "--jobs", "1"]
     made, again = (CliRunner().invoke(app, command).stdout for _ in range(2))
     rows = Store(store).splits["validation"]
-    assert made.startswith(f"out: {rows} rows ({rows} validation) in 1 parquet files, ")
-    assert made.endswith(f"{rows} exported now, 0 were there\n")
-    assert again.endswith(f"0 exported now, {rows} were there\n")
+    assert made.startswith(f"out: {rows} rows ({rows} validation) in 1 parquet file, ")
+    assert made.endswith(f"{rows} exported now, 0 already existed\n")
+    assert again.endswith(f"0 exported now, {rows} already existed\n")

@@ -1,0 +1,144 @@
+"""The commands that make a corpus, and those that show what a corpus or a store holds."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from dsgen.cli.command import Command
+from dsgen.cli.options import (
+    Backend,
+    Corpus,
+    CorpusOrStore,
+    Jobs,
+    PartOf,
+    Scheduler,
+    dask_address,
+    is_given,
+    parse_part_of,
+    refuse_ignored,
+)
+from dsgen.cli.results import Reply, as_dict, counts, plural
+from dsgen.cli.settings_options import FieldsOf
+from dsgen.errors import InvalidValueError
+
+PARAMETERS_HELP = {
+    "positions": "Positions per background, foreground and flip.",
+    "size": "Side of the stored images, in pixels.",
+    "label_size": "Side at which depth is labelled, in pixels; a multiple of --size.",
+    "fg_height": "Height of the foregrounds in the stored images, in pixels.",
+    "flip": "Paste mirror images too.",
+    "seed": "Seed of the positions and splits.",
+    "quality": "JPEG quality of the picture files.",
+    "validation_share": "Share of the pictures held out for validation.",
+    "test_share": "Share of the pictures held out for testing.",
+}
+
+
+def composite(
+    context: typer.Context,
+    corpus: Corpus = Path("corpus"),
+    corpus_option: Annotated[Path | None, typer.Option("--corpus", hidden=True, help="The same as CORPUS.")] = None,
+    backgrounds: Annotated[
+        Path | None, typer.Option(help="Folder of backgrounds; the bundled ones by default.")
+    ] = None,
+    foregrounds: Annotated[
+        Path | None, typer.Option(help="Folder of cut-outs with an alpha channel; the bundled ones by default.")
+    ] = None,
+    parameters: Annotated[Any, FieldsOf("dsgen.corpus.build:Parameters", PARAMETERS_HELP)] = None,
+    max_backgrounds: Annotated[
+        int | None, typer.Option(help="Use only the first N backgrounds; all by default.")
+    ] = None,
+    max_foregrounds: Annotated[
+        int | None, typer.Option(help="Use only the first N foregrounds; all by default.")
+    ] = None,
+    pictures: Annotated[
+        bool, typer.Option("--pictures/--no-pictures", help="Write picture files; later stages do not need them.")
+    ] = True,
+    part: PartOf = None,
+    backend: Backend = "local",
+    scheduler: Scheduler = None,
+    jobs: Jobs = None,
+) -> Reply:
+    """Make a corpus: paste every foreground on every background.
+
+    CORPUS then holds the plan, the sources, the composites and their masks. Run it again to resume it.
+    """
+    from dsgen.corpus.build import composite as make
+
+    if not pictures:
+        refuse_ignored(context, "no pictures are written (--no-pictures)", "part", "backend", "scheduler")
+    work, cluster = parse_part_of(part), dask_address(context, backend, scheduler)
+    result = as_dict(
+        make(
+            _choose_corpus(context, corpus, corpus_option),
+            backgrounds,
+            foregrounds,
+            parameters,
+            max_backgrounds=max_backgrounds,
+            max_foregrounds=max_foregrounds,
+            jobs=jobs,
+            pictures=pictures,
+            part=work,
+            cluster=cluster,
+        )
+    )
+    text = (
+        f"{result['corpus']}: {result['rows']:,} composites of {plural(result['backgrounds'], 'background')} and "
+        f"{plural(result['foregrounds'], 'foreground')} ({counts(result['splits'])}); {result['drawn']:,} drawn now, "
+        f"{result['already_there']:,} already existed{left_to_others(result, part)}"
+    )
+    return Reply(text, result)
+
+
+def _choose_corpus(context: typer.Context, corpus: Path, alias: Path | None) -> Path:
+    """Return the folder that was named, by the argument or by its older spelling `--corpus`."""
+    if alias is None:
+        return corpus
+    if is_given(context, "corpus") and alias != corpus:
+        raise InvalidValueError("--corpus", f"got {alias}, but CORPUS is {corpus}", "leave out --corpus")
+    return alias
+
+
+def left_to_others(result: dict[str, Any], part: str | None) -> str:
+    """Say after one part of the work how much the other parts have still to do."""
+    return "" if part is None else f" in part {part}, {result['left']:,} left to other parts"
+
+
+def info(path: CorpusOrStore = "corpus") -> Reply:
+    """Describe a corpus or a store: completeness, sizes, splits, statistics."""
+    from dsgen.views.info import describe
+
+    described: Any = describe(path)
+    if isinstance(described, str):
+        lines = (line.partition("  ") for line in described.splitlines())
+        return Reply(described, {name: text.strip() for name, _, text in lines})
+    return Reply(str(described), as_dict(described))
+
+
+def preview(
+    path: CorpusOrStore = "corpus",
+    out: Annotated[Path, typer.Option(help="The PNG file to write.")] = Path("preview.png"),
+    count: Annotated[int, typer.Option(help="Number of rows to show.")] = 12,
+    seed: Annotated[int, typer.Option(help="Seed of the choice of rows.")] = 0,
+) -> Reply:
+    """Draw a contact sheet: composite, mask, and depth with a scale in metres."""
+    from dsgen.views.preview import preview as draw
+
+    path_written = draw(path, out, count=count, seed=seed)
+    return Reply(str(path_written), {"out": path_written})
+
+
+COMPOSITE = Command(
+    "composite",
+    composite,
+    (
+        "dsgen composite",
+        "dsgen composite small --positions 2 --max-backgrounds 5",
+        "dsgen composite mine --backgrounds rooms",
+        "dsgen composite again --config corpus/corpus.json",
+    ),
+    config="parameters",
+)
+INFO = Command("info", info, ("dsgen info", "dsgen info shards --json"), endpoint=True)
+PREVIEW = Command("preview", preview, ("dsgen preview", "dsgen preview shards --out shards.png"), endpoint=True)

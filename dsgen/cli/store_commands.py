@@ -1,0 +1,253 @@
+"""The commands that pack stores, export them, check them and repair them."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from dsgen.cli.command import Command
+from dsgen.cli.options import (
+    Backend,
+    Corpus,
+    CorpusOrStore,
+    Jobs,
+    PartOf,
+    Scheduler,
+    dask_address,
+    is_given,
+    parse_part_of,
+    refuse_ignored,
+)
+from dsgen.cli.results import Reply, as_dict, counts, megabytes, plural
+
+_OF_PICTURES = ("masks", "depths", "backgrounds", "size", "png_unit", "validation_share", "test_share", "seed")
+_OF_CORPORA = ("corpus", "recipe", "max_flip_error")
+_OF_STORES = ("file_format", "split", "image_format", "backgrounds", "rows_per_file", "jobs", "endpoint")
+
+
+def pack(
+    context: typer.Context,
+    corpus: Corpus = Path("corpus"),
+    out: Annotated[str, typer.Option(help="The folder to make, or a URL such as s3://bucket/prefix.")] = "shards",
+    shards: Annotated[int, typer.Option(help="Number of shards.")] = 6,
+    recipe: Annotated[
+        bool, typer.Option("--recipe", help="Store foregrounds instead of composites, which are drawn when read.")
+    ] = False,
+    zipped: Annotated[
+        bool, typer.Option("--zip", help="Make every shard one zip file, read without unpacking.")
+    ] = False,
+    max_flip_error: Annotated[
+        float | None,
+        typer.Option(help="Leave rows with a larger flip error out of the splits; needs depth --check-flip."),
+    ] = None,
+    images: Annotated[
+        Path | None,
+        typer.Option(help="Pack this folder of pictures instead of a corpus; other folders pair with it by file name."),
+    ] = None,
+    masks: Annotated[
+        Path | None, typer.Option(help="With --images: folder of masks; 128 and above is foreground.")
+    ] = None,
+    depths: Annotated[
+        Path | None, typer.Option(help="With --images: folder of depth, 16-bit PNG (see --png-unit) or npy (m).")
+    ] = None,
+    backgrounds: Annotated[
+        Path | None, typer.Option(help="With --images: folder of the same pictures without their foregrounds.")
+    ] = None,
+    size: Annotated[int, typer.Option(help="With --images: side of the stored images, in pixels.")] = 224,
+    png_unit: Annotated[float, typer.Option(help="With --depths: metres that 1 in a PNG stands for.")] = 0.001,
+    validation_share: Annotated[float, typer.Option(help="With --images: share held out for validation.")] = 0.1,
+    test_share: Annotated[float, typer.Option(help="With --images: share held out for testing.")] = 0.1,
+    seed: Annotated[int, typer.Option(help="With --images: seed of the splits.")] = 0,
+    part: PartOf = None,
+    backend: Backend = "local",
+    scheduler: Scheduler = None,
+    jobs: Jobs = None,
+) -> Reply:
+    """Pack a corpus, or any pictures, into a store of Zarr shards.
+
+    Run it again to resume it.
+    """
+    from dsgen.store.packing import pack_source
+
+    if images is None:
+        refuse_ignored(context, "a corpus is packed", *_OF_PICTURES, remedy="leave it out, or add --images FOLDER")
+    else:
+        refuse_ignored(context, "pictures are packed (--images)", *_OF_CORPORA)
+        if depths is None:
+            refuse_ignored(context, "no --depths are packed", "png_unit", remedy="leave it out, or add --depths FOLDER")
+    work, cluster = parse_part_of(part), dask_address(context, backend, scheduler)
+    source: Any
+    if images is None:
+        from dsgen.store.corpus_source import CorpusSource
+
+        source = CorpusSource(corpus, max_flip_error)
+    else:
+        from dsgen.store.picture_source import Pictures
+
+        shares = validation_share, test_share
+        source = Pictures(images, masks, depths, backgrounds, size, png_unit, *shares, seed)
+    result = as_dict(
+        pack_source(
+            source,
+            out,
+            shards=shards,
+            recipe=recipe,
+            zipped=zipped,
+            part=work,
+            cluster=cluster,
+            jobs=jobs,
+        )
+    )
+    result.setdefault("finished", not result.pop("unfinished", False))
+    return Reply(_packed_text(result, recipe, max_flip_error is not None), result)
+
+
+def _packed_text(result: dict[str, Any], recipe: bool, limited: bool) -> str:
+    if not result["finished"]:
+        return f"{result['store']}: {result['packed']:,} rows packed now; other parts are not finished yet"
+    left_out = f", {result['left_out']:,} left out of the splits" if limited else ""
+    kind = "a recipe" if recipe else f"{result['image_bytes_per_row']:,} image bytes a row"
+    return (
+        f"{result['store']}: {result['rows']:,} rows in {plural(result['shards'], 'shard')}, "
+        f"{'with' if result['depth'] else 'without'} depth, {megabytes(result['bytes'])} ({kind}){left_out}; "
+        f"{result['packed']:,} packed now, {result['already_there']:,} already existed"
+    )
+
+
+def export(
+    context: typer.Context,
+    source: Annotated[str, typer.Argument(metavar="SOURCE", help="A store; for ONNX the folder of a training run.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="The folder to make; for ONNX a file, NAME.onnx.")],
+    file_format: Annotated[
+        str, typer.Option("--format", help="Format of a store's export: webdataset (tar files) or parquet.")
+    ] = "webdataset",
+    split: Annotated[
+        str | None, typer.Option(help="train, validation, test, unused, or all four; the first three by default.")
+    ] = None,
+    image_format: Annotated[str, typer.Option(help="png, which is lossless, or jpeg of quality 95.")] = "png",
+    backgrounds: Annotated[
+        bool, typer.Option("--backgrounds/--no-backgrounds", help="Add its background to every sample.")
+    ] = False,
+    rows_per_file: Annotated[int, typer.Option(help="Largest number of samples in a file.")] = 1000,
+    jobs: Jobs = None,
+) -> Reply:
+    """Export a store as WebDataset or parquet, or a network as ONNX.
+
+    A store goes into a folder of files for WebDataset or Hugging Face datasets; run it again to resume it. The network
+    of a training run goes into one file when OUT ends in .onnx; that takes none of the options for stores.
+    """
+    if out.suffix == ".onnx":
+        refuse_ignored(context, "a network is exported", *_OF_STORES)
+        return _export_network(Path(source), out)
+    from dsgen.store.export import export_store
+
+    result = as_dict(
+        export_store(
+            source,
+            out,
+            file_format,
+            split=split,
+            image_format=image_format,
+            backgrounds=backgrounds,
+            rows_per_file=rows_per_file,
+            jobs=jobs,
+        )
+    )
+    text = (
+        f"{result['out']}: {result['rows']:,} rows ({counts(result['splits'])}) in "
+        f"{plural(result['files'], result['format'] + ' file')}, {megabytes(result['bytes'])}; "
+        f"{result['exported']:,} exported now, {result['already_there']:,} already existed"
+    )
+    return Reply(text, result)
+
+
+def _export_network(run: Path, out: Path) -> Reply:
+    from dsgen.evaluation.onnx import export_onnx
+
+    result = as_dict(export_onnx(run, out))
+    ending = "_max_difference"
+    differences = ", ".join(
+        f"{name.removesuffix(ending)} within {value:.2g}" for name, value in result.items() if name.endswith(ending)
+    )
+    text = (
+        f"{out}: opset {result['opset']}, {megabytes(result['bytes'])}, from {result['checkpoint']}; ONNX Runtime "
+        f"agrees with torch: {differences}"
+    )
+    return Reply(text, {"out": out, **result})
+
+
+def verify(
+    context: typer.Context,
+    path: CorpusOrStore = "corpus",
+    corpus: Annotated[
+        Path | None, typer.Option(help="Compare a store's pixels with this corpus; by default they are only decoded.")
+    ] = None,
+    fast: Annotated[bool, typer.Option("--fast", help="Check hashes, names and counts only.")] = False,
+    jobs: Jobs = None,
+) -> Reply:
+    """Check a corpus or a store completely, and list what is wrong.
+
+    The exit code is 1 if anything is wrong.
+    """
+    from dsgen.integrity.verify import is_store
+    from dsgen.integrity.verify import verify as check
+
+    if is_given(context, "corpus") and not is_store(path):
+        refuse_ignored(context, "a corpus is verified", "corpus")
+    report = check(path, corpus, fast=fast, jobs=jobs)
+    text = f"{report.table()}\n{report.summary()}" if report.findings else report.summary()
+    return Reply(text, as_dict(report), notes=tuple(report.notes), failed=bool(report.findings))
+
+
+def repair(
+    context: typer.Context,
+    path: CorpusOrStore,
+    corpus: Annotated[Path, typer.Option(help="For a store: the corpus it was packed from.")] = Path("corpus"),
+    backgrounds: Annotated[
+        Path | None, typer.Option(help="For a corpus: its backgrounds, should sources be damaged; bundled by default.")
+    ] = None,
+    foregrounds: Annotated[
+        Path | None, typer.Option(help="For a corpus: its cut-outs, should sources be damaged; bundled by default.")
+    ] = None,
+    jobs: Jobs = None,
+) -> Reply:
+    """Rebuild what is damaged in a corpus or a store, and only that.
+
+    Rebuilt files have their original hashes. The exit code is 1 if anything is still wrong.
+    """
+    from dsgen.integrity.repair import repair as rebuild
+    from dsgen.integrity.verify import is_store
+
+    if is_store(path):
+        refuse_ignored(context, "a store is repaired", "backgrounds", "foregrounds")
+    else:
+        refuse_ignored(context, "a corpus is repaired", "corpus")
+    done = rebuild(path, corpus, backgrounds, foregrounds, jobs=jobs)
+    table = f"{done.after.table()}\n" if done.after is not None and done.left else ""
+    values = as_dict(done) | {"left": [as_dict(finding) for finding in done.left]}
+    return Reply(table + done.summary(), values, notes=tuple(done.notes), failed=bool(done.left))
+
+
+PACK = Command(
+    "pack",
+    pack,
+    (
+        "dsgen pack",
+        "dsgen pack corpus --out s3://bucket/shards --shards 64",
+        "dsgen pack --images rgb --depths depth --size 256",
+        "dsgen pack corpus --part 3/8",
+    ),
+    endpoint=True,
+)
+EXPORT = Command(
+    "export",
+    export,
+    (
+        "dsgen export shards tars",
+        "dsgen export shards table --format parquet --split all",
+        "dsgen export run model.onnx",
+    ),
+    endpoint=True,
+)
+VERIFY = Command("verify", verify, ("dsgen verify", "dsgen verify shards --corpus corpus"), endpoint=True)
+REPAIR = Command("repair", repair, ("dsgen repair corpus", "dsgen repair shards --corpus corpus"), endpoint=True)

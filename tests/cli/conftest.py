@@ -1,0 +1,173 @@
+"""The program run in this process, as a user would run it, and stages that do nothing but say they did."""
+
+import json
+import logging
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dsgen.cli.app import main
+
+
+@dataclass(frozen=True)
+class Done:
+    """What a run of the program left: its exit code, and what it printed."""
+
+    code: Any
+    out: str
+    err: str
+
+    @property
+    def json(self) -> dict[str, Any]:
+        """The one JSON object on stdout."""
+        assert self.out.count("\n") == 1, self.out
+        return json.loads(self.out)
+
+
+Run = Callable[..., Done]
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Run:
+    """Run the program in an empty folder; this process need not load torch each time."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "80")
+
+    def run(*arguments: object) -> Done:
+        logger = logging.getLogger("dsgen")
+        monkeypatch.setattr(logger, "handlers", [])
+        monkeypatch.setattr(logger, "propagate", logger.propagate)
+        monkeypatch.setattr(sys, "argv", ["dsgen", *map(str, arguments)])
+        with pytest.raises(SystemExit) as leaving:
+            main()
+        return Done(leaving.value.code, *capfd.readouterr())
+
+    return run
+
+
+SPLITS = {"train": 1000, "validation": 200, "test": 0, "unused": 34}
+BEST = {"epoch": 3.0, "size": 192.0, "iou": 0.9, "zero_iou": 0.0, "dice": 0.95, "bce": 0.01}
+LABELS = {"labelled": 1200, "already_there": 34, "model": "DenseDepth", "device": "cpu"}
+# what the stages answer, by module and name
+RESULTS: dict[str, Any] = {
+    "dsgen.corpus.build.composite": {
+        "corpus": Path("corpus"),
+        "rows": 1234,
+        "backgrounds": 1,
+        "foregrounds": 2,
+        "drawn": 1000,
+        "already_there": 234,
+        "left": 0,
+        "splits": SPLITS,
+    },
+    "dsgen.depth.label_corpus.label_corpus": {
+        "corpus": Path("corpus"),
+        "rows": 1234,
+        "left": 0,
+        "pictures_per_second": 1234.5,
+        "kind": "metric",
+        **LABELS,
+    },
+    "dsgen.depth.label_folder.label_folder": {"folder": Path("in"), "out": Path("out"), "failed": [], **LABELS},
+    "dsgen.store.packing.pack_source": {
+        "store": "shards",
+        "rows": 1234,
+        "packed": 1000,
+        "already_there": 234,
+        "finished": True,
+        "shards": 6,
+        "depth": True,
+        "left_out": 12,
+        "bytes": 12_345_678,
+        "image_bytes_per_row": 10_915,
+        "splits": SPLITS,
+    },
+    "dsgen.store.export.export_store": {
+        "out": Path("tars"),
+        "format": "webdataset",
+        "rows": 1200,
+        "files": 2,
+        "exported": 1000,
+        "already_there": 200,
+        "bytes": 12_345_678,
+        "splits": {"train": 1000, "validation": 200},
+    },
+    "dsgen.evaluation.onnx.export_onnx": {
+        "bytes": 8_700_000,
+        "opset": 18,
+        "checkpoint": "run/checkpoints/best.pt",
+        "mask_probability_max_difference": 1e-6,
+        "depth_m_max_difference": 2e-5,
+        "compared_on": 4,
+    },
+    "dsgen.training.fit.train": {"run": Path("run"), "best": BEST, "learnt_masks": True, "epochs": 10},
+    "dsgen.evaluation.evaluate.evaluate": {"out": Path("run/evaluation"), "rows": 200, "blank": False},
+    "dsgen.evaluation.predict.predict": {
+        "out": Path("shots_predictions"),
+        "answers": ("mask", "depth"),
+        "predicted": 1200,
+        "already_there": 34,
+        "failed": [],
+        "checkpoint": Path("run/checkpoints/best.pt"),
+        "size": 192,
+        "device": "cpu",
+    },
+    "dsgen.depth.score.evaluate_depth": {"pictures": 15, "mean": {"metric": {"delta1": 0.5}}},
+    "dsgen.depth.fit.train_depth": {"abs_rel": 0.1234, "delta1": float("nan")},
+    "dsgen.depth.weights.convert_weights": {
+        "arrays": 123,
+        "parameters": 42_816_089,
+        "width": 1664,
+        "max_depth_m": 10.0,
+        "sha256": "0123456789abcdef",
+    },
+    "dsgen.views.info.describe": "corpus  corpus (format 1)\nrows    1,234",
+    "dsgen.views.preview.preview": Path("preview.png"),
+}
+
+
+@dataclass
+class Stages:
+    """Stages that only note their arguments; `results` is what they return."""
+
+    results: dict[str, Any]
+    calls: list[tuple[str, tuple[Any, ...], dict[str, Any]]]
+
+    def only(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The arguments of the one call there was."""
+        ((_, arguments, options),) = self.calls
+        return arguments, options
+
+
+@pytest.fixture
+def stages(monkeypatch: pytest.MonkeyPatch) -> Stages:
+    """Put stages that do nothing, and print as they should not, in place of all others."""
+    from dsgen.integrity.findings import Report
+    from dsgen.integrity.repair import Repaired
+
+    checks = {
+        "dsgen.integrity.verify.verify": Report("shards", "store", files=10, bytes=10**6, seconds=0.5),
+        "dsgen.integrity.repair.repair": Repaired("shards", 1, replaced=["a"]),
+    }
+    stages = Stages({**RESULTS, **checks}, [])
+
+    def stage(name: str) -> Callable[..., Any]:
+        def work(*arguments: Any, **options: Any) -> Any:
+            print(f"{name} is at work")
+            stages.calls.append((name, arguments, options))
+            return stages.results[name]
+
+        return work
+
+    for name in stages.results:
+        monkeypatch.setattr(name, stage(name))
+    for name in ("dsgen.evaluation.evaluate.table", "dsgen.depth.score.table"):
+        monkeypatch.setattr(name, lambda _: "a table")
+    monkeypatch.setattr("dsgen.integrity.verify.is_store", lambda path: path != "corpus")
+    monkeypatch.setattr("dsgen.store.corpus_source.CorpusSource", lambda *arguments: ("corpus", *arguments))
+    monkeypatch.setattr("dsgen.store.picture_source.Pictures", lambda *arguments: ("pictures", *arguments))
+    return stages

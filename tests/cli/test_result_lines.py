@@ -1,0 +1,122 @@
+"""The line that each command ends with: one line, thousands separated, units named."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from .conftest import Run, Stages
+
+SPLITS = "1,000 train, 200 validation, 0 test, 34 unused"
+LINES = [
+    (
+        ("composite",),
+        f"corpus: 1,234 composites of 1 background and 2 foregrounds ({SPLITS}); 1,000 drawn now, 234 already existed",
+    ),
+    (
+        ("depth",),
+        "corpus: 1,234 depth labels; 1,200 labelled now at 1,234.5 images/s by DenseDepth on cpu, 34 already existed",
+    ),
+    (("depth", "pictures"), "out: 1,200 pictures labelled now by DenseDepth, 34 already existed, 0 failed"),
+    (
+        ("pack",),
+        "shards: 1,234 rows in 6 shards, with depth, 12.3 MB (10,915 image bytes a row); 1,000 packed now, "
+        "234 already existed",
+    ),
+    (
+        ("pack", "--recipe", "--max-flip-error", "0.2"),
+        "shards: 1,234 rows in 6 shards, with depth, 12.3 MB (a recipe), 12 left out of the splits; 1,000 packed now, "
+        "234 already existed",
+    ),
+    (
+        ("export", "shards", "tars"),
+        "tars: 1,200 rows (1,000 train, 200 validation) in 2 webdataset files, 12.3 MB; 1,000 exported now, "
+        "200 already existed",
+    ),
+    (
+        ("export", "run", "model.onnx"),
+        "model.onnx: opset 18, 8.7 MB, from run/checkpoints/best.pt; ONNX Runtime agrees with torch: "
+        "mask_probability within 1e-06, depth_m within 2e-05",
+    ),
+    (
+        ("train",),
+        "run: best epoch 3, unseen backgrounds and foregrounds at 192 px: mask IoU 0.900 (all-zero 0.000), Dice 0.950, "
+        "BCE 0.0100",
+    ),
+    (
+        ("predict", "run", "shots"),
+        "shots_predictions: mask and depth of 1,200 pictures predicted at 192 px, 34 already existed, 0 failed "
+        "(run/checkpoints/best.pt)",
+    ),
+    (("evaluate",), "run/evaluation: scores.json, rows.csv, backgrounds.csv, foregrounds.csv, worst.png"),
+    (("preview",), "preview.png"),
+    (("train-depth", "frames"), "depth.safetensors: scores on held-out rooms: abs_rel 0.1234, delta1 nan"),
+    (
+        ("weights", "convert", "nyu.h5", "nyu.safetensors"),
+        "nyu.safetensors: 42,816,089 parameters in 123 arrays, for depths up to 10 m, SHA-256 0123456789ab",
+    ),
+    (("verify", "shards"), "shards: nothing wrong; 10 files, 1.0 MB read in 0.5 s (0.00 GB/s)"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "line"), LINES, ids=[" ".join(case[0]) for case in LINES])
+def test_result_line(arguments: tuple[str, ...], line: str, run: Run, stages: Stages, tmp_path: Path):
+    """It is the last on stdout, and but for tables the only one."""
+    (tmp_path / "pictures").mkdir()
+    done = run(*arguments, "-q")
+    assert (done.code, done.err) == (0, ""), done.err
+    assert done.out == ("a table\n" if arguments == ("evaluate",) else "") + line + "\n"
+
+
+def change(stages: Stages, name: str, **values: Any) -> None:
+    """Let a stage answer otherwise."""
+    stages.results[name] = stages.results[name] | values
+
+
+def test_labels_without_metres(run: Run, stages: Stages):
+    """They are called what they are, and a run that had nothing to do has no rate."""
+    name = "dsgen.depth.label_corpus.label_corpus"
+    change(stages, name, kind="inverse", labelled=0, pictures_per_second=None)
+    assert run("depth").out == (
+        "corpus: 1,234 relative labels (inverse depth, not in metres); 0 labelled now by DenseDepth on cpu, "
+        "34 already existed\n"
+    )
+
+
+def test_a_store_that_other_parts_finish(run: Run, stages: Stages):
+    """Today's key and the one to come."""
+    for answer in ({"finished": False}, {"unfinished": True}):
+        stages.results["dsgen.store.packing.pack_source"] = {"store": "shards", "rows": 10, "packed": 1000, **answer}
+        done = run("pack", "--part", "1/2")
+        assert done.out == "shards: 1,000 rows packed now; other parts are not finished yet\n"
+        assert run("pack", "--part", "1/2", "--json").json["finished"] is False
+
+
+def test_scores_alone_are_a_result_of_training(run: Run, stages: Stages):
+    """Today's answer; the JSON is the one to come."""
+    stages.results["dsgen.training.fit.train"] = stages.results["dsgen.training.fit.train"]["best"]
+    told = run("train", "--epochs", 3, "--json").json
+    assert (told["run"], told["epochs"], told["learnt_masks"]) == ("run", 3, True)
+    assert told["best"]["iou"] == 0.9
+
+
+def test_one_process_of_several_speaks(run: Run, stages: Stages, monkeypatch: pytest.MonkeyPatch):
+    """Under torchrun the others print nothing."""
+    monkeypatch.setattr("dsgen.training.ranks.is_first", lambda: False)
+    done = run("train", "-q")
+    assert (done.code, done.out) == (0, "")
+
+
+def test_the_bundled_pictures(run: Run):
+    """The real thing, with no folder named: three commands, three results on stdout."""
+    made = run("composite", "--max-backgrounds", 2, "--max-foregrounds", 2, "--positions", 3, "--jobs", 1)
+    assert made.code == 0, made.err
+    assert made.out.startswith("corpus: 24 composites of 2 backgrounds and 2 foregrounds")
+    assert made.out.count("\n") == 1
+    told = run("info", "corpus")
+    assert told.code == 0
+    assert "24" in told.out
+    shown = run("preview", "corpus", "--count", 4)
+    assert (shown.code, shown.out) == (0, "preview.png\n")
+    assert Path("preview.png").stat().st_size > 1000
+    assert not list(Path().rglob("*.partial"))
