@@ -1,1 +1,1 @@
-"""Files: local, at URLs and in zips, written atomically; pictures, JSON, bundled assets."""
+"""Files: local, at URLs and in zip archives; atomic writes; pictures, JSON, bundled assets."""

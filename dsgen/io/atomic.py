@@ -1,6 +1,7 @@
 """Atomic writes of files and folders.
 
-A file or folder is written under its name plus `.partial` and then renamed, so what has its final name is whole.
+Everything is written under its own name plus `.partial` and then renamed, so whatever has its final name is complete.
+A killed process leaves nothing but a `.partial` behind. No other module writes or renames `.partial` names.
 """
 
 import os
@@ -8,26 +9,28 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 from uuid import uuid4
 
 from dsgen.io.json_files import encode_json
 
 
 def partial_path(path: Path) -> Path:
-    """Return where `path` is written until it is whole."""
+    """Return the path that `path` is written to until it is complete."""
     return path.with_name(path.name + ".partial")
 
 
-def write_bytes(path: Path, content: bytes, *, apart: bool = False) -> None:
-    """Write a file atomically: readers see the old file or the new one, never a part.
+@contextmanager
+def write_file(path: Path, *, apart: bool = False) -> Iterator[BinaryIO]:
+    """Yield a file to write to; it replaces `path` when the block ends without an error, and is removed otherwise.
 
-    With `apart` several may write the same file at once, each under a name of its own: the last stays.
+    Readers see the old file or the new one, never half of one. With `apart` several processes may write the same file
+    at once, each under a unique temporary name: the last one wins.
     """
-    unfinished = partial_path(path.with_name(f"{path.name}.{uuid4().hex[:12]}") if apart else path)
+    unfinished = _unfinished_path(path, apart)
     try:
         with unfinished.open("wb") as file:
-            file.write(content)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         unfinished.replace(path)
@@ -36,18 +39,25 @@ def write_bytes(path: Path, content: bytes, *, apart: bool = False) -> None:
         raise
 
 
+def write_bytes(path: Path, content: bytes, *, apart: bool = False) -> None:
+    """Write a file atomically; `apart` as in `write_file`."""
+    with write_file(path, apart=apart) as file:
+        file.write(content)
+
+
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON atomically, indented, keys in the order given."""
+    """Write JSON atomically, indented, with the keys in the order given."""
     write_bytes(path, encode_json(value))
 
 
 @contextmanager
 def write_folder(path: Path, *, apart: bool = False) -> Iterator[Path]:
-    """Yield an empty folder to fill; it takes its final name, replacing what had it, when the block ends well.
+    """Yield an empty folder to fill; it replaces `path` when the block ends without an error, and is removed otherwise.
 
-    With `apart` several may make the same folder at once, each under a name of its own: the first stays.
+    With `apart` several processes may make the same folder at once, each under a unique temporary name: the first one
+    wins, and the others' folders are removed.
     """
-    unfinished = partial_path(path.with_name(f"{path.name}.{uuid4().hex[:12]}") if apart else path)
+    unfinished = _unfinished_path(path, apart)
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
     try:
@@ -64,7 +74,11 @@ def write_folder(path: Path, *, apart: bool = False) -> Iterator[Path]:
 
 
 def clear_unfinished(parent: Path, names: set[str]) -> None:
-    """Remove what killed processes left of folders of these names."""
+    """Remove the unfinished folders of these names that killed processes left in `parent`."""
     for unfinished in parent.glob("*.partial"):
         if unfinished.name.split(".")[0] in names:
             shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _unfinished_path(path: Path, unique: bool) -> Path:
+    return partial_path(path.with_name(f"{path.name}.{uuid4().hex[:12]}") if unique else path)

@@ -1,4 +1,4 @@
-"""Depth maps as colour pictures with a metre scale."""
+"""Depth maps as colour pictures with a scale."""
 
 import io
 from pathlib import Path
@@ -7,14 +7,19 @@ import numpy as np
 
 from dsgen.io.atomic import write_bytes
 
+_SHOWN_PIXELS = 640  # of the longer side
+
 
 def draw_depth(out: Path, picture: np.ndarray, depth: np.ndarray, title: str, *, metric: bool) -> None:
-    """Draw a picture (h,w,3) and its depth (h,w), metres or a relative model's answer, side by side with the scale."""
+    """Write a JPEG with a picture (h,w,3) u1 and its depth (h,w) side by side, with a colour scale.
+
+    `depth` is in metres if `metric`, else the unitless inverse depth of a relative model.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     height, width = depth.shape
-    step = max(1, round(max(height, width) / 640))  # a view, not a copy
+    step = max(1, round(max(height, width) / _SHOWN_PIXELS))  # strided views, no copies
     figure = Figure(figsize=(9, max(1.5, 3.9 * height / width) + 0.4), dpi=100, layout="constrained")
     left, right = figure.subplots(1, 2)
     for axis in (left, right):

@@ -1,32 +1,37 @@
-"""A folder of pictures answered by a folder of the same tree: how the answers are named, and pictures that are bad."""
+"""Folders of pictures that are turned into folders of the same tree: names of the outputs, unreadable pictures."""
 
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 
-from dsgen.errors import DsgenError
+from dsgen.errors import DsgenError, reason_of
 from dsgen.io import images
 
-FORMATS = ("png", "npy")  # of depth: uint16 millimetres, float32 metres
+FORMATS = ("png", "npy")  # of depth maps: uint16 millimetres, float32 metres
 
 
 def attempt(path: Path) -> np.ndarray | DsgenError:
-    """Decode a picture; return what is wrong with a bad one, so that the others can go on."""
+    """Decode a picture to (h,w,3) u1 RGB; return the error, so that the other pictures can still be processed."""
     try:
         return images.read_picture(path)
-    except (DsgenError, OSError) as error:
-        return error if isinstance(error, DsgenError) else DsgenError(path, f"{error.strerror or error}")
+    except DsgenError as error:
+        return error
+    except OSError as error:
+        return DsgenError(path, reason_of(error, path))
 
 
 def output_names(pictures: list[Path], ending: str = ".png") -> list[Path]:
-    """Name the label of every picture: its own name with the ending, or, where several would share it, added to it."""
-    plain = [path.with_suffix(ending) for path in pictures]
-    taken = Counter(plain)
+    """Name the output of every picture, in order: with `ending` in place of the picture's own.
+
+    Where several pictures would share a name, `ending` is appended instead: `a.jpg.png` and `a.png.png`.
+    """
+    replaced = [path.with_suffix(ending) for path in pictures]
+    uses = Counter(replaced)
     names = [
-        path.with_name(path.name + ending) if taken[name] > 1 else name
-        for path, name in zip(pictures, plain, strict=True)
+        path.with_name(path.name + ending) if uses[name] > 1 else name
+        for path, name in zip(pictures, replaced, strict=True)
     ]
-    if len(set(names)) < len(names):  # as for a.jpg, a.png and a.jpg.jpg
+    if len(set(names)) < len(names):  # as with a.jpg, a.png and a.jpg.jpg
         names = [path.with_name(path.name + ending) for path in pictures]
     return names

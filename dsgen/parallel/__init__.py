@@ -1,1 +1,1 @@
-"""Blocks of work in parallel: processes, clusters, parts of a batch job, locks, progress, devices."""
+"""Parallel work: processes, dask clusters, parts of a batch job, locks, prefetching, progress, devices."""

@@ -10,27 +10,30 @@ from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from dsgen import __version__
-from dsgen.errors import DsgenError, InvalidValueError, MissingPackageError, raise_all
+from dsgen.errors import DsgenError, InvalidValueError, MissingPackageError, raise_all, reason_of
 from dsgen.parallel.locks import LOCK
 
 if TYPE_CHECKING:
     from distributed import Client
 
 log = logging.getLogger("dsgen")
-_PATIENCE_S = 10.0
+_TIMEOUT_S = 10.0
 
 
 def scheduler_address(backend: str, scheduler: str | None) -> str | None:
-    """Return the address of the dask scheduler that was asked for, or None for local processes."""
+    """Return the address of the dask scheduler, or None for local processes.
+
+    `backend` is local or dask; `InvalidValueError` is raised unless there is a scheduler with dask, and only then.
+    """
     if backend not in ("local", "dask"):
         raise InvalidValueError("--backend", f"got {backend!r}, expected local or dask")
     if (backend == "dask") != (scheduler is not None):
-        raise InvalidValueError("--backend dask, --scheduler", "got one of them, expected both", "give both or neither")
+        raise InvalidValueError("--backend dask, --scheduler", "got one of them, expected both", "use both or neither")
     return scheduler
 
 
 def count_workers(address: str) -> int:
-    """Count the workers of a dask cluster."""
+    """Return the number of workers of a dask cluster."""
     with _connect(address) as client:
         return len(client.nthreads())
 
@@ -38,9 +41,11 @@ def count_workers(address: str) -> int:
 def run_on_cluster(
     work: Callable[..., int], blocks: list[tuple[Any, ...]], address: str, shared: Sequence[Path]
 ) -> Iterator[int]:
-    """Yield the results of all blocks as they come; dask runs the blocks of a worker that dies on others.
+    """Yield `work(*block)` of every block as each one finishes.
 
-    Not with joblib's dask backend: that of joblib 1.6 waits for ever for a block that dask has given up because every
+    All workers must see the folders `shared`. dask repeats the blocks of a worker that died on other workers.
+
+    joblib's dask backend is not used: in joblib 1.6 it waits forever for a block that dask has given up because every
     worker that tried it died.
     """
     from concurrent.futures import CancelledError
@@ -52,76 +57,74 @@ def run_on_cluster(
 
         _check_workers(client, shared)
         finished: queue.SimpleQueue[Future] = queue.SimpleQueue()
-        # a result that was fetched is let go of: else, should the worker that holds it die, it would be made again
-        waiting = {future.key: future for future in client.map(work, *zip(*blocks, strict=True), pure=False)}
-        for future in waiting.values():
+        # drop the future of every result that was fetched: dask would compute it again if the worker that holds it died
+        pending = {future.key: future for future in client.map(work, *zip(*blocks, strict=True), pure=False)}
+        for future in pending.values():
             future.add_done_callback(finished.put)
         try:
-            while waiting:
+            while pending:
                 try:
-                    future = waiting.pop(finished.get(timeout=_PATIENCE_S).key)
+                    future = pending.pop(finished.get(timeout=_TIMEOUT_S).key)
                 except queue.Empty:
                     if client.status == "running" and not client.nthreads():
-                        log.warning("%s: no worker is left, waiting for one", address)
+                        log.warning("%s: no workers left, waiting for one", address)
                     continue
                 yield future.result()
         except KilledWorker as error:
             raise DsgenError(
                 address,
                 f"{error.task}: every worker that tried it died, the last on {error.last_worker.host}",
-                "look into the workers' logs, most often memory runs out: fewer workers a machine need less",
+                "see the workers' logs; most often memory runs out, then start fewer workers per machine",
             ) from error
         except ModuleNotFoundError as error:
             raise DsgenError(address, f"a worker cannot import {error.name}", "install it there too") from error
         except (CancelledError, OSError) as error:
             if client.status == "running":
                 raise
-            # it would report, with a traceback, that it cannot connect again
+            # the client would log a traceback because it cannot reconnect
             logging.getLogger("distributed.client").setLevel(logging.CRITICAL)
-            raise DsgenError(
-                address, "the scheduler is gone", "start it again and repeat the command to go on"
-            ) from error
+            remedy = "restart it and repeat the command to resume"
+            raise DsgenError(address, "lost the connection to the scheduler", remedy) from error
 
 
 @contextmanager
 def _connect(address: str) -> Iterator["Client"]:
-    """Connect to a dask scheduler that has workers, for the length of a `with` block."""
+    """Yield a client of a dask scheduler that has workers; it is closed after the block."""
     try:
         from distributed import Client
         from distributed.comm import get_address_host_port
     except ImportError as error:
         raise MissingPackageError("distributed", "not installed", "pip install 'dsgen[dask]'") from error
     try:
-        get_address_host_port(address)  # what is no address a client that is never closed would stumble on
-        client = Client(address, timeout=_PATIENCE_S, set_as_default=False)
+        get_address_host_port(address)  # refuses a malformed address, for which `Client` would fail and stay open
+        client = Client(address, timeout=_TIMEOUT_S, set_as_default=False)
     except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())
         raise InvalidValueError(
             "--scheduler",
-            f"got {address}, expected the address of a running dask scheduler, like tcp://HOST:8786 ({reason})",
+            f"got {address}, expected the address of a running dask scheduler, like tcp://HOST:8786 "
+            f"({reason_of(error)})",
             "start one with: dask scheduler",
         ) from error
     with client:
         try:
-            client.wait_for_workers(1, timeout=_PATIENCE_S)
+            client.wait_for_workers(1, timeout=_TIMEOUT_S)
         except TimeoutError as error:
-            raise DsgenError(
-                address, "the scheduler has no workers", f"start some with: dask worker {address} --nthreads 1"
-            ) from error
+            remedy = f"start some with: dask worker {address} --nthreads 1"
+            raise DsgenError(address, "the scheduler has no workers", remedy) from error
         yield client
 
 
 def _check_workers(client: "Client", shared: Sequence[Path]) -> None:
-    """Refuse to start unless all workers have this dsgen and see the shared folders; name those that do not."""
+    """Raise, naming the workers, unless all have the same version of dsgen and see the shared folders."""
 
-    def lacking(version: str, marks: list[str]) -> tuple[str, str] | None:
-        """Return what a worker lacks and the remedy; it may lack dsgen, so this refers to nothing of it."""
+    def find_problem(version: str, marks: list[str]) -> tuple[str, str] | None:
+        """Return what a worker lacks and the remedy; uses nothing of dsgen, which the worker may lack."""
         try:
             import dsgen
         except ImportError as error:
             return f"cannot import dsgen ({error})", "install it there"
         if dsgen.__version__ != version:
-            return f"has dsgen {dsgen.__version__}, expected {version} as here", "install the same"
+            return f"has dsgen {dsgen.__version__}, expected {version} as here", "install the same version"
         unseen = [os.path.dirname(mark) for mark in marks if not os.path.exists(mark)]
         if unseen:
             return f"does not see the folder {unseen[0]}", "use a folder on a file system that all machines share"
@@ -131,7 +134,7 @@ def _check_workers(client: "Client", shared: Sequence[Path]) -> None:
     try:
         for mark in marks:
             mark.touch()
-        answers = client.run(lacking, __version__, [str(mark) for mark in marks], on_error="return")
+        answers = client.run(find_problem, __version__, [str(mark) for mark in marks], on_error="return")
     finally:
         for mark in marks:
             mark.unlink(missing_ok=True)

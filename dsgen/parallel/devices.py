@@ -1,4 +1,4 @@
-"""Pick the devices a network runs on, and the arithmetic they are good at."""
+"""Choose the devices a network runs on, their autocast dtype, and settings that make training on a CPU faster."""
 
 import contextlib
 import ctypes
@@ -10,62 +10,66 @@ import torch
 from dsgen.errors import InvalidValueError
 
 PRECISIONS = ("auto", "float32", "bf16", "fp16")
-_TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # of glibc's malloc.h
-_HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+_TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # parameters of mallopt in glibc's malloc.h
+_HALF_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def pick_device(name: str = "auto") -> torch.device:
-    """Return the device meant by auto, cpu, cuda, cuda:N or mps; auto is the best there is."""
+    """Return the device named auto, cpu, cuda, cuda:N or mps; auto is the best one available.
+
+    Raises `InvalidValueError` for a device that this machine does not have.
+    """
     cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
-    present = ["cpu"] + [f"cuda:{n}" for n in range(torch.cuda.device_count() if cuda else 0)] + ["mps"] * mps
+    available = ["cpu"] + [f"cuda:{n}" for n in range(torch.cuda.device_count() if cuda else 0)] + ["mps"] * mps
     if name == "auto":
         return torch.device("cuda" if cuda else "mps" if mps else "cpu")
-    if name not in present and not (name == "cuda" and cuda):
-        raise InvalidValueError(
-            "--device", f"got {name!r}, this machine has {', '.join(present)}", "take one of these or auto"
-        )
+    if name not in available and not (name == "cuda" and cuda):
+        reason = f"got {name!r}, this machine has {', '.join(available)}"
+        raise InvalidValueError("--device", reason, "use one of these, or auto")
     return torch.device(name)
 
 
 def pick_devices(names: str = "auto") -> list[torch.device]:
-    """Return the devices meant by names with commas between, such as cuda:0,cuda:1."""
+    """Return the devices of a comma-separated list of names, such as cuda:0,cuda:1."""
     return [pick_device(name.strip()) for name in names.split(",")]
 
 
 def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
-    """Return the type of autocast that a precision means on a device, None for plain float32.
+    """Return the autocast dtype of a precision, one of `PRECISIONS`, on a device; None for plain float32.
 
-    "auto" is bfloat16 where the device multiplies matrices of it: on CUDA (float16 where it cannot), and on processors
-    with AMX, where it is several times faster than float32. On other processors it would be several times slower.
+    "auto" is bfloat16 where the device multiplies bfloat16 matrices in hardware: on CUDA (float16 on devices that
+    cannot), and on CPUs with AMX, where it is several times faster than float32. On other CPUs bfloat16 would be
+    several times slower, so "auto" is float32 there.
     """
     if precision == "auto" and device.type == "cuda":
         precision = "bf16" if torch.cuda.is_bf16_supported() else "fp16"
     if precision == "auto" and device.type == "cpu" and _has_amx():
         precision = "bf16"
-    return _HALVES.get(precision)
+    return _HALF_DTYPES.get(precision)
 
 
 def _has_amx() -> bool:
-    """Say whether the processor multiplies tiles of bfloat16 (Intel, from Sapphire Rapids on)."""
-    capabilities: Any = getattr(torch.cpu, "get_capabilities", dict)()  # torch before 2.11 does not say
+    """Return whether the CPU multiplies tiles of bfloat16 (Intel, since Sapphire Rapids)."""
+    capabilities: Any = getattr(torch.cpu, "get_capabilities", dict)()  # missing before torch 2.11
     return bool(capabilities.get("amx_bf16"))
 
 
 def tune_for_training() -> None:
-    """Make training on a CPU faster for this whole process, of which nothing else should be expected.
+    """Make training on a CPU faster, by settings of the whole process; for processes that do nothing else.
 
-    It keeps the memory it frees, and denormal numbers, with which processors are slow, count as 0. Threads begun
-    before keep the old ways.
+    Freed memory is kept (see `keep_freed_memory`), and denormal numbers, which CPUs process slowly, are flushed to 0.
+    Threads started earlier do not flush them.
     """
     keep_freed_memory()
     torch.set_flush_denormal(True)
 
 
 def keep_freed_memory(keep: bool = True) -> None:
-    """Under Linux's glibc let this process keep what it frees, for a program that asks for the same again and again.
+    """Let this process keep the memory it frees, for a program that allocates the same sizes again and again.
 
-    By itself glibc gives every large tensor back to the kernel and gets its pages back one fault at a time, which
-    costs a fifth of a training step on a CPU (`make bench`). Elsewhere nothing happens. Not `keep` is as it was.
+    By default glibc returns every large tensor to the kernel and gets the pages back one page fault at a time, which
+    costs a fifth of a training step on a CPU (`make bench`). `keep=False` restores the default. Has no effect without
+    glibc, that is outside Linux or with another C library.
     """
     if sys.platform == "linux":
         with contextlib.suppress(OSError, AttributeError):  # another C library

@@ -1,4 +1,4 @@
-"""Exclusive locks on folders; a killed process holds none."""
+"""Exclusive locks on folders, as lock files. The operating system releases the locks of a killed process."""
 
 import logging
 import re
@@ -14,23 +14,27 @@ LOCK = ".dsgen.lock"
 
 
 @contextmanager
-def exclusive_lock(folder: Path, name: str = LOCK, wait: bool = False, doing: str = "writing here") -> Iterator[None]:
-    """Keep a second dsgen from writing to the folder, which is made if need be; a killed process holds no lock.
+def exclusive_lock(
+    folder: Path, name: str = LOCK, wait: bool = False, activity: str = "writing here"
+) -> Iterator[None]:
+    """Hold the lock file `name` in a folder, which is created if necessary, so that one process at a time works there.
 
-    Another `name`, which begins with `LOCK`, is a lock of its own. With `wait` the second waits for the first, and
-    says so. `doing` says in the error what the other is doing.
+    Lock files of different names, which all start with `LOCK`, are independent. If another process holds this one,
+    `BusyError` is raised, or, with `wait`, a warning is logged and the lock awaited. `activity` describes in both
+    messages what the other process is doing. If the block raises a `DsgenError` and nothing but the lock file is in
+    the folder, the folder is removed again.
     """
     from filelock import FileLock, Timeout
 
     folder.mkdir(parents=True, exist_ok=True)
-    held = FileLock(folder / name, timeout=1 if wait else 0)
+    lock = FileLock(folder / name, timeout=1 if wait else 0)
     try:
-        held.acquire()
+        lock.acquire()
     except Timeout as error:
         if not wait:
-            raise BusyError(folder, f"another dsgen is {doing}", "wait for it or stop it") from error
-        log.warning("%s: another dsgen is %s, waiting for it", folder, doing)
-        held.acquire(timeout=-1)
+            raise BusyError(folder, f"another dsgen is {activity}", "wait for it or stop it") from error
+        log.warning("%s: another dsgen is %s, waiting for it", folder, activity)
+        lock.acquire(timeout=-1)
     try:
         yield
     except DsgenError:
@@ -38,11 +42,11 @@ def exclusive_lock(folder: Path, name: str = LOCK, wait: bool = False, doing: st
             shutil.rmtree(folder)
         raise
     finally:
-        held.release()
+        lock.release()
 
 
 def held_locks(folder: Path, pattern: str) -> list[str]:
-    """Return the names of locks, matched by a regular expression, that another process holds."""
+    """Return the names of the lock files, matched by a regular expression, that another process holds."""
     from filelock import FileLock, Timeout
 
     held = []

@@ -1,4 +1,11 @@
-"""Divide the work of a stage among jobs of a batch system: `--part K/N`, and the locks that keep them apart."""
+"""Split a stage among the jobs of a batch system, `--part K/N`, and lock its folder against conflicting runs.
+
+- The *folder lock*, `.dsgen.lock`, is exclusive: its holder is the only process that writes shared files.
+- The *stage lock* (`lock_stage`) is held while a stage runs. Without parts it is the folder lock. A part holds a lock
+  of its own, `.dsgen.lock-STAGE-K-of-N`, so that other parts can run at the same time but the same one cannot.
+- The *set-up lock* (`lock_setup`) is the folder lock again, held by a part for the steps that all parts share, such as
+  making the corpus; the other parts wait for it.
+"""
 
 import re
 from collections.abc import Iterator
@@ -15,7 +22,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Part:
-    """A share of the work: `number` of `count`, from 1 on."""
+    """One job's slice of a stage: part `number`, counted from 1, of `count`."""
 
     number: int
     count: int
@@ -25,7 +32,11 @@ class Part:
 
 
 def parse_part(text: str) -> Part:
-    """Read `3/8`, the third of eight shares."""
+    """Parse `3/8`, part 3 of 8; raise `InvalidValueError` for anything else.
+
+    >>> parse_part("3/8")
+    Part(number=3, count=8)
+    """
     number, _, count = text.partition("/")
     if not (number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
         raise InvalidValueError("--part", f"got {text!r}, expected K/N with K from 1 to N, like 3/8")
@@ -33,46 +44,51 @@ def parse_part(text: str) -> Part:
 
 
 def select_part(blocks: list[T], part: Part) -> list[T]:
-    """Return a part's consecutive blocks; the parts' shares are disjoint, cover all, and differ by one at most."""
+    """Return the consecutive blocks of a part.
+
+    The parts are disjoint, cover all blocks, and differ in length by at most one.
+    """
     first, last = ((part.number - 1 + k) * len(blocks) // part.count for k in (0, 1))
     return blocks[first:last]
 
 
 @contextmanager
 def lock_stage(folder: Path, stage: str, part: Part | None) -> Iterator[None]:
-    """Keep others from doing the same: a second run without parts, the same part twice, or parts of another division.
+    """Hold the stage lock; raise `BusyError` for a conflicting run.
 
-    A run without parts holds the folder's lock throughout. A part holds one of its own, and takes the folder's only
-    for what is done once, see `once`: until it gets that it waits. Lock files stay, after a part that was refused as
-    the only ones: another part may wait for them. They are empty, keep nobody out, and make no corpus of the folder.
+    Conflicting are a run without parts and any other, the same part twice, and parts of different counts.
+
+    The lock files of parts are never removed, not even after a part that was refused and wrote nothing: another part
+    may be waiting for them. They are empty, keep nobody out once released, and do not make a corpus of the folder.
     """
-    ours = rf"{re.escape(LOCK)}-{stage}-\d+-of-\d+"
+    part_locks = rf"{re.escape(LOCK)}-{stage}-\d+-of-\d+"
     if part is None:
         with exclusive_lock(folder):
-            busy = held_locks(folder, ours)
+            busy = held_locks(folder, part_locks)
             if busy:
-                raise BusyError(folder, f"dsgen {_in_words(busy[0])} is at work here", "wait for it or stop it")
+                raise BusyError(folder, f"dsgen {_describe_lock(busy[0])} is at work here", "wait for it or stop it")
             yield
         return
     name = f"{LOCK}-{stage}-{part.number}-of-{part.count}"
-    with exclusive_lock(folder, name, doing=f"running {_in_words(name)}"):
+    with exclusive_lock(folder, name, activity=f"running {_describe_lock(name)}"):
         with lock_setup(folder, part):
-            busy = [name for name in held_locks(folder, ours) if not name.endswith(f"-of-{part.count}")]
+            busy = [held for held in held_locks(folder, part_locks) if not held.endswith(f"-of-{part.count}")]
         if busy:
             raise BusyError(
                 folder,
-                f"dsgen {_in_words(busy[0])} is at work here, which divides the work differently from --part {part}",
+                f"dsgen {_describe_lock(busy[0])} is at work here, which divides the work differently from "
+                f"--part {part}",
                 "wait for it or stop it",
             )
         yield
 
 
-def _in_words(lock: str) -> str:
-    """Turn `.dsgen.lock-depth-3-of-8` into `depth --part 3/8`."""
-    stage, number, _, count = lock.removeprefix(f"{LOCK}-").rsplit("-", 3)
-    return f"{stage} --part {number}/{count}"
-
-
 def lock_setup(folder: Path, part: Part | None) -> AbstractContextManager[None]:
-    """Hold the folder's lock, for which a part waits; a run without parts holds it already."""
+    """Hold the set-up lock: a part waits for the folder lock; a run without parts has it already."""
     return nullcontext() if part is None else exclusive_lock(folder, wait=True)
+
+
+def _describe_lock(name: str) -> str:
+    """Turn `.dsgen.lock-depth-3-of-8` into `depth --part 3/8`."""
+    stage, number, _, count = name.removeprefix(f"{LOCK}-").rsplit("-", 3)
+    return f"{stage} --part {number}/{count}"

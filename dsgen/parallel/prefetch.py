@@ -1,4 +1,4 @@
-"""Make items in a background thread before they are wanted."""
+"""Prefetch the items of an iterable in a background thread."""
 
 import queue
 import threading
@@ -8,12 +8,13 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 
-def prefetch(items: Iterable[T], most: int) -> Iterator[T]:
-    """Yield the items, made in a thread of their own, at most `most` before they are wanted.
+def prefetch(items: Iterable[T], limit: int) -> Iterator[T]:
+    """Yield the items in order while a background thread makes the next ones, at most `limit` in advance.
 
-    An error in making one is raised where it would have been yielded; leaving early stops the thread.
+    An error raised by the iterable is raised here, after the items before it. Closing the generator early stops the
+    thread.
     """
-    ready: queue.Queue[tuple[bool, Any]] = queue.Queue(maxsize=most)
+    ready: queue.Queue[tuple[bool, Any]] = queue.Queue(maxsize=limit)
     stop = threading.Event()
 
     def put(entry: tuple[bool, Any]) -> None:
@@ -24,7 +25,7 @@ def prefetch(items: Iterable[T], most: int) -> Iterator[T]:
             except queue.Full:
                 continue
 
-    def make() -> None:
+    def produce() -> None:
         try:
             for item in items:
                 put((True, item))
@@ -34,12 +35,12 @@ def prefetch(items: Iterable[T], most: int) -> Iterator[T]:
         except BaseException as error:
             put((False, error))
 
-    thread = threading.Thread(target=make, daemon=True)
+    thread = threading.Thread(target=produce, daemon=True)
     thread.start()
     try:
         while True:
-            good, value = ready.get()
-            if good:
+            is_item, value = ready.get()
+            if is_item:
                 yield value
             elif value is None:
                 return

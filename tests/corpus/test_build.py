@@ -22,7 +22,6 @@ from dsgen.corpus.build import draw_background as draw_folder
 from dsgen.corpus.corpus import Corpus
 from dsgen.errors import DsgenError
 from dsgen.io import images
-from dsgen.io.atomic import write_folder
 from dsgen.parallel.locks import exclusive_lock
 from dsgen.parallel.parts import Part
 
@@ -400,15 +399,6 @@ def test_a_part_waits_for_the_one_that_makes_the_corpus(
     assert enough.is_set()
     assert "another dsgen is writing here, waiting for it" in caplog.text
     holder.join()
-
-
-def test_of_two_that_make_one_folder_the_first_stays(tmp_path: Path):
-    """Neither disturbs the other, and nothing is left over."""
-    with write_folder(tmp_path / "f", apart=True) as one, write_folder(tmp_path / "f", apart=True) as two:
-        (one / "a").write_text("later")
-        (two / "a").write_text("first")
-    assert [path.name for path in tmp_path.iterdir()] == ["f"]
-    assert (tmp_path / "f" / "a").read_text() == "first"
 
 
 def test_a_corpus_made_anew_is_told_from_the_one_before(tmp_path: Path, corpus: Path):

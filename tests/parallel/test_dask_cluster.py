@@ -172,7 +172,7 @@ def test_workers_that_lack_something_are_named(tmp_path: Path, client: "distribu
 
 def test_a_cluster_that_cannot_be_reached_is_said(monkeypatch: pytest.MonkeyPatch):
     """Nobody there, no address at all, and dask not installed."""
-    monkeypatch.setattr(dask_cluster, "_PATIENCE_S", 0.3)
+    monkeypatch.setattr(dask_cluster, "_TIMEOUT_S", 0.3)
     with pytest.raises(DsgenError, match=r"got tcp://127.0.0.1:9, expected the address of a running dask scheduler"):
         run(int, [(1,)], "tcp://127.0.0.1:9")
     with pytest.raises(DsgenError, match=r"got nonsense, expected the address .* \(missing port number"):

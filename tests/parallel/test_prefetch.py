@@ -1,0 +1,53 @@
+"""Prefetching in a background thread: order, limit, errors, leaving early."""
+
+import threading
+
+import pytest
+
+from dsgen.parallel.prefetch import prefetch
+
+
+def test_ahead_keeps_order_and_bounds():
+    """Never more than asked for is made before it is wanted."""
+    made = []
+
+    def items():
+        for n in range(20):
+            made.append(n)
+            yield n
+
+    taken = 0
+    for n in prefetch(items(), 3):
+        assert n == taken
+        taken += 1
+        assert len(made) <= taken + 3 + 1  # queued, and one in the hand of the thread
+    assert taken == 20
+
+
+def test_ahead_hands_errors_on_in_order():
+    """What was made before the error is yielded first."""
+
+    def items():
+        yield 1
+        raise ValueError("two")
+
+    ready = prefetch(items(), 4)
+    assert next(ready) == 1
+    with pytest.raises(ValueError, match="two"):
+        next(ready)
+
+
+def test_leaving_early_stops_the_thread():
+    """No thread is left behind."""
+    before = threading.active_count()
+
+    def endless():
+        n = 0
+        while True:
+            yield n
+            n += 1
+
+    ready = prefetch(endless(), 2)
+    assert next(ready) == 0
+    ready.close()
+    assert threading.active_count() == before
