@@ -641,10 +641,10 @@ def repair(
     done = work(path, corpus, backgrounds, foregrounds, jobs=jobs)
     for note in done.notes:
         typer.echo(f"note: {note}", err=True)
-    if done.after is not None and done.left:
+    if done.after is not None and done.remaining:
         typer.echo(done.after.table())
     typer.echo(done.summary())
-    if done.left:
+    if done.remaining:
         raise typer.Exit(1)
 
 
