@@ -223,9 +223,9 @@ def repair(
     else:
         refuse_ignored(context, "a corpus is repaired", "corpus")
     done = rebuild(path, corpus, backgrounds, foregrounds, jobs=jobs)
-    table = f"{done.after.table()}\n" if done.after is not None and done.left else ""
-    values = as_dict(done) | {"left": [as_dict(finding) for finding in done.left]}
-    return Reply(table + done.summary(), values, notes=tuple(done.notes), failed=bool(done.left))
+    table = f"{done.after.table()}\n" if done.after is not None and done.remaining else ""
+    values = as_dict(done) | {"remaining": [as_dict(finding) for finding in done.remaining]}
+    return Reply(table + done.summary(), values, notes=tuple(done.notes), failed=bool(done.remaining))
 
 
 PACK = Command(

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dsgen import metrics
 from dsgen.depth.frames import Frames, batches, read_people
 from dsgen.depth.networks import DenseDepth, to_metres
 from dsgen.depth.weights import save_depth_network
@@ -61,13 +62,13 @@ def score(network: DenseDepth, frames: Frames, rows: np.ndarray, size: int, batc
         raw = F.interpolate(network(image), size=truth.shape[-2:], mode="bilinear")
         guess = to_metres(raw, network.config["output"])
         for g, t in zip(guess, truth, strict=True):
-            valid = (t >= 0.1) & (t <= MAX_DEPTH_M)
+            valid = metrics.valid_depth(t)
             g, t = g[valid], t[valid]
-            totals["abs_rel"].append(((g - t).abs() / t).mean().item())
-            totals["rmse_m"].append(((g - t) ** 2).mean().sqrt().item())
-            totals["delta1"].append((torch.maximum(g / t, t / g) < 1.25).float().mean().item())
+            totals["abs_rel"].append(metrics.relative_error(g, t).mean().item())
+            totals["rmse_m"].append(metrics.squared_error(g, t).mean().sqrt().item())
+            totals["delta1"].append(metrics.within_delta(metrics.depth_ratio(g, t)).float().mean().item())
             g = g * (t.median() / g.median())
-            totals["delta1_median_scaled"].append((torch.maximum(g / t, t / g) < 1.25).float().mean().item())
+            totals["delta1_median_scaled"].append(metrics.within_delta(metrics.depth_ratio(g, t)).float().mean().item())
     return {name: float(np.mean(values)) for name, values in totals.items()}
 
 

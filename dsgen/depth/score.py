@@ -17,6 +17,7 @@ from typing import Any
 import cv2
 import numpy as np
 
+from dsgen import metrics
 from dsgen.errors import DamagedError, DsgenError, InvalidValueError, NotFoundError, raise_all
 from dsgen.io import images
 from dsgen.io.atomic import write_json
@@ -63,20 +64,20 @@ def scores(
     Puhrsch and Fergus, NIPS 2014, arXiv 1406.2283, who pool the pixels of all pictures; log10: Saxena, Sun and Ng,
     IEEE TPAMI 31(5), 2009.
     """
-    counts = (truth_m >= min_depth_m) & (truth_m <= max_depth_m)
+    counts = metrics.valid_depth(truth_m, min_depth_m, max_depth_m)
     d, p = truth_m[counts].astype(np.float64), prediction_m[counts].astype(np.float64)
     if not d.size:
         return dict.fromkeys(METRICS, math.nan)
     p = np.where(np.isfinite(p), p, min_depth_m).clip(min_depth_m, max_depth_m)
-    square, ratio = np.square(d - p), np.maximum(d / p, p / d)
-    log = np.log(ratio)  # ratio >= 1: the absolute difference of the logarithms
+    ratio = metrics.depth_ratio(p, d)
+    log = metrics.log_error(ratio)
     found = {
-        "abs_rel": np.mean(np.abs(d - p) / d),
-        "sq_rel": np.mean(square / d),
-        "rmse": np.sqrt(np.mean(square)),
+        "abs_rel": np.mean(metrics.relative_error(p, d)),
+        "sq_rel": np.mean(metrics.squared_relative_error(p, d)),
+        "rmse": np.sqrt(np.mean(metrics.squared_error(p, d))),
         "rmse_log": np.sqrt(np.mean(np.square(log))),
         "log10": np.mean(log) / math.log(10),
-        **{f"delta{power}": np.mean(ratio < 1.25**power) for power in (1, 2, 3)},
+        **{f"delta{power}": np.mean(metrics.within_delta(ratio, power)) for power in (1, 2, 3)},
     }
     return {name: float(value) for name, value in found.items()}
 
@@ -88,7 +89,7 @@ def median_ratio(
 
     1 where there is no such pixel.
     """
-    counts = (truth_m >= min_depth_m) & (truth_m <= max_depth_m) & np.isfinite(prediction_m) & (prediction_m > 0)
+    counts = metrics.valid_depth(truth_m, min_depth_m, max_depth_m) & np.isfinite(prediction_m) & (prediction_m > 0)
     if not counts.any():
         return 1.0
     return float(np.median(truth_m[counts].astype(np.float64)) / np.median(prediction_m[counts].astype(np.float64)))
@@ -123,7 +124,7 @@ def evaluate_depth(
     empty: list[str] = []
     with progress("evaluate depth", len(pairs)) as advance:
         for pair, prediction_m, truth_m in prefetch(_read_pairs(pairs, png_unit_m, scale_prediction, window), _AHEAD):
-            counts = (truth_m >= min_depth_m) & (truth_m <= max_depth_m)
+            counts = metrics.valid_depth(truth_m, min_depth_m, max_depth_m)
             p, d = prediction_m[counts], truth_m[counts]
             if d.size:
                 ratio = median_ratio(p, d, **limits)

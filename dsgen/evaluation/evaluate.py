@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dsgen import __version__
+from dsgen import metrics as depth_metrics
 from dsgen.corpus import layout
 from dsgen.corpus.plan import SPLITS
 from dsgen.errors import DsgenError, InvalidValueError
@@ -227,12 +228,13 @@ def depth_scores(depth_m: Tensor, truth_m: Tensor, mask: Tensor | None = None) -
     depth_m = depth_m.clamp(MIN_DEPTH_M, MAX_DEPTH_M)
     counts = metrics.valid_depth(truth_m)
     true = truth_m.clamp(MIN_DEPTH_M, MAX_DEPTH_M)
-    ratio = torch.maximum(depth_m / true, true / depth_m)
+    ratio = depth_metrics.depth_ratio(depth_m, true)
     found = {
         "abs_rel": metrics.abs_rel(depth_m, truth_m),
         "rmse_m": metrics.rmse(depth_m, truth_m),
         **{
-            f"delta{power}": (counts & (ratio < 1.25**power)).flatten(1).sum(1) / counts.flatten(1).sum(1)
+            f"delta{power}": (counts & depth_metrics.within_delta(ratio, power)).flatten(1).sum(1)
+            / counts.flatten(1).sum(1)
             for power in (1, 2, 3)
         },
         "ssim": metrics.ssim(depth_m, truth_m, MAX_DEPTH_M, counts),

@@ -1,1 +1,1 @@
-"""Integrity: is all of a corpus or store as it was made, and how to make it so again."""
+"""Integrity: check whether a corpus or a store is as it was made, and restore what is not."""

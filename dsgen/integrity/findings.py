@@ -1,38 +1,109 @@
-"""What a check finds, and how it is shown."""
+"""What a check finds and what a repair does: the results, and how they are worded."""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import starmap
 from typing import Any, TypeVar
 
+from dsgen.errors import DsgenError, SeveralErrors, reason_of
+
 T = TypeVar("T")
 
-MISSING, EXTRA, FOREIGN = "missing", "extra, not one of its files", "not dsgen's"
-UNLIKE = "not what the plan draws"
+MISSING, EXTRA, FOREIGN = "missing", "extra, not one of its files", "not written by dsgen"
+UNLIKE = "differs from what the plan draws"
 _SHOWN = 200
 
 
 @dataclass(frozen=True, order=True)
 class Finding:
-    """One thing that is wrong: the file, by its name within the corpus or store, and what."""
+    """One thing that is wrong: the file, by its name within the corpus or store, and what is wrong with it."""
 
     file: str
     what: str
 
     @property
-    def part(self) -> str:
-        """The first folder of its name: a shard, or a part of a corpus."""
+    def component(self) -> str:
+        """The first element of the file's name: a shard of a store, a folder or file of a corpus."""
         return self.file.partition("/")[0]
 
 
-@dataclass
-class Report:
-    """What was looked at, what is wrong with it, and in `notes` what could not be or was not to be checked.
+@dataclass(frozen=True)
+class VerifyReport:
+    """The result of `verify`: what was read, what is wrong, and what could not or was not to be checked.
 
-    `bytes` are those of the files read, `rows` those whose pixels were checked, `pixel_bytes` what these decode to.
+    `path` is that of the corpus or store and `kind` says which it is. `notes` says what was not checked and why.
+    `files` and `bytes` count what was read, `rows` the rows whose pixels were decoded, `pixel_bytes` what these decode
+    to. `compared` says whether these rows were also compared with what they should be.
     """
 
-    place: str
+    path: str
+    kind: str
+    findings: tuple[Finding, ...] = ()
+    notes: tuple[str, ...] = ()
+    files: int = 0
+    bytes: int = 0
+    rows: int = 0
+    pixel_bytes: int = 0
+    seconds: float = 0.0
+    compared: bool = False
+
+    def table(self) -> str:
+        """Format the findings as a table, one per line in order of name; of many only the first 200."""
+        shown = sorted(self.findings)[:_SHOWN]
+        lines = [("component", "file", "finding"), *((f.component, f.file, f.what) for f in shown)]
+        widths = [max(len(line[k]) for line in lines) for k in range(2)]
+        text = "\n".join(f"{first:<{widths[0]}}  {file:<{widths[1]}}  {what}" for first, file, what in lines)
+        more = len(self.findings) - len(shown)
+        return text + (f"\n... and {more:,} more" if more else "")
+
+    def summary(self) -> str:
+        """Say in one line how many findings there are, what was read, and how fast."""
+        seconds = max(self.seconds, 1e-9)
+        rows = f", {self.rows:,} rows {'compared' if self.compared else 'decoded'}" if self.rows else ""
+        if self.pixel_bytes:
+            rows += f" ({self.pixel_bytes / 1e9 / seconds:.2f} GB/s of pixels)"
+        rate = f"{self.bytes / 1e9 / seconds:.2f} GB/s"
+        return (
+            f"{self.path}: {count_findings(self.findings)}; {self.files:,} files, {self.bytes / 1e6:,.1f} MB read in "
+            f"{self.seconds:.1f} s ({rate}){rows}"
+        )
+
+
+@dataclass(frozen=True)
+class RepairResult:
+    """The result of `repair`.
+
+    `found` is the number of findings before the repair, `replaced` and `removed` name the files and folders recreated
+    and removed, `after` is the report of the check afterwards, None where there was nothing to repair.
+    """
+
+    path: str
+    found: int
+    replaced: tuple[str, ...] = ()
+    removed: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    after: VerifyReport | None = None
+
+    @property
+    def remaining(self) -> tuple[Finding, ...]:
+        """What is still wrong after the repair."""
+        return () if self.after is None else self.after.findings
+
+    def summary(self) -> str:
+        """Say in one line what was found, what was done, and what remains."""
+        if not self.found:
+            return f"{self.path}: no findings, nothing to repair"
+        return (
+            f"{self.path}: {plural(self.found, 'finding')}; {len(self.replaced):,} recreated, "
+            f"{len(self.removed):,} removed; {count_findings(self.remaining)} left"
+        )
+
+
+@dataclass
+class ReportBuilder:
+    """A `VerifyReport` while the check runs."""
+
+    path: str
     kind: str
     findings: list[Finding] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -40,61 +111,109 @@ class Report:
     bytes: int = 0
     rows: int = 0
     pixel_bytes: int = 0
-    seconds: float = 0.0
+    compared: bool = False
 
     def find(self, file: str, what: str) -> None:
         """Add a finding."""
         self.findings.append(Finding(file, what))
 
     def add(self, checked: "Checked") -> None:
-        """Add what a block of work has found."""
+        """Add the result of a block of work."""
         self.files += checked.files
         self.bytes += checked.bytes
         self.rows += checked.rows
         self.pixel_bytes += checked.pixel_bytes
         self.findings += checked.findings
 
-    def table(self) -> str:
-        """Show the findings, a line each, in order of name; the first 200 of many."""
-        shown = sorted(self.findings)[:_SHOWN]
-        lines = [("part", "file", "what is wrong"), *((f.part, f.file, f.what) for f in shown)]
-        widths = [max(len(line[k]) for line in lines) for k in range(2)]
-        text = "\n".join(f"{part:<{widths[0]}}  {file:<{widths[1]}}  {what}" for part, file, what in lines)
-        more = len(self.findings) - len(shown)
-        return text + (f"\n... and {more:,} more" if more else "")
+    def build(self, seconds: float) -> VerifyReport:
+        """Return the finished report of a check that took this long."""
+        return VerifyReport(
+            path=self.path,
+            kind=self.kind,
+            findings=tuple(self.findings),
+            notes=tuple(self.notes),
+            files=self.files,
+            bytes=self.bytes,
+            rows=self.rows,
+            pixel_bytes=self.pixel_bytes,
+            seconds=seconds,
+            compared=self.compared,
+        )
 
-    def summary(self) -> str:
-        """Say in a line what was checked, how fast, and whether all is well."""
-        wrong = f"{len(self.findings):,} wrong" if self.findings else "nothing wrong"
-        seconds = max(self.seconds, 1e-9)
-        rows = f", {self.rows:,} rows checked" if self.rows else ""
-        if self.pixel_bytes:
-            rows += f" ({self.pixel_bytes / 1e9 / seconds:.2f} GB/s of pixels)"
-        rate = f"{self.bytes / 1e9 / seconds:.2f} GB/s"
-        return (
-            f"{self.place}: {wrong}; {self.files:,} files, {self.bytes / 1e6:,.1f} MB read in {self.seconds:.1f} s "
-            f"({rate}){rows}"
+
+@dataclass
+class RepairLog:
+    """A `RepairResult` while the repair runs."""
+
+    path: str
+    found: int = 0
+    replaced: list[str] = field(default_factory=list)
+    removed: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def build(self, after: VerifyReport | None = None) -> RepairResult:
+        """Return the result; what `after` still finds wrong does not count as replaced."""
+        remaining = set() if after is None else {finding.file for finding in after.findings}
+        return RepairResult(
+            path=self.path,
+            found=self.found,
+            replaced=tuple(name for name in self.replaced if name not in remaining),
+            removed=tuple(self.removed),
+            notes=tuple(self.notes),
+            after=after,
         )
 
 
 @dataclass
 class Checked:
-    """What a block of work looked at and found."""
+    """What one block of work read and found; `rows` are those whose pixels were decoded, `steps` those of progress."""
 
     findings: list[Finding] = field(default_factory=list)
     files: int = 0
     bytes: int = 0
     rows: int = 0
     pixel_bytes: int = 0
+    steps: int = 0
 
 
-def reason(error: Exception) -> str:
-    """Say why something cannot be read, in a line."""
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
+def count_findings(findings: Iterable[Finding]) -> str:
+    """Count findings in words: `no findings`, `3 findings (1 file or folder missing)`."""
+    whats = [finding.what for finding in findings]
+    missing = whats.count(MISSING)
+    if not whats:
+        return "no findings"
+    text = plural(len(whats), "finding")
+    return f"{text} ({plural(missing, 'file')} or folder{'s' * (missing > 1)} missing)" if missing else text
+
+
+def plural(count: int, noun: str) -> str:
+    """Return a count with its noun.
+
+    >>> plural(1, "finding"), plural(1200, "finding")
+    ('1 finding', '1,200 findings')
+    """
+    return f"{count:,} {noun}" + ("" if count == 1 else "s")
+
+
+def damage_of(error: Exception, file: str) -> str:
+    """Say in one line why a file cannot be used: without its name, which the finding has, and without a remedy."""
+    if isinstance(error, SeveralErrors):
+        return "; ".join(damage_of(each, file) for each in error.errors)
+    if isinstance(error, DsgenError):
+        return error.reason if error.what == file else f"{error.what}: {error.reason}"
+    return reason_of(error) if isinstance(error, OSError) else f"{type(error).__name__} {reason_of(error)}"
+
+
+def shard_damage(error: Exception) -> str:
+    """Say in one line why a shard cannot be read: the cause behind the store's error, which is about all of it."""
+    cause = error.__cause__ or error
+    if isinstance(cause, FileNotFoundError):
+        return "its file is missing"
+    return cause.reason if isinstance(cause, DsgenError) else reason_of(cause)
 
 
 def each(work: Callable[..., T], blocks: list[tuple[Any, ...]], jobs: int, *, threads: bool = False) -> Iterable[T]:
-    """Yield the result of `work(*block)` for every block, as they come, from `jobs` processes or threads."""
+    """Yield the result of `work(*block)` for every block, in any order, from `jobs` processes or threads."""
     if min(jobs, len(blocks)) <= 1:
         return starmap(work, blocks)
     from joblib import Parallel, delayed

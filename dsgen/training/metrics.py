@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dsgen.units import MAX_DEPTH_M, MIN_DEPTH_M
+from dsgen import metrics
+from dsgen.units import MIN_DEPTH_M
 
 SSIM_WINDOW = 11
 SSIM_SIGMA = 1.5
@@ -47,23 +48,23 @@ def blind_bce(truth: Tensor) -> Tensor:
 
 def valid_depth(truth_m: Tensor) -> Tensor:
     """Say which true depths count: those within 0.1..10 m."""
-    return (truth_m >= MIN_DEPTH_M) & (truth_m <= MAX_DEPTH_M)
+    return metrics.valid_depth(truth_m)
 
 
 def abs_rel(depth_m: Tensor, truth_m: Tensor) -> Tensor:
     """Mean of |d - t| / t (Eigen, Puhrsch and Fergus, NIPS 2014, arXiv 1406.2283)."""
-    return _mean_where(valid_depth(truth_m), (depth_m.float() - truth_m).abs() / truth_m.clamp(min=MIN_DEPTH_M))
+    return _mean_where(valid_depth(truth_m), metrics.relative_error(depth_m.float(), truth_m.clamp(min=MIN_DEPTH_M)))
 
 
 def rmse(depth_m: Tensor, truth_m: Tensor) -> Tensor:
     """Root of the mean of (d - t)^2, in metres (as in arXiv 1406.2283, but per sample)."""
-    return _mean_where(valid_depth(truth_m), (depth_m.float() - truth_m).square()).sqrt()
+    return _mean_where(valid_depth(truth_m), metrics.squared_error(depth_m.float(), truth_m)).sqrt()
 
 
 def delta1(depth_m: Tensor, truth_m: Tensor) -> Tensor:
     """Share of pixels with max(d / t, t / d) < 1.25 (Ladicky, Shi and Pollefeys, CVPR 2014; arXiv 1406.2283)."""
     depth, truth = depth_m.float().clamp(min=1e-6), truth_m.clamp(min=MIN_DEPTH_M)
-    return _mean_where(valid_depth(truth_m), (torch.maximum(depth / truth, truth / depth) < 1.25).float())
+    return _mean_where(valid_depth(truth_m), metrics.within_delta(metrics.depth_ratio(depth, truth)).float())
 
 
 def _mean_where(counts: Tensor, value: Tensor) -> Tensor:

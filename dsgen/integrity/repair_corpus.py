@@ -1,0 +1,331 @@
+"""Restore a corpus: its sources, its plan, its labels and its pictures, in this order.
+
+Sources are normalised again from the pictures they were made from, and replaced only if all have the recorded hashes.
+The plan and the pictures follow from manifest and sources. Labels can be made again only by the network that made them.
+"""
+
+import hashlib
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dsgen.corpus import layout
+from dsgen.corpus.build import SMALL_PARTS, draw_background, draw_small_parts, small_pictures
+from dsgen.corpus.corpus import Corpus
+from dsgen.corpus.sources import hash_files, list_pictures, write_sources
+from dsgen.errors import BusyError, DamagedError, DsgenError
+from dsgen.integrity.check_corpus import (
+    check_plan,
+    check_sources,
+    encode_plan,
+    expected_plan,
+    read_manifest,
+    read_shapes,
+)
+from dsgen.integrity.check_labels import FLIP_ERROR
+from dsgen.integrity.check_pictures import NOT_A_FOLDER, VIEWS, all_unlike, drawn_files, unlabelled_rows
+from dsgen.integrity.findings import EXTRA, Finding, RepairLog, RepairResult, ReportBuilder
+from dsgen.integrity.verify import verify
+from dsgen.io.assets import asset
+from dsgen.io.atomic import partial_path, write_bytes, write_folder
+from dsgen.io.filesystem import LocalFiles, hash_tree
+from dsgen.parallel.locks import LOCK, held_locks
+from dsgen.parallel.parts import lock_stage
+from dsgen.parallel.pool import run_blocks
+
+_REBUILD_MANIFEST = "remove it and run dsgen composite with the same pictures and options, which writes it again"
+
+
+def repair_corpus(path: Path, backgrounds: Path | None, foregrounds: Path | None, workers: int) -> RepairResult:
+    """Restore the damaged files of a corpus; see `repair`."""
+    log = RepairLog(str(path))
+    with _lock(path):
+        _repair_foundation(path, {"backgrounds": backgrounds, "foregrounds": foregrounds}, workers, log)
+    report = verify(path, jobs=workers)
+    log.found += len(report.findings)
+    if not log.found:
+        log.notes += report.notes
+        return log.build()
+    _refuse_all_unlike(path, report.findings)
+    with _lock(path):
+        relabel = _remove_labels(path, report.findings, log)
+    if relabel:
+        log.notes.append("labels were made again; no hash was recorded: the same device makes them as they were before")
+        _relabel(path, log)
+        report = verify(path, jobs=workers)  # views of labels that could not be read were not compared
+    with _lock(path):
+        _repair_pictures(path, report.findings, workers, log)
+    after = verify(path, jobs=workers)
+    log.notes += [note for note in after.notes if note not in log.notes]
+    return log.build(after)
+
+
+@contextmanager
+def _lock(path: Path) -> Iterator[None]:
+    """Keep others from writing to a corpus; refuse while they do, even if they write only parts of it."""
+    with lock_stage(path, "composite", None):
+        if held_locks(path, rf"{re.escape(LOCK)}-depth-.*"):
+            raise BusyError(path, "dsgen depth --part is at work here", "wait for it or stop it")
+        yield
+
+
+def _repair_foundation(path: Path, folders: dict[str, Path | None], workers: int, log: RepairLog) -> None:
+    """Restore what everything else is drawn from: the sources, from pictures in `folders`, and the plan."""
+    report = ReportBuilder(str(path), "corpus")
+    manifest = read_manifest(path, report)
+    if manifest is None:
+        raise DamagedError(path / layout.CORPUS_JSON, report.findings[0].what, _REBUILD_MANIFEST)
+    check_sources(path, manifest, workers, report)
+    if report.findings:
+        _repair_sources(path, manifest, report.findings, folders, workers, log)
+    log.found += len(report.findings)
+    report = ReportBuilder(str(path), "corpus")
+    check_plan(path, manifest, report)
+    if report.findings:
+        _repair_plan(path, manifest, report.findings, log)
+    log.found += len(report.findings)
+
+
+def _refuse_all_unlike(path: Path, findings: Iterable[Finding]) -> None:
+    found = list(findings)
+    if found and all_unlike(Corpus(path), found):
+        raise DsgenError(
+            path,
+            f"every composite differs from what the plan draws, so the quality in {layout.CORPUS_JSON} has changed, or "
+            "another OpenCV drew them; no picture was changed",
+            f"restore {layout.CORPUS_JSON}, or remove bg and bg_fg to draw them anew",
+        )
+
+
+def _repair_sources(
+    path: Path,
+    manifest: dict[str, Any],
+    findings: list[Finding],
+    folders: dict[str, Path | None],
+    workers: int,
+    log: RepairLog,
+) -> None:
+    """Normalise the source pictures again and replace the files that differ."""
+    extra = [finding.file for finding in findings if finding.what == EXTRA]
+    if len(extra) < len(findings):
+        parameters = manifest["parameters"]
+        paths = [_find_originals(path, manifest, kind, folder, workers) for kind, folder in folders.items()]
+        unfinished = partial_path(path / layout.SOURCES)
+        with write_folder(unfinished) as scratch:
+            write_sources(
+                scratch,
+                *paths,
+                size=parameters["size"],
+                scales=tuple(sorted({1, parameters["label_size"] // parameters["size"]})),
+                fg_height=parameters["fg_height"],
+                errors=[],
+                workers=workers,
+            )
+        try:
+            _replace_sources(path, unfinished, manifest, workers, log)
+        finally:
+            LocalFiles(path).remove(unfinished.name)
+    for file in extra:
+        LocalFiles(path).remove(file)
+        log.removed.append(file)
+
+
+def _find_originals(path: Path, manifest: dict[str, Any], kind: str, folder: Path | None, workers: int) -> list[Path]:
+    """Find the backgrounds or foregrounds a corpus was made from, by name and hash; return them in its order."""
+    hashes = {picture["file"]: picture["sha256"] for picture in manifest[kind]}
+    folder = folder or asset(kind)
+    chosen = [picture for picture in list_pictures(folder, kind) if picture.name in hashes]
+    found = {file.file: file.sha256 for file in hash_files(chosen, workers)}
+    missing = sorted(name for name in hashes if found.get(name) != hashes[name])
+    if missing:
+        raise DamagedError(
+            path / layout.SOURCES,
+            f"damaged, and {len(missing)} of the {len(hashes)} {kind} it was made from are not in {folder} (the first "
+            f"is {missing[0]})",
+            f"pass the folder they are in with --{kind}",
+        )
+    return sorted(chosen, key=lambda picture: list(hashes).index(picture.name))
+
+
+def _replace_sources(path: Path, rebuilt: Path, manifest: dict[str, Any], workers: int, log: RepairLog) -> None:
+    """Replace the files of the sources that differ from the rebuilt ones, which must have the recorded hashes."""
+    fresh = _hash_sources(rebuilt, workers)
+    recorded = {name: digest for name, digest in manifest.get("sha256", {}).items() if name != layout.PLAN}
+    if recorded and fresh != recorded:
+        raise DsgenError(
+            path / layout.SOURCES,
+            f"rebuilt with other hashes than {layout.CORPUS_JSON} records; nothing was changed",
+            f"check that dsgen {manifest['dsgen']} is installed, with the zarr it had",
+        )
+    current = _hash_sources(path / layout.SOURCES, workers)
+    for name, digest in fresh.items():
+        if current.get(name) != digest:
+            target = path / name
+            _clear(target)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            (rebuilt / name.partition("/")[2]).replace(target)
+            log.replaced.append(name)
+
+
+def _hash_sources(folder: Path, workers: int) -> dict[str, str | None]:
+    """Hash every file below a folder of sources; names begin with that of the sources."""
+    files = LocalFiles(folder)
+    return {f"{layout.SOURCES}/{name}": digest for name, digest in hash_tree(files, files.sizes(), workers)}
+
+
+def _clear(path: Path) -> None:
+    """Remove a folder where a file belongs."""
+    if path.is_dir():
+        LocalFiles(path.parent).remove(path.name)
+
+
+def _repair_plan(path: Path, manifest: dict[str, Any], findings: list[Finding], log: RepairLog) -> None:
+    """Write the plan again, which needs only the manifest and the foregrounds' shapes."""
+    content = encode_plan(expected_plan(manifest, read_shapes(path)))
+    recorded = manifest.get("sha256", {}).get(layout.PLAN)
+    if findings[0].file != layout.PLAN or recorded not in (None, hashlib.sha256(content).hexdigest()):
+        raise DamagedError(
+            path / layout.CORPUS_JSON, "names or parameters differ from those the plan was made with", _REBUILD_MANIFEST
+        )
+    write_bytes(path / layout.PLAN, content)
+    log.replaced.append(layout.PLAN)
+
+
+@dataclass
+class _BadPictures:
+    """The findings about pictures, sorted by what restores them.
+
+    `small` are files of `bg`, `fg` and `fg_mask`, by folder, or such a folder itself; `files` are those of composites,
+    masks and views by background; `whole` are the backgrounds with a missing folder, all of whose pictures are drawn.
+    """
+
+    small: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
+    files: dict[int, set[str]] = field(default_factory=lambda: defaultdict(set))
+    whole: set[int] = field(default_factory=set)
+
+
+def _repair_pictures(path: Path, findings: Iterable[Finding], workers: int, log: RepairLog) -> None:
+    """Draw bad pictures again and remove what does not belong to the picture folders."""
+    corpus = Corpus(path)
+    bad = _sort_pictures(corpus, findings, log)
+    draw_small_parts(corpus)
+    for folder, names in bad.small.items():
+        for name, content in small_pictures(corpus, folder) if names - {folder} else ():
+            if f"{folder}/{name}" in names:
+                _write(path / folder / name, content)
+        log.replaced += sorted(names)
+    _draw_backgrounds(corpus, sorted(bad.whole), workers)
+    tasks = [(str(path), background, sorted(names)) for background, names in bad.files.items()]
+    if tasks:
+        run_blocks(draw_files, tasks, jobs=workers, title="draw", total=sum(len(names) for *_, names in tasks))
+        log.replaced += [name for *_, names in tasks for name in names]
+
+
+def _sort_pictures(corpus: Corpus, findings: Iterable[Finding], log: RepairLog) -> _BadPictures:
+    """Sort the findings about pictures by what restores them; remove what is extra or lies where a folder belongs."""
+    files = LocalFiles(corpus.path)
+    numbers = {layout.background_name(b): b for b in range(len(corpus.manifest["backgrounds"]))}
+    bad = _BadPictures()
+    for finding in findings:
+        top, _, below = finding.file.partition("/")
+        if finding.what == EXTRA and (top in layout.PARTS or top.endswith(".partial")):
+            files.remove(finding.file)
+            log.removed.append(finding.file)
+        elif top in SMALL_PARTS:
+            bad.small[top].add(finding.file)
+        elif top in layout.PARTS:
+            folder, _, file = below.partition("/")
+            if file:
+                bad.files[numbers[folder]].add(finding.file)
+            else:
+                bad.whole |= {numbers[folder]} if folder else set(numbers.values())
+                log.replaced.append(finding.file)
+        if finding.what == NOT_A_FOLDER:
+            files.remove(finding.file)
+    return bad
+
+
+def _draw_backgrounds(corpus: Corpus, backgrounds: list[int], workers: int) -> None:
+    """Draw all composites and masks of backgrounds, and their views where these are missing and can be drawn."""
+    path, each = str(corpus.path), corpus.rows_per_background
+    if not backgrounds:
+        return
+    views = [b for b in backgrounds if not (corpus.path / VIEWS / layout.background_name(b)).is_dir()]
+    tasks = [(path, b, corpus.sha256) for b in backgrounds]
+    run_blocks(draw_background, tasks, jobs=workers, title="draw", total=len(tasks) * each)
+    if views and (corpus.path / VIEWS).is_dir() and not unlabelled_rows(corpus):
+        from dsgen.corpus.depth_views import draw_views
+
+        blocks = [(path, b) for b in views]
+        run_blocks(draw_views, blocks, jobs=workers, title="draw views", total=len(blocks) * each)
+
+
+def draw_files(path: str, background: int, names: list[str]) -> int:
+    """Draw some pictures of one background again, by their names within the corpus; return how many were written."""
+    corpus, chosen, written = Corpus(path), set(names), 0
+    folders = {name.partition("/")[0] for name in names}
+    for group in (folders - {VIEWS}, folders & {VIEWS}):
+        for name, content in drawn_files(corpus, background, group) if group else ():
+            if name in chosen and content:
+                _write(Path(path) / name, content)
+                written += 1
+    return written
+
+
+def _write(path: Path, content: bytes) -> None:
+    _clear(path)
+    write_bytes(path, content)
+
+
+def _remove_labels(path: Path, findings: Iterable[Finding], log: RepairLog) -> bool:
+    """Remove damaged blocks of labels, each with its flip errors; return whether to label them again now.
+
+    Blocks of unfinished labels are left to the next dsgen depth: labelling now would also label all the other rows.
+    """
+    labels = [finding for finding in findings if finding.component == layout.DEPTH]
+    files = LocalFiles(path)
+    complete = True
+    if any("/c/" in finding.file for finding in labels):
+        complete = bool(Corpus(path).depth_attributes.get("complete"))
+    relabel = False
+    for finding in labels:
+        names = finding.file.split("/")
+        if finding.what == EXTRA:
+            files.remove(finding.file)
+            log.removed.append(finding.file)
+        elif len(names) > 3 and names[2] == "c":
+            block = names[3]
+            for file in (f"depth/c/{block}/0/0", f"relative/c/{block}/0/0", f"{FLIP_ERROR}/c/{block}"):
+                files.remove(f"{layout.DEPTH}/{file}")
+            relabel = complete
+            if complete:
+                log.replaced.append(finding.file)
+            else:
+                log.removed.append(finding.file)
+                log.notes.append(f"{finding.file}: removed; dsgen depth, which has not finished, labels it again")
+        else:
+            log.notes.append(f"{finding.file}: not restored; remove {path / layout.DEPTH} and run dsgen depth")
+    return relabel
+
+
+def _relabel(path: Path, log: RepairLog) -> None:
+    """Label the removed blocks again, where the bundled network made the labels; otherwise replace the last note."""
+    from dsgen.depth.label_corpus import label_corpus
+
+    attributes = Corpus(path).depth_attributes
+    try:
+        label_corpus(
+            path,
+            precision=attributes.get("precision", "auto"),
+            check_flip=bool(attributes.get("flip_checked")),
+            average_flip=bool(attributes.get("flip_averaged")),
+        )
+    except DsgenError as error:
+        log.notes[-1] = (
+            f"damaged labels were removed; run dsgen depth as before, with {attributes.get('model')}, to make them "
+            f"again ({error})"
+        )

@@ -1,0 +1,84 @@
+"""Verify a corpus: every damaged, missing and added file is named, whatever else is damaged."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from support.corpora import files
+from support.damage import add, delete, flip, linked, named, put, truncate
+
+from dsgen.errors import DsgenError
+from dsgen.integrity.repair import repair
+from dsgen.integrity.verify import verify
+from dsgen.io.atomic import write_json
+
+
+def test_a_whole_corpus_has_no_findings(viewed: Path, corpus: Path) -> None:
+    """Every file is read and every picture drawn again; nothing is wrong."""
+    report = verify(viewed, jobs=1)
+    assert report.findings == ()
+    assert report.notes == ("labels of an earlier dsgen have no checksums: a changed byte may go unnoticed",)
+    assert report.files == len(files(viewed))
+    assert verify(corpus, fast=True, jobs=1).findings == ()
+    assert verify(corpus, jobs=2).findings == ()
+
+
+def test_damaged_sources_hide_nothing_else(tmp_path: Path, viewed: Path) -> None:
+    """Names of pictures, and labels, are checked beside damaged sources, and all beside a file too many."""
+    path = linked(viewed, tmp_path / "c")
+    add(path / "sources.zarr/zarr.json")
+    flip(path / "bg/bg001.jpeg")
+    wrong = {"sources.zarr/zarr.json.copy", "bg/bg001.jpeg"}
+    assert named(verify(path, jobs=1)) == wrong
+    flip(path / "sources.zarr/background_48/c/0/0/0/0")
+    truncate(path / "depth.zarr/depth/c/1/0/0")
+    shutil.rmtree(path / "bg_fg/bg002")
+    report = verify(path, jobs=1)
+    assert named(report) == wrong - {"bg/bg001.jpeg"} | {
+        "sources.zarr/background_48/c/0/0/0/0",
+        "depth.zarr/depth/c/1/0/0",
+        "bg_fg/bg002",
+    }
+    assert "pictures were not compared with the plan, since the sources are damaged" in report.notes
+
+
+def test_a_picture_that_cannot_be_read_is_named(tmp_path: Path, viewed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As by a disk that fails; the others are checked."""
+    read_bytes = Path.read_bytes
+
+    def fail(path: Path) -> bytes:
+        if path.name == "bg002.jpeg":
+            raise OSError(5, "Input/output error")
+        return read_bytes(path)
+
+    path = linked(viewed, tmp_path / "c")
+    flip(path / "bg/bg003.jpeg")
+    monkeypatch.setattr(Path, "read_bytes", fail)
+    found = {finding.file: finding.what for finding in verify(path, jobs=1).findings}
+    assert found.keys() == {"bg/bg002.jpeg", "bg/bg003.jpeg"}
+    assert found["bg/bg002.jpeg"] == "cannot be read (Input/output error)"
+
+
+def test_a_damaged_manifest_is_found(tmp_path: Path, corpus: Path) -> None:
+    """No JSON, another seed, another count; what cannot be trusted is not repaired from."""
+    path = linked(corpus, tmp_path / "c")
+    manifest = json.loads((path / "corpus.json").read_text())
+    parameters = manifest["parameters"]
+    for change in (
+        {"rows": 73},
+        {"splits": {}},
+        {"format": 9},
+        *({"parameters": parameters | other} for other in ({"seed": 1}, {"label_size": 48}, {"quality": 0}, {"a": 1})),
+    ):
+        write_json(path / "corpus.json", manifest | change)
+        assert named(verify(path, jobs=1)) == {"corpus.json"}, change
+        with pytest.raises(DsgenError, match=r"corpus\.json: .*; remove it and run dsgen composite"):
+            repair(path, jobs=1)
+    for content in ((json.dumps(manifest)).encode(), b"{"):
+        put(path / "corpus.json", content)
+        assert named(verify(path, jobs=1)) == {"corpus.json"}
+    delete(path / "corpus.json")
+    report = verify(path, jobs=1)
+    assert [finding.what for finding in report.findings] == ["missing"]
+    assert "it is lost, or the corpus is unfinished; the same dsgen composite writes it" in report.notes[0]

@@ -1,0 +1,195 @@
+"""Repair a corpus: sources, plan, labels and pictures get their bytes back, and nothing else is written."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import zarr
+from support.corpora import SMALL, files
+from support.damage import DAMAGES, add, delete, flip, linked, named, put, truncate
+
+from dsgen.corpus import layout
+from dsgen.corpus.build import composite
+from dsgen.errors import DsgenError
+from dsgen.integrity.findings import VerifyReport
+from dsgen.integrity.repair import repair
+from dsgen.integrity.verify import verify
+from dsgen.io.atomic import write_json
+
+
+def corpus_parts(path: Path) -> list[str]:
+    """One file of every part of a corpus but the manifest."""
+    return [
+        "plan.npy",
+        "sources.zarr/zarr.json",
+        "sources.zarr/background_48/c/0/0/0/0",
+        "sources.zarr/foreground_shape/c/0/0",
+        *(sorted(p.relative_to(path).as_posix() for p in (path / part).rglob("*.*"))[-1] for part in layout.PARTS),
+    ]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_file_of_a_corpus_is_named_and_recreated(
+    tmp_path: Path, viewed: Path, pictures: Path, damage: Callable[[Path], None]
+) -> None:
+    """Plan, sources, and every kind of picture; then all are damaged at once, and repaired without writing another."""
+    path = linked(viewed, tmp_path / "c")
+    for entry in path.rglob("*"):
+        os.utime(entry, (1, 1))
+    whole = files(path)
+    parts = corpus_parts(path)
+    for name in parts:
+        damage(path / name)
+        wrong = f"{name}.copy" if damage is add else name
+        assert named(verify(path, jobs=1)) == {wrong}, name
+        (path / wrong).unlink(missing_ok=True)
+        put(path / name, whole[name])
+        os.utime(path / name, (1, 1))
+    for name in parts:
+        damage(path / name)
+    done = repair(path, backgrounds=pictures / "backgrounds", foregrounds=pictures / "foregrounds", jobs=1)
+    left = {"plan.npy.copy": b"more"} if damage is add else {}  # beside the corpus' own it may be anybody's
+    assert files(path) == whole | left
+    assert named(done.after or VerifyReport("", "")) == left.keys()
+    written = {name for name in whole if (path / name).stat().st_mtime != 1}
+    assert written == (set() if damage is add else set(parts))
+
+
+@pytest.mark.parametrize("part", layout.PARTS)
+def test_whole_folders_of_pictures_are_drawn_again(tmp_path: Path, viewed: Path, part: str) -> None:
+    """A folder that is gone, of all or of one background."""
+    path = linked(viewed, tmp_path / "c")
+    whole = files(path)
+    gone = part if part in ("bg", "fg", "fg_mask") else f"{part}/bg002"
+    shutil.rmtree(path / gone)
+    assert named(verify(path, fast=True, jobs=1)) == {gone}
+    assert repair(path, jobs=1).remaining == ()
+    assert files(path) == whole
+
+
+def test_files_where_folders_should_be(tmp_path: Path, viewed: Path) -> None:
+    """They give way to the folders, and a folder gives way to its file; what others put there is left."""
+    path = linked(viewed, tmp_path / "c")
+    whole = files(path)
+    mask = sorted((path / "bg_fg_mask/bg003").iterdir())[0]
+    for place in (path / "bg", path / "bg_fg/bg002"):
+        shutil.rmtree(place)
+        place.write_bytes(b"more")
+    delete(mask)
+    mask.mkdir()
+    (path / "film.partial").write_bytes(b"more")
+    (path / "plan.npy.partial").write_bytes(b"more")
+    assert named(verify(path, jobs=1)) == {
+        "bg",
+        "bg_fg/bg002",
+        mask.relative_to(path).as_posix(),
+        "film.partial",
+        "plan.npy.partial",
+    }
+    assert named(repair(path, jobs=1).after or VerifyReport("", "")) == {"film.partial"}
+    assert files(path) == whole | {"film.partial": b"more"}
+
+
+def test_pictures_are_not_drawn_again_where_all_differ(tmp_path: Path, corpus: Path) -> None:
+    """Then it is the quality in the manifest that has changed; repair would spoil them all."""
+    path = linked(corpus, tmp_path / "c")
+    put(path / "corpus.json", (path / "corpus.json").read_bytes().replace(b'"quality": 95', b'"quality": 91'))
+    before = files(path)
+    report = verify(path, jobs=1)
+    assert len(report.findings) == 75
+    assert any("every composite differs from what the plan draws" in note for note in report.notes)
+    with pytest.raises(
+        DsgenError, match=r"every composite differs from .*; no picture was changed; restore corpus\.json"
+    ):
+        repair(path, jobs=1)
+    assert files(path) == before
+
+
+def test_sources_need_the_pictures_they_were_made_from(tmp_path: Path, corpus: Path, pictures: Path) -> None:
+    """Other pictures are refused and nothing is changed; without recorded hashes the sources are decoded."""
+    path = linked(corpus, tmp_path / "c")
+    truncate(path / "sources.zarr/background_96/c/0/0/0/0")
+    before = files(path)
+    with pytest.raises(
+        DsgenError, match=r"3 of the 3 backgrounds .* are not in .*; pass the folder they are in with --backgrounds"
+    ):
+        repair(path, jobs=1)
+    assert files(path) == before
+    manifest = json.loads((path / "corpus.json").read_text())
+    del manifest["sha256"]
+    write_json(path / "corpus.json", manifest)
+    report = verify(path, jobs=1)
+    assert named(report) == {"sources.zarr/background_96"}
+    assert "no hash recorded" in report.notes[0]
+    repair(path, backgrounds=pictures / "backgrounds", foregrounds=pictures / "foregrounds", jobs=1)
+    assert verify(path, jobs=1).findings == ()
+    assert (path / "sources.zarr/background_96/c/0/0/0/0").read_bytes() == (
+        corpus / "sources.zarr/background_96/c/0/0/0/0"
+    ).read_bytes()
+
+
+def test_labels_are_made_again(tmp_path: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of the bundled network get their bytes back, with their flip errors and views; extra files go."""
+    from dsgen.depth import label_corpus as label_corpus_module
+    from dsgen.depth.label_corpus import label_corpus
+
+    monkeypatch.setattr(label_corpus_module, "_BLOCK_ROWS", 20)
+    composite(tmp_path / "c", pictures / "backgrounds", pictures / "foregrounds", SMALL, max_backgrounds=1, jobs=1)
+    path = tmp_path / "c"
+    label_corpus(path, check_flip=True, pictures=True, device="cpu", jobs=1)
+    whole = files(path)
+    blocks = [f"depth.zarr/depth/c/{number}/0/0" for number in (0, 1)]
+    view = sorted((path / "bg_fg_depth/bg001").iterdir())[0]
+    for damages in (
+        {flip: blocks[0], truncate: "depth.zarr/flip_error/c/1", add: blocks[1]},
+        {delete: blocks[1], truncate: blocks[0]},
+    ):
+        for damage, name in damages.items():
+            damage(path / name)
+        assert named(verify(path, jobs=1)) == {f"{n}.copy" if d is add else n for d, n in damages.items()}
+        flip(view)
+        done = repair(path, jobs=1)
+        assert done.remaining == ()
+        assert any("labels were made again" in note for note in done.notes)
+        assert files(path) == whole
+
+
+def test_unfinished_labels_are_not_finished(tmp_path: Path, viewed: Path) -> None:
+    """A damaged block is removed, and labelling goes on with it; no other is labelled, and none called made again."""
+    path = Path(shutil.copytree(viewed, tmp_path / "c"))
+    zarr.open_group(path / "depth.zarr", mode="r+").attrs["complete"] = False
+    delete(path / "depth.zarr/depth/c/0/0/0")
+    assert verify(path, jobs=1).findings == ()
+    truncate(path / "depth.zarr/depth/c/1/0/0")
+    done = repair(path, jobs=1)
+    assert (done.replaced, done.removed, done.remaining) == ((), ("depth.zarr/depth/c/1/0/0",), ())
+    assert any("labels unfinished, 48 rows to go; run dsgen depth" in note for note in done.notes)
+
+
+@pytest.mark.parametrize("name", ["depth.zarr/zarr.json", "depth.zarr/depth/zarr.json"])
+@pytest.mark.parametrize("damage", [truncate, delete])
+def test_labels_that_cannot_be_opened(tmp_path: Path, viewed: Path, name: str, damage: Callable[[Path], None]) -> None:
+    """The file is named; pictures are checked all the same, and drawn again, but for the views."""
+    path = linked(viewed, tmp_path / "c")
+    damage(path / name)
+    flip(path / "bg/bg002.jpeg")
+    view = sorted((path / "bg_fg_depth/bg001").iterdir())[0]
+    delete(view)
+    lost = view.relative_to(path).as_posix()
+    assert named(verify(path, jobs=1)) == {name, "bg/bg002.jpeg", lost}
+    done = repair(path, jobs=1)
+    assert (named(done.after or VerifyReport("", "")), done.replaced) == ({name, lost}, ("bg/bg002.jpeg",))
+
+
+def test_labels_of_another_network_are_left_to_its_owner(tmp_path: Path, viewed: Path) -> None:
+    """The damaged block is removed, the note names the network, and views of what is not there are not drawn black."""
+    path = linked(viewed, tmp_path / "c")
+    truncate(path / "depth.zarr/depth/c/1/0/0")
+    views = files(path / "bg_fg_depth")
+    done = repair(path, jobs=1)
+    assert any("run dsgen depth as before, with drawn" in note for note in done.notes)
+    assert [(f.file, f.what) for f in done.remaining] == [("depth.zarr/depth/c/1/0/0", "missing")]
+    assert files(path / "bg_fg_depth") == views
