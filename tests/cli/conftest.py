@@ -146,12 +146,11 @@ class Stages:
 @pytest.fixture
 def stages(monkeypatch: pytest.MonkeyPatch) -> Stages:
     """Put stages that do nothing, and print as they should not, in place of all others."""
-    from dsgen.integrity.findings import Report
-    from dsgen.integrity.repair import Repaired
+    from dsgen.integrity.findings import RepairResult, VerifyReport
 
     checks = {
-        "dsgen.integrity.verify.verify": Report("shards", "store", files=10, bytes=10**6, seconds=0.5),
-        "dsgen.integrity.repair.repair": Repaired("shards", 1, replaced=["a"]),
+        "dsgen.integrity.verify.verify": VerifyReport("shards", "store", files=10, bytes=10**6, seconds=0.5),
+        "dsgen.integrity.repair.repair": RepairResult("shards", 1, replaced=("a",)),
     }
     stages = Stages({**RESULTS, **checks}, [])
 

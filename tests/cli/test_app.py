@@ -130,17 +130,6 @@ def test_the_shell_completes(typed: str, completed: set[str], run: Run, monkeypa
     assert "--install-completion" in run("--help").out
 
 
-def test_the_readme_shows_commands_that_exist():
-    """Every `dsgen ...` line and every `make ...` target in the README is one there is."""
-    text = (ROOT / "README.md").read_text()
-    blocks = "\n".join(re.findall(r"^    (.*)$", text, flags=re.M))
-    used = set(re.findall(r"\bdsgen ([a-z][a-z-]*)", blocks))
-    assert used >= {"composite", "depth", "pack", "train", "info", "preview"}
-    assert used <= {*(command.name for command in COMMANDS), "weights"}
-    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), flags=re.M))
-    assert set(re.findall(r"\bmake ([a-z]+)", blocks)) <= targets
-
-
 def test_the_demo_script_uses_options_that_exist():
     """Each command of the demo parses; the demo itself is run by `make demo`."""
     lines = re.findall(r"^step dsgen (.*)$", (ROOT / "tests/scripts/demo.sh").read_text(), flags=re.M)

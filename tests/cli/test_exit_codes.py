@@ -124,7 +124,7 @@ def test_a_damaged_corpus_exits_1(run: Run, corpus: Path, tmp_path: Path):
     done = run("verify", "damaged", "--fast", "--jobs", 1)
     assert done.code == 1
     assert "missing" in done.out
-    assert done.out.splitlines()[-1].startswith("damaged: 1 wrong; ")
+    assert done.out.splitlines()[-1].startswith("damaged: 1 finding (1 file or folder missing); ")
 
 
 def test_an_error_of_the_system_is_one_line(run: Run, monkeypatch: pytest.MonkeyPatch):

@@ -6,8 +6,7 @@ from typing import Any
 
 import pytest
 
-from dsgen.integrity.findings import Finding, Report
-from dsgen.integrity.repair import Repaired
+from dsgen.integrity.findings import Finding, RepairResult, VerifyReport
 
 from .conftest import RESULTS, Run, Stages
 
@@ -63,10 +62,10 @@ def test_numbers_stay_numbers(run: Run):
 
 def test_findings_are_objects(run: Run, stages: Stages):
     """Of `verify`, and what `repair` could not put right; the exit code says that there are some."""
-    report = Report("shards", "store", [Finding("a/b", "missing")], ["a note"])
+    report = VerifyReport("shards", "store", (Finding("a/b", "missing"),), ("a note",))
     stages.results["dsgen.integrity.verify.verify"] = report
-    stages.results["dsgen.integrity.repair.repair"] = Repaired("shards", 1, after=report)
-    for arguments, name in ((("verify", "shards"), "findings"), (("repair", "shards"), "left")):
+    stages.results["dsgen.integrity.repair.repair"] = RepairResult("shards", 1, after=report)
+    for arguments, name in ((("verify", "shards"), "findings"), (("repair", "shards"), "remaining")):
         done = run(*arguments, "--json")
         assert done.code == 1
         assert done.json[name] == [{"file": "a/b", "what": "missing"}]

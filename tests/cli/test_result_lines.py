@@ -55,7 +55,7 @@ LINES = [
         ("weights", "convert", "nyu.h5", "nyu.safetensors"),
         "nyu.safetensors: 42,816,089 parameters in 123 arrays, for depths up to 10 m, SHA-256 0123456789ab",
     ),
-    (("verify", "shards"), "shards: nothing wrong; 10 files, 1.0 MB read in 0.5 s (0.00 GB/s)"),
+    (("verify", "shards"), "shards: no findings; 10 files, 1.0 MB read in 0.5 s (0.00 GB/s)"),
 ]
 
 

@@ -1,0 +1,114 @@
+"""The READMEs: their snippets run, their commands and links exist, and the first one stays short."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from support.runs import make_run
+
+CHECKOUT = Path(__file__).parent.parent
+READMES = [
+    CHECKOUT / "README.md",
+    *sorted(CHECKOUT.glob("dsgen/**/README.md")),
+    *sorted(CHECKOUT.glob("tests/**/README.md")),
+]
+
+
+def fences(readme: Path, language: str) -> list[str]:
+    """The fenced blocks of one language; ```sh and ```python run, ```console needs what a test has not."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", readme.read_text(), flags=re.M | re.S)
+
+
+def with_fences(language: str) -> list[Path]:
+    """The READMEs that have such blocks."""
+    return [readme for readme in READMES if fences(readme, language)]
+
+
+def named(readme: Path) -> str:
+    """A README's name within the checkout."""
+    return readme.relative_to(CHECKOUT).as_posix()
+
+
+@pytest.fixture(scope="module")
+def finished_work(tmp_path_factory: pytest.TempPathFactory, labelled_corpus: Path) -> Path:
+    """A folder with `corpus`, `shards` and `run`, as after the four commands."""
+    from dsgen.store.packing import pack
+
+    folder = tmp_path_factory.mktemp("finished")
+    shutil.copytree(labelled_corpus, folder / "corpus")
+    pack(folder / "corpus", folder / "shards", shards=2, jobs=1)
+    make_run(folder / "run")
+    return folder
+
+
+@pytest.mark.parametrize("readme", with_fences("python"), ids=named)
+def test_python_snippets_run(readme: Path, finished_work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """All of a README's snippets, in order, where the four commands have run."""
+    folder = Path(shutil.copytree(finished_work, tmp_path / "here"))
+    monkeypatch.chdir(folder)
+    names: dict[str, object] = {"__name__": "snippet"}
+    for snippet in fences(readme, "python"):
+        exec(compile(snippet, named(readme), "exec"), names)
+
+
+@pytest.mark.parametrize("readme", with_fences("sh"), ids=named)
+def test_shell_snippets_run(readme: Path, finished_work: Path, tmp_path: Path):
+    """All of a README's commands, in order, where the four commands have run."""
+    folder = Path(shutil.copytree(finished_work, tmp_path / "here"))
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    program = programs / "dsgen"
+    program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m dsgen "$@"\n')
+    program.chmod(0o755)
+    environment = os.environ | {
+        "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}",
+        "PYTHONPATH": os.pathsep.join([str(CHECKOUT), os.environ.get("PYTHONPATH", "")]),
+    }
+    script = "\n".join(fences(readme, "sh"))
+    done = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", script],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=230,
+    )
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+
+
+@pytest.mark.parametrize("readme", READMES, ids=named)
+def test_commands_exist(readme: Path):
+    """Every `dsgen ...` line parses, every `make ...` is a target."""
+    import typer
+
+    from dsgen.cli.app import app
+
+    commands = typer.main.get_command(app).list_commands(None)  # type: ignore[attr-defined, arg-type]
+    blocks = "\n".join(fences(readme, "(?:sh|console)"))
+    assert set(re.findall(r"^dsgen ([a-z][a-z-]*)", blocks, flags=re.M)) <= set(commands)
+    targets = set(re.findall(r"^([a-z-]+):", (CHECKOUT / "Makefile").read_text(), flags=re.M))
+    assert set(re.findall(r"^make ([a-z-]+)", blocks, flags=re.M)) <= targets
+
+
+@pytest.mark.parametrize("readme", READMES, ids=named)
+def test_links_lead_somewhere(readme: Path):
+    """Every relative link is to a file, and every anchor to a heading."""
+    for target in re.findall(r"\]\(([^)\s]+)\)", readme.read_text()):
+        if "://" in target:
+            continue
+        path, _, anchor = target.partition("#")
+        linked = (readme.parent / path).resolve() if path else readme
+        assert linked.exists(), f"{named(readme)}: {target}"
+        if anchor:
+            headings = re.findall(r"^#+ (.*)$", linked.read_text(), flags=re.M)
+            slugs = {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+            assert anchor in slugs, f"{named(readme)}: {target}"
+
+
+def test_the_first_readme_is_short():
+    """What it is, how to begin, where to read on: 8 KB at most."""
+    assert len((CHECKOUT / "README.md").read_bytes()) <= 8192
