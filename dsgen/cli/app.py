@@ -351,7 +351,7 @@ def export(
     if out.suffix == ".onnx":
         from dsgen.evaluation.onnx import export_onnx
 
-        typer.echo(f"{out}: " + _line(export_onnx(Path(source), out)))
+        typer.echo(export_onnx(Path(source), out).summary())
         return
     from dsgen.store.export import export_store
 
@@ -507,7 +507,6 @@ def evaluate(
 ) -> None:
     """Score a trained network on a store, beside trivial answers, and show where it is worst."""
     from dsgen.evaluation.evaluate import evaluate as work
-    from dsgen.evaluation.evaluate import table
 
     result = work(
         run,
@@ -521,9 +520,9 @@ def evaluate(
         device=device,
         workers=workers,
     )
-    typer.echo(table(result))
-    typer.echo(f"{result['out']}: scores.json, rows.csv, backgrounds.csv, foregrounds.csv, worst.png")
-    if result["blank"]:
+    typer.echo(result.table())
+    typer.echo(f"{result.out}: scores.json, rows.csv, backgrounds.csv, foregrounds.csv, worst.png")
+    if result.blank:
         raise typer.Exit(1)
 
 
@@ -560,13 +559,13 @@ def predict(
         file_format=file_format,
         views=views,
     )
-    for reason in done["failed"]:
+    for reason in done.failed:
         typer.echo(f"error: {reason}", err=True)
     typer.echo(
-        f"{done['out']}: {' and '.join(done['answers'])} of {done['predicted']:,} pictures predicted at "
-        f"{done['size']} px, {done['already_there']:,} were there, {len(done['failed'])} failed ({done['checkpoint']})"
+        f"{done.out}: {' and '.join(done.answers)} of {done.predicted:,} pictures predicted at "
+        f"{done.size} px, {done.already_there:,} were there, {len(done.failed)} failed ({done.checkpoint})"
     )
-    if done["failed"]:
+    if done.failed:
         raise typer.Exit(1)
 
 
