@@ -578,7 +578,7 @@ def info(
     from dsgen.views.info import describe
 
     _use_endpoint(endpoint)
-    typer.echo(describe(path))
+    typer.echo(describe(path).table())
 
 
 @app.command()
@@ -593,7 +593,7 @@ def preview(
     from dsgen.views.preview import preview as work
 
     _use_endpoint(endpoint)
-    typer.echo(f"{work(path, out, count=count, seed=seed)}")
+    typer.echo(f"{work(path, out, count=count, seed=seed).out}")
 
 
 @app.command()
