@@ -1,1 +1,1 @@
-"""Evaluation: a trained network scored, applied to pictures, and exported."""
+"""Evaluation: score a trained network, apply it to pictures, export it as ONNX."""

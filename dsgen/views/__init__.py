@@ -1,1 +1,1 @@
-"""Say and show what a corpus or a store holds."""
+"""Views: describe what a corpus or a store holds, and draw some of its rows."""

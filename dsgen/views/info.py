@@ -1,115 +1,274 @@
-"""Say what a corpus or a store is, in words and numbers."""
+"""Describe a corpus or a store: as fields, and as text."""
 
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from dsgen.corpus.build import picture_folders_done
 from dsgen.corpus.corpus import Corpus
-from dsgen.errors import NotFoundError
-from dsgen.io.filesystem import is_url
-from dsgen.store.layout import INDEX_JSON, PACKING
+from dsgen.views.kind import is_store
+
+_SAMPLED_ROWS = 64  # of which depth percentiles are taken
+_DEPTH_PERCENTILES = (1, 50, 99)
+_FLIP_PERCENTILES = (5, 50, 95, 99)
+_FLIP_LIMITS = (0.1, 0.2, 0.4)
 
 
-def describe(place: Path | str) -> str:
-    """Describe the corpus or store at a folder or URL, a line per fact; raise `DsgenError` where there is neither."""
-    path = Path(place)
-    begun = (INDEX_JSON, PACKING)
-    if is_url(place) or any((path / name).exists() for name in begun) or any(path.glob("shard-*")):
-        return describe_store(place)
-    if not path.is_dir():
-        raise NotFoundError(path, "no such folder, expected a corpus or a store", "run dsgen composite")
-    return describe_corpus(path)
+@dataclass(frozen=True)
+class DepthInfo:
+    """The depth labels of a corpus.
+
+    `metric` is False for relative inverse depth. `percentiles_m` are the 1st, 50th and 99th in metres, of
+    `sampled_rows` rows chosen at random with a fixed seed; None where there is no metric depth yet.
+    """
+
+    labelled_rows: int
+    model: str
+    weights_sha256: str
+    metric: bool
+    percentiles_m: tuple[float, ...] | None
+    sampled_rows: int
 
 
-def describe_corpus(path: Path) -> str:
+@dataclass(frozen=True)
+class FlipErrorInfo:
+    """How far the depth of rows and of their mirror images disagree.
+
+    `percentiles` are the 5th, 50th, 95th and 99th, None while nothing was measured; `above` has the share of rows
+    above each of some limits.
+    """
+
+    percentiles: tuple[float, ...] | None
+    above: dict[str, float]
+
+
+@dataclass(frozen=True)
+class CorpusInfo:
+    """What a corpus holds: sizes in pixels, numbers of rows; `dsgen` is the version that made it.
+
+    `drawn_rows` counts the rows whose picture files were drawn. `depth` is None before labelling, `flip_error` where
+    it was not measured.
+    """
+
+    path: str
+    format: int
+    dsgen: str
+    rows: int
+    backgrounds: int
+    foregrounds: int
+    positions: int
+    flip: bool
+    size: int
+    label_size: int
+    fg_height: int
+    seed: int
+    splits: dict[str, int]
+    drawn_rows: int
+    depth: DepthInfo | None
+    flip_error: FlipErrorInfo | None
+    kind: str = "corpus"
+
+    def table(self) -> str:
+        """Format the fields as text, a line per fact."""
+        return _render_corpus(self)
+
+
+@dataclass(frozen=True)
+class StoreInfo:
+    """What a store holds.
+
+    `content` is pixels, recipe (drawn when read) or pictures (packed from picture files). `fields` are those of
+    image, mask, depth and background that it has, `bytes` the size of all its files. `left_out` counts the rows left
+    out of the splits for a flip error above `max_flip_error`. `statistics` has mean and standard deviation per field.
+    """
+
+    path: str
+    content: str
+    zipped: bool
+    shards: int
+    rows: int
+    size: int
+    bytes: int
+    fields: tuple[str, ...]
+    splits: dict[str, int]
+    left_out: int
+    max_flip_error: float | None
+    statistics: dict[str, dict[str, Any]]
+    kind: str = "store"
+
+    def table(self) -> str:
+        """Format the fields as text, a line per fact."""
+        return _render_store(self)
+
+
+def describe(place: Path | str) -> CorpusInfo | StoreInfo:
+    """Describe the corpus or store in a folder or at a URL.
+
+    Raises `NotFoundError` where there is neither, and another `DsgenError` where it is unfinished or damaged.
+
+    >>> print(describe("shards").table())  # doctest: +SKIP
+    store     shards, complete, 6 shards (pixels)
+    rows      6,400
+    """
+    return describe_store(place) if is_store(place) else describe_corpus(Path(place))
+
+
+def describe_corpus(path: Path) -> CorpusInfo:
     """Describe a corpus: what it was made from, how far its pictures and labels are, its splits."""
     corpus = Corpus(path)
     manifest, parameters = corpus.manifest, corpus.manifest["parameters"]
     backgrounds = len(manifest["backgrounds"])
-    drawn = sum(picture_folders_done(path, b) for b in range(backgrounds)) * corpus.rows_per_background
-    lines = {
-        "corpus": f"{path} (format {manifest['format']}, dsgen {manifest['dsgen']})",
-        "rows": f"{len(corpus):,} = {backgrounds} backgrounds x {len(manifest['foregrounds'])} foregrounds"
-        f"{' x 2 (mirrored too)' if parameters['flip'] else ''} x {parameters['positions']} positions",
-        "size": f"{corpus.size} px stored, {corpus.label_size} px labelled, "
-        f"foregrounds {parameters['fg_height']} px high",
-        "splits": _splits(manifest["splits"]),
-        "seed": str(parameters["seed"]),
-        "pictures": _share(drawn, len(corpus), "drawn", "none; everything downstream works without"),
-        "depth": _depth_line(corpus),
-    }
-    if corpus.flip_error is not None:
-        lines["flip error"] = _flip_line(corpus.flip_error)
-    return _table(lines)
+    return CorpusInfo(
+        path=str(path),
+        format=manifest["format"],
+        dsgen=manifest["dsgen"],
+        rows=len(corpus),
+        backgrounds=backgrounds,
+        foregrounds=len(manifest["foregrounds"]),
+        positions=parameters["positions"],
+        flip=parameters["flip"],
+        size=corpus.size,
+        label_size=corpus.label_size,
+        fg_height=parameters["fg_height"],
+        seed=parameters["seed"],
+        splits=manifest["splits"],
+        drawn_rows=sum(picture_folders_done(path, b) for b in range(backgrounds)) * corpus.rows_per_background,
+        depth=_describe_depth(corpus),
+        flip_error=None if corpus.flip_error is None else _describe_flip_error(corpus.flip_error),
+    )
 
 
-def _depth_line(corpus: Corpus) -> str:
-    if not corpus.depth_attributes:
-        return "not labelled; run dsgen depth"
+def _describe_depth(corpus: Corpus) -> DepthInfo | None:
     attributes = corpus.depth_attributes
-    made = corpus.labelled_rows()
-    text = _share(made, len(corpus), "labelled", "not labelled")
-    text += f", by {attributes['model']}, weights {attributes['weights_sha256'][:12]}"
-    if corpus.depth is None:
-        return text + "; relative inverse depth, no metres"
-    if made:
-        some = np.sort(np.random.default_rng(0).choice(len(corpus), min(64, len(corpus)), replace=False))
-        depth = np.stack([corpus.depth[int(row)] for row in some])
-        depth = depth[depth > 0] / 1000
-        low, middle, high = np.percentile(depth, [1, 50, 99])
-        text += f"; 1st, 50th, 99th percentile {low:.2f}, {middle:.2f}, {high:.2f} m ({len(some)} rows looked at)"
-    return text
+    if not attributes:
+        return None
+    labelled = corpus.labelled_rows()
+    percentiles_m, sampled = None, 0
+    if corpus.depth is not None and labelled:
+        sampled = min(_SAMPLED_ROWS, len(corpus))
+        rows = np.sort(np.random.default_rng(0).choice(len(corpus), sampled, replace=False))
+        depth_m = np.stack([corpus.depth[int(row)] for row in rows])
+        depth_m = depth_m[depth_m > 0] / 1000
+        percentiles_m = tuple(np.percentile(depth_m, _DEPTH_PERCENTILES).tolist()) if depth_m.size else None
+    return DepthInfo(
+        labelled_rows=labelled,
+        model=attributes["model"],
+        weights_sha256=attributes["weights_sha256"],
+        metric=corpus.depth is not None,
+        percentiles_m=percentiles_m,
+        sampled_rows=sampled,
+    )
 
 
-def _flip_line(errors: np.ndarray) -> str:
+def _describe_flip_error(errors: np.ndarray) -> FlipErrorInfo:
     errors = errors[np.isfinite(errors)]
     if not errors.size:
-        return "none measured yet"
-    shares = np.percentile(errors, [5, 50, 95, 99])
-    worst = ", ".join(f"{(errors > limit).mean():.1%} above {limit}" for limit in (0.1, 0.2, 0.4))
-    return "5th, 50th, 95th, 99th percentile {:.3f}, {:.3f}, {:.3f}, {:.3f}; ".format(*shares) + worst
+        return FlipErrorInfo(None, {})
+    return FlipErrorInfo(
+        percentiles=tuple(np.percentile(errors, _FLIP_PERCENTILES).tolist()),
+        above={str(limit): float((errors > limit).mean()) for limit in _FLIP_LIMITS},
+    )
 
 
-def describe_store(place: Path | str) -> str:
-    """Describe a store: shards, bytes, splits and the statistics its index holds."""
+def describe_store(place: Path | str) -> StoreInfo:
+    """Describe a store: shards, bytes, splits, and the statistics that its index holds."""
     from dsgen.store.reader import Store
 
     store = Store(place)
     index = store.index
-    size = sum(store.files.sizes().values())
-    kind = "pictures" if "parameters" not in index["made_from"] else "recipe" if store.shards[0].recipe else "pixels"
-    ending = ", zipped" if index["shards"][0]["name"].endswith(".zip") else ""
+    packed_from_corpus = "parameters" in index["made_from"]
+    kind_of_shards = "recipe" if store.shards[0].recipe else "pixels"
+    return StoreInfo(
+        path=str(place),
+        content=kind_of_shards if packed_from_corpus else "pictures",
+        zipped=index["shards"][0]["name"].endswith(".zip"),
+        shards=len(index["shards"]),
+        rows=store.rows,
+        size=store.size,
+        bytes=sum(store.files.sizes().values()),
+        fields=tuple(store.parts),
+        splits=index["splits"],
+        left_out=index.get("left_out") or 0,
+        max_flip_error=index["made_from"].get("max_flip_error"),
+        statistics=index["statistics"],
+    )
+
+
+def _render_corpus(info: CorpusInfo) -> str:
+    mirrored = " x 2 (mirrored too)" if info.flip else ""
     lines = {
-        "store": f"{place}, complete, {len(index['shards'])} shards ({kind}{ending})",
-        "rows": f"{store.rows:,}",
-        "size": f"{store.size} px, {size / 1e6:,.1f} MB in all, {size / store.rows / 1e3:,.1f} kB a row",
-        "parts": ", ".join(store.parts) + ("" if store.has_depth else "; no depth"),
-        "splits": _splits(index["splits"]),
+        "corpus": f"{info.path} (format {info.format}, dsgen {info.dsgen})",
+        "rows": f"{info.rows:,} = {info.backgrounds} backgrounds x {info.foregrounds} foregrounds{mirrored} x "
+        f"{info.positions} positions",
+        "size": f"{info.size} px stored, {info.label_size} px labelled, foregrounds {info.fg_height} px high",
+        "splits": _render_splits(info.splits),
+        "seed": str(info.seed),
+        "pictures": _render_progress(info.drawn_rows, info.rows, "drawn", "none; everything downstream works without"),
+        "depth": _render_depth(info),
     }
-    if index.get("left_out"):
-        lines["left out"] = f"{index['left_out']:,} rows with a flip error above {index['made_from']['max_flip_error']}"
-    for part, numbers in index["statistics"].items():
-        lines[part] = ", ".join(f"{name} {_number(value)}" for name, value in numbers.items())
-    return _table(lines)
+    if info.flip_error is not None:
+        lines["flip error"] = _render_flip_error(info.flip_error)
+    return _align(lines)
 
 
-def _number(value: object) -> str:
+def _render_depth(info: CorpusInfo) -> str:
+    depth = info.depth
+    if depth is None:
+        return "not labelled; run dsgen depth"
+    text = _render_progress(depth.labelled_rows, info.rows, "labelled", "not labelled")
+    text += f", by {depth.model}, weights {depth.weights_sha256[:12]}"
+    if not depth.metric:
+        return text + "; relative inverse depth, no metres"
+    if depth.percentiles_m is not None:
+        low, middle, high = depth.percentiles_m
+        text += (
+            f"; 1st, 50th, 99th percentile {low:.2f}, {middle:.2f}, {high:.2f} m ({depth.sampled_rows} rows sampled)"
+        )
+    return text
+
+
+def _render_flip_error(info: FlipErrorInfo) -> str:
+    if info.percentiles is None:
+        return "none measured yet"
+    above = ", ".join(f"{share:.1%} above {limit}" for limit, share in info.above.items())
+    return "5th, 50th, 95th, 99th percentile {:.3f}, {:.3f}, {:.3f}, {:.3f}; ".format(*info.percentiles) + above
+
+
+def _render_store(info: StoreInfo) -> str:
+    zipped = ", zipped" if info.zipped else ""
+    megabytes, kilobytes_per_row = info.bytes / 1e6, info.bytes / info.rows / 1e3
+    lines = {
+        "store": f"{info.path}, complete, {info.shards} shards ({info.content}{zipped})",
+        "rows": f"{info.rows:,}",
+        "size": f"{info.size} px, {megabytes:,.1f} MB in all, {kilobytes_per_row:,.1f} kB a row",
+        "fields": ", ".join(info.fields) + ("" if "depth" in info.fields else "; no depth"),
+        "splits": _render_splits(info.splits),
+    }
+    if info.left_out:
+        lines["left out"] = f"{info.left_out:,} rows with a flip error above {info.max_flip_error}"
+    for field, numbers in info.statistics.items():
+        lines[field] = ", ".join(f"{name} {_render_number(value)}" for name, value in numbers.items())
+    return _align(lines)
+
+
+def _render_number(value: object) -> str:
     if isinstance(value, list):
-        return " ".join(_number(v) for v in value)
+        return " ".join(_render_number(v) for v in value)
     return f"{value:.4f}" if isinstance(value, float) else str(value)
 
 
-def _splits(counts: dict[str, int]) -> str:
+def _render_splits(counts: dict[str, int]) -> str:
     return ", ".join(f"{count:,} {name}" for name, count in counts.items())
 
 
-def _share(done: int, total: int, verb: str, none: str) -> str:
+def _render_progress(done: int, total: int, verb: str, none: str) -> str:
     if done == 0:
         return none
     return f"complete, {total:,} {verb}" if done == total else f"incomplete, {done:,} of {total:,} {verb}"
 
 
-def _table(lines: dict[str, str]) -> str:
+def _align(lines: dict[str, str]) -> str:
     width = max(map(len, lines)) + 2
     return "\n".join(f"{name:<{width}}{text}" for name, text in lines.items())

@@ -244,7 +244,7 @@ def test_flip_errors_are_stored_and_shown(tmp_path: Path, corpus: Path, weights:
     assert opened.flip_error.shape == (72,)
     assert opened.flip_error[30:32] == pytest.approx((2 * abs(a - b) / (a + b)).mean(axis=(1, 2)), rel=1e-4)
     assert np.abs(opened.depth[30:32] / 1000 - a).max() <= 0.0011
-    assert "5th, 50th, 95th, 99th percentile" in describe(tmp_path / "c")
+    assert "5th, 50th, 95th, 99th percentile" in describe(tmp_path / "c").table()
     with pytest.raises(DsgenError, match=r"flip_checked False \(the corpus has True\)"):
         label_corpus(tmp_path / "c", weights=weights, device="cpu")
 
@@ -333,7 +333,7 @@ def test_relative_labels_are_not_called_metres(tmp_path: Path, corpus: Path, wei
     assert opened.relative.dtype == np.float32
     assert opened.depth_attributes["units"] == "1"
     assert opened.labelled_rows() == 72
-    assert "no metres" in describe(tmp_path / "c")
+    assert "no metres" in describe(tmp_path / "c").table()
     with pytest.raises(DsgenError, match=r"which answers no metres; remove it and label with --metric-reference"):
         pack(tmp_path / "c", tmp_path / "s", shards=1)
     with pytest.raises(DsgenError, match="metric_reference densedepth"):

@@ -20,7 +20,8 @@ from dsgen.cli.app import app
 from dsgen.corpus import layout
 from dsgen.errors import DsgenError
 from dsgen.evaluation.background_depth import MEDIAN_ROWS, BackgroundDepth, median_of_labels
-from dsgen.evaluation.evaluate import (
+from dsgen.evaluation.evaluate import EvaluationResult, evaluate
+from dsgen.evaluation.scores import (
     BACKGROUND,
     BLANK,
     MASK_SCORES,
@@ -29,9 +30,7 @@ from dsgen.evaluation.evaluate import (
     SCORES,
     boundary,
     depth_scores,
-    evaluate,
     mask_scores,
-    table,
 )
 from dsgen.store.packing import pack
 from dsgen.store.reader import Store
@@ -58,14 +57,14 @@ def run(tmp_path_factory: pytest.TempPathFactory, store: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def evaluation(tmp_path_factory: pytest.TempPathFactory, run: Path, store: Path) -> dict[str, Any]:
+def evaluation(tmp_path_factory: pytest.TempPathFactory, run: Path, store: Path) -> EvaluationResult:
     """All rows of the store, scored at their own size."""
     return evaluate(run, store, split="all", out=tmp_path_factory.mktemp("evaluation"), device="cpu", workers=0)
 
 
-def rows_of(result: dict[str, Any]) -> list[dict[str, float]]:
+def rows_of(result: EvaluationResult) -> list[dict[str, float]]:
     """Read rows.csv; a score there is none of is nan."""
-    with (Path(result["out"]) / "rows.csv").open(newline="") as file:
+    with (result.out / "rows.csv").open(newline="") as file:
         return [{name: float(value or "nan") for name, value in row.items()} for row in csv.DictReader(file)]
 
 
@@ -103,13 +102,13 @@ def slow_depth_scores(depth_m: np.ndarray, truth_m: np.ndarray) -> dict[str, flo
 @pytest.mark.parametrize("seed", range(4))
 def test_scores_equal_a_loop_over_pixels(seed: int):
     """Masks of any shares, empty ones too, and depths with holes and outside the limits."""
-    dice = torch.Generator().manual_seed(seed)
-    logits = torch.randn(3, 1, 13, 17, generator=dice) - seed + 1
-    truth = (torch.rand(3, 1, 13, 17, generator=dice) < 0.3).float()
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(3, 1, 13, 17, generator=generator) - seed + 1
+    truth = (torch.rand(3, 1, 13, 17, generator=generator) < 0.3).float()
     truth[1] = 0
     logits[2 if seed else 1] = -1
-    depth_m = torch.rand(3, 1, 13, 17, generator=dice) * 13 - 0.5
-    truth_m = torch.rand(3, 1, 13, 17, generator=dice) * 12 * (torch.rand(3, 1, 13, 17, generator=dice) < 0.8)
+    depth_m = torch.rand(3, 1, 13, 17, generator=generator) * 13 - 0.5
+    truth_m = torch.rand(3, 1, 13, 17, generator=generator) * 12 * (torch.rand(3, 1, 13, 17, generator=generator) < 0.8)
     truth_m[2] = 0
     masks, depths = mask_scores(logits, truth), depth_scores(depth_m, truth_m, truth)
     for k in range(3):
@@ -134,7 +133,7 @@ def test_the_boundary_is_what_erosion_takes_away(shape: tuple[int, int]):
     assert 0 < found.sum() < mask.sum()
 
 
-def test_rows_score_what_their_pixels_say(evaluation: dict[str, Any], run: Path, store: Path):
+def test_rows_score_what_their_pixels_say(evaluation: EvaluationResult, run: Path, store: Path):
     """rows.csv agrees, row by row, with the network's answer scored one pixel at a time; means are means of rows."""
     opened, trained = Store(store), open_trained(run)
     listed = rows_of(evaluation)
@@ -151,20 +150,20 @@ def test_rows_score_what_their_pixels_say(evaluation: dict[str, Any], run: Path,
         expected |= {f"foreground_{name}": inside[name] for name in ("abs_rel", "delta1")}
         expected["mask_share"] = (sample["mask"] > 127).mean()
         assert {name: listed[number][name] for name in expected} == pytest.approx(expected, rel=1e-4)
-    for name, mean in evaluation["scores"][NETWORK].items():
+    for name, mean in evaluation.scores["scores"][NETWORK].items():
         assert mean == pytest.approx(statistics.fmean(row[name] for row in listed), rel=1e-4)
-    assert set(evaluation["scores"][NETWORK]) == set(SCORES)
+    assert set(evaluation.scores["scores"][NETWORK]) == set(SCORES)
 
 
-def test_trivial_answers(evaluation: dict[str, Any], store: Path):
+def test_trivial_answers(evaluation: EvaluationResult, store: Path):
     """Blank masks score 0; the mean and the background's depth are what a loop over the store's labels says."""
     opened = Store(store)
     samples = opened.read(0, opened.rows)
     depth_m = samples["depth"] / 1000
-    assert evaluation["scores"][BLANK] == dict.fromkeys(MASK_SCORES, 0.0)
+    assert evaluation.scores["scores"][BLANK] == dict.fromkeys(MASK_SCORES, 0.0)
     mean = depth_m[depth_m > 0].mean()
     expected = [slow_depth_scores(np.full_like(truth, mean), truth)["abs_rel"] for truth in depth_m]
-    assert evaluation["scores"][MEAN]["abs_rel"] == pytest.approx(statistics.fmean(expected), rel=1e-4)
+    assert evaluation.scores["scores"][MEAN]["abs_rel"] == pytest.approx(statistics.fmean(expected), rel=1e-4)
     known = {
         number: np.median(depth_m[opened.plan["background"] == number], axis=0)
         for number in np.unique(opened.plan["background"]).tolist()
@@ -173,8 +172,8 @@ def test_trivial_answers(evaluation: dict[str, Any], store: Path):
         slow_depth_scores(known[number], truth)["rmse_m"]
         for number, truth in zip(opened.plan["background"].tolist(), depth_m, strict=True)
     ]
-    assert evaluation["scores"][BACKGROUND]["rmse_m"] == pytest.approx(statistics.fmean(expected), rel=1e-4)
-    about = evaluation["protocol"]["trivial_answers"][BACKGROUND]
+    assert evaluation.scores["scores"][BACKGROUND]["rmse_m"] == pytest.approx(statistics.fmean(expected), rel=1e-4)
+    about = evaluation.scores["protocol"]["trivial_answers"][BACKGROUND]
     assert (about["backgrounds"], about["fewest_rows"], about["most_rows"]) == (3, 24, 24)
 
 
@@ -202,19 +201,19 @@ def test_few_rows_make_no_background(store: Path, run: Path, tmp_path: Path, mon
     """Where a background has too few rows its answer is no score, and the protocol counts it."""
     monkeypatch.setattr("dsgen.evaluation.background_depth.LEAST_MEDIAN_ROWS", 25)
     result = evaluate(run, store, out=tmp_path, device="cpu", workers=0)
-    assert set(result["scores"][BACKGROUND].values()) == {None}
-    assert result["protocol"]["trivial_answers"][BACKGROUND]["backgrounds_with_too_few_rows"] == 1
+    assert set(result.scores["scores"][BACKGROUND].values()) == {None}
+    assert result.scores["protocol"]["trivial_answers"][BACKGROUND]["backgrounds_with_too_few_rows"] == 1
     assert MEDIAN_ROWS % 2 == 1
 
 
-def test_groups_hold_every_row_once(evaluation: dict[str, Any], store: Path):
+def test_groups_hold_every_row_once(evaluation: EvaluationResult, store: Path):
     """Backgrounds, foregrounds and mask shares each divide all rows, with the means of theirs; the worst come first."""
     plan, listed = Store(store).plan, rows_of(evaluation)
     for kind, name in (
         ("background", layout.background_name),
         ("foreground", lambda n: layout.foreground_name(n, False)),
     ):
-        with (Path(evaluation["out"]) / f"{kind}s.csv").open(newline="") as file:
+        with (evaluation.out / f"{kind}s.csv").open(newline="") as file:
             groups = list(csv.DictReader(file))
         assert sum(int(group["rows"]) for group in groups) == len(plan)
         for number in np.unique(plan[kind]).tolist():
@@ -224,9 +223,9 @@ def test_groups_hold_every_row_once(evaluation: dict[str, Any], store: Path):
                 assert float(group[score]) == pytest.approx(mean, rel=1e-4)
         ious = [float(group["iou"]) for group in groups]
         assert ious == sorted(ious)
-        assert evaluation[f"by_{kind}"]["worst"][0][kind] == groups[0][kind]
-        assert evaluation[f"by_{kind}"]["best"][0][kind] == groups[-1][kind]
-    shares = evaluation["by_mask_share"]
+        assert evaluation.scores[f"by_{kind}"]["worst"][0][kind] == groups[0][kind]
+        assert evaluation.scores[f"by_{kind}"]["best"][0][kind] == groups[-1][kind]
+    shares = evaluation.scores["by_mask_share"]
     assert sum(entry["rows"] for entry in shares) == len(plan)
     for entry in shares:
         members = [row for row in listed if entry["above"] < row["mask_share"] <= entry["up_to"]]
@@ -235,16 +234,16 @@ def test_groups_hold_every_row_once(evaluation: dict[str, Any], store: Path):
             assert entry["dice"] == pytest.approx(statistics.fmean(row["dice"] for row in members), rel=1e-4)
 
 
-def test_the_worst_rows_are_named_and_drawn(evaluation: dict[str, Any]):
+def test_the_worst_rows_are_named_and_drawn(evaluation: EvaluationResult):
     """Thirty-two rows with the lowest IoU, in order, with the names of their composites, and a picture of them."""
     ordered = sorted(rows_of(evaluation), key=lambda row: row["iou"])[:32]
-    worst = evaluation["worst"]
+    worst = evaluation.scores["worst"]
     assert [entry["iou"] for entry in worst] == pytest.approx([row["iou"] for row in ordered], rel=1e-4)
     first = worst[0]
     listed = rows_of(evaluation)[first["row"]]
     numbers = [int(listed[name]) for name in ("background", "foreground")]
     assert first["composite"] == layout.composite_name(*numbers, bool(listed["flip"]), int(listed["position"]))
-    with Image.open(Path(evaluation["out"]) / "worst.png") as sheet:
+    with Image.open(evaluation.out / "worst.png") as sheet:
         pixels = np.asarray(sheet.convert("RGB"))
     lines = 16
     assert pixels.shape[0] > lines * 160
@@ -254,9 +253,9 @@ def test_the_worst_rows_are_named_and_drawn(evaluation: dict[str, Any]):
         assert line[:, line.shape[1] // 2 :].std() > 20
 
 
-def test_what_is_written(evaluation: dict[str, Any]):
+def test_what_is_written(evaluation: EvaluationResult):
     """Five whole files; the JSON is the result, has no nan in it, and spells the protocol out."""
-    out = Path(evaluation["out"])
+    out = evaluation.out
     assert sorted(path.name for path in out.iterdir()) == [
         "backgrounds.csv",
         "foregrounds.csv",
@@ -265,19 +264,19 @@ def test_what_is_written(evaluation: dict[str, Any]):
         "worst.png",
     ]
     read = json.loads((out / "scores.json").read_text(), parse_constant=pytest.fail)
-    assert read == {name: value for name, value in evaluation.items() if name != "out"}
+    assert read == evaluation.scores
     protocol = read["protocol"]
     assert (protocol["split"], protocol["size"], protocol["scored_size"], protocol["rows"]) == ("all", 48, 48, 72)
     assert protocol["alignment"].startswith("none")
     assert protocol["max_depth_m"] == 10
-    text = table(evaluation)
+    text = evaluation.table()
     for part in ("split all", "72 of 72 rows", "48x48", "0.1..10 m", "probability above 0.5", "mean over rows"):
         assert part in text.splitlines()[-1]
     for answer in (NETWORK, BLANK, MEAN, BACKGROUND):
         assert f"\n{answer}" in text
 
 
-def test_splits_and_samples(run: Path, store: Path, tmp_path: Path, evaluation: dict[str, Any]):
+def test_splits_and_samples(run: Path, store: Path, tmp_path: Path, evaluation: EvaluationResult):
     """A split is scored alone, as it is among all; a part of it is the same part each time, in order."""
     whole = {row["row"]: row for row in rows_of(evaluation)}
     split = evaluate(run, store, out=tmp_path / "a", device="cpu", batch_size=3, workers=0)
@@ -291,29 +290,29 @@ def test_splits_and_samples(run: Path, store: Path, tmp_path: Path, evaluation: 
     assert len(numbers) == 5
     assert numbers == sorted(numbers)
     assert len({whole[number]["background"] for number in numbers}) + len({whole[n]["foreground"] for n in numbers}) > 2
-    assert "5 of " in parts[0]["protocol"]["summary"]
+    assert "5 of " in parts[0].scores["protocol"]["summary"]
 
 
 def test_half_size_answers_are_scored_at_their_size(store: Path, tmp_path: Path):
     """A network that answers at half the size is scored there, which the protocol says."""
     result = evaluate(make_run(tmp_path, output="half"), store, size=32, device="cpu", workers=0)
-    assert result["out"] == str(tmp_path / "evaluation-validation-32")
-    assert result["protocol"]["scored_size"] == 16
-    assert "scored at the network's output, 16x16" in table(result)
-    assert "shrunk by antialiased averaging" in table(result)
-    assert 0 <= result["scores"][NETWORK]["iou"] <= 1
+    assert result.out == tmp_path / "evaluation-validation-32"
+    assert result.scores["protocol"]["scored_size"] == 16
+    assert "scored at the network's output, 16x16" in result.table()
+    assert "shrunk by antialiased averaging" in result.table()
+    assert 0 <= result.scores["scores"][NETWORK]["iou"] <= 1
 
 
 def test_without_depth_masks_are_scored(run: Path, corpus: Path, store: Path, tmp_path: Path):
     """A store without depth gives mask scores, a network without depth none for it, and both together still work."""
     pack(corpus, tmp_path / "store", shards=1, jobs=1)
     result = evaluate(run, tmp_path / "store", out=tmp_path / "a", device="cpu", workers=0)
-    assert set(result["scores"]) == {NETWORK, BLANK}
-    assert set(result["scores"][NETWORK]) == set(MASK_SCORES)
-    assert "abs rel" not in table(result)
+    assert set(result.scores["scores"]) == {NETWORK, BLANK}
+    assert set(result.scores["scores"][NETWORK]) == set(MASK_SCORES)
+    assert "abs rel" not in result.table()
     maskless = evaluate(make_run(tmp_path / "run", depth=False), store, out=tmp_path / "b", device="cpu", workers=0)
-    assert set(maskless["scores"][NETWORK]) == set(MASK_SCORES)
-    assert maskless["scores"][MEAN]["abs_rel"] > 0
+    assert set(maskless.scores["scores"][NETWORK]) == set(MASK_SCORES)
+    assert maskless.scores["scores"][MEAN]["abs_rel"] > 0
 
 
 def test_stores_without_masks_and_backgrounds(run: Path, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -329,12 +328,12 @@ def test_stores_without_masks_and_backgrounds(run: Path, store: Path, tmp_path: 
         Store, "read", lambda self, a, b: {n: v for n, v in read(self, a, b).items() if n not in left_out}
     )
     result = evaluate(run, store, out=tmp_path, device="cpu", workers=0)
-    assert set(result["scores"]) == {NETWORK, MEAN}
-    assert set(result["scores"][NETWORK]) == {"abs_rel", "rmse_m", "delta1", "delta2", "delta3", "ssim"}
-    errors = [entry["abs_rel"] for entry in result["worst"]]
+    assert set(result.scores["scores"]) == {NETWORK, MEAN}
+    assert set(result.scores["scores"][NETWORK]) == {"abs_rel", "rmse_m", "delta1", "delta2", "delta3", "ssim"}
+    errors = [entry["abs_rel"] for entry in result.scores["worst"]]
     assert errors == sorted(errors, reverse=True)
-    assert not result["blank"]
-    assert table(result).splitlines()[0].split()[:2] == ["abs", "rel"]
+    assert not result.blank
+    assert result.table().splitlines()[0].split()[:2] == ["abs", "rel"]
 
 
 def answer_by_difference(self: Trained, background: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
@@ -375,7 +374,7 @@ def test_blank_masks_are_called_out(
         ({"checkpoint": "last"}, "--checkpoint: got last, expected one of best"),
     ],
 )
-def test_what_cannot_be_is_refused(run: Path, store: Path, tmp_path: Path, options: dict[str, Any], message: str):
+def test_invalid_arguments_are_refused(run: Path, store: Path, tmp_path: Path, options: dict[str, Any], message: str):
     """Each is named with its value and the rule, and nothing is written."""
     with pytest.raises(DsgenError, match=message):
         evaluate(run, store, out=tmp_path / "out", device="cpu", **options)

@@ -13,16 +13,17 @@ from support.runs import make_run
 
 from dsgen.errors import DsgenError
 from dsgen.evaluation import onnx as exporting
-from dsgen.evaluation.onnx import export_onnx, made_up_pictures, parity_shapes
+from dsgen.evaluation.onnx import export_onnx, parity_shapes, random_pictures
 from dsgen.training.checkpoint import open_trained
 
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """A run, its ONNX file, and what was said of it."""
+    """A run, its ONNX file, and the result of the export."""
     folder = tmp_path_factory.mktemp("exported")
     run = make_run(folder / "run")
-    return {"run": run, "file": folder / "models/net.onnx", **export_onnx(run, folder / "models/net.onnx")}
+    result = export_onnx(run, folder / "models/net.onnx")
+    return {"run": run, "file": folder / "models/net.onnx", "result": result}
 
 
 def answers(path: Path, background: torch.Tensor, image: torch.Tensor) -> dict[str, np.ndarray]:
@@ -36,7 +37,7 @@ def answers(path: Path, background: torch.Tensor, image: torch.Tensor) -> dict[s
 @pytest.mark.parametrize("shape", [(1, 48, 48), (4, 33, 61), (2, 17, 129), (1, 192, 256), (3, 7, 5)])
 def test_the_file_answers_as_the_network(exported: dict[str, Any], shape: tuple[int, int, int]):
     """At batches and sizes it was neither traced nor checked at, odd and small ones too."""
-    background, image = made_up_pictures(*shape, seed=9)
+    background, image = random_pictures(*shape, seed=9)
     logits, depth_m = open_trained(exported["run"]).answer(background, image)
     found = answers(exported["file"], background, image)
     assert list(found) == ["mask_probability", "depth_m"]
@@ -65,13 +66,18 @@ def test_the_file_says_what_it_is(exported: dict[str, Any]):
         assert part not in content
 
 
-def test_what_is_said_of_it(exported: dict[str, Any]):
-    """The differences found, and the versions they were found with."""
-    assert 0 <= exported["mask_probability_max_difference"] < 1e-5
-    assert 0 <= exported["depth_m_max_difference"] < 1e-4
-    assert exported["onnxruntime"] == onnxruntime.__version__
-    assert exported["bytes"] == exported["file"].stat().st_size
-    assert exported["compared_on"] == len(parity_shapes(48)) >= 4
+def test_the_result_has_differences_and_versions(exported: dict[str, Any]):
+    """The differences found, and the versions they were found with, as fields and in the summary."""
+    result = exported["result"]
+    assert list(result.max_difference) == ["mask_probability", "depth_m"]
+    assert 0 <= result.max_difference["mask_probability"] < 1e-5
+    assert 0 <= result.max_difference["depth_m"] < 1e-4
+    assert result.onnxruntime == onnxruntime.__version__
+    assert result.out == exported["file"]
+    assert result.bytes == exported["file"].stat().st_size
+    assert result.compared_on == len(parity_shapes(48)) >= 4
+    assert result.summary().startswith(f"{exported['file']}: ")
+    assert f"onnxruntime {onnxruntime.__version__}" in result.summary()
     assert any(height % 2 and width % 2 for _, height, width in parity_shapes(48))
     assert len({batch for batch, _, _ in parity_shapes(48)}) > 1
 
@@ -82,7 +88,7 @@ def test_another_answer_is_refused(exported: dict[str, Any], tmp_path: Path, mon
     out = tmp_path / "net.onnx"
     out.write_bytes(b"an older one")
     monkeypatch.setattr(exporting, "_encode", lambda *_: content)
-    with pytest.raises(DsgenError, match=r"mask_probability of ONNX Runtime differs by .*, expected 0.0001 at most"):
+    with pytest.raises(DsgenError, match=r"mask_probability of ONNX Runtime differs by .*, expected at most 0.0001"):
         export_onnx(make_run(tmp_path / "other", mask_bias=1.0), out)
     with pytest.raises(DsgenError, match=r"mask_probability of ONNX Runtime is .*, expected \(1, 1, 24, 24\)"):
         export_onnx(make_run(tmp_path / "half", output="half"), out)
@@ -117,12 +123,12 @@ def test_missing_packages(exported: dict[str, Any], tmp_path: Path, monkeypatch:
         export_onnx(exported["run"], tmp_path / "net.onnx")
 
 
-def test_what_cannot_be_is_refused(exported: dict[str, Any], tmp_path: Path):
+def test_invalid_arguments_are_refused(exported: dict[str, Any], tmp_path: Path):
     """Another ending, a folder that is no run, an opset that is none."""
     for opset in (17, 999):
         with pytest.raises(DsgenError, match=rf"opset: got {opset}, expected 18 to \d+; leave it out for 18"):
             export_onnx(exported["run"], tmp_path / "net.onnx", opset=opset)
-    with pytest.raises(DsgenError, match=r"net\.pb: got no name ending in \.onnx"):
+    with pytest.raises(DsgenError, match=r"net\.pb: expected a name that ends in \.onnx"):
         export_onnx(exported["run"], tmp_path / "net.pb")
     with pytest.raises(DsgenError, match="no run"):
         export_onnx(tmp_path, tmp_path / "net.onnx")
@@ -142,9 +148,9 @@ def test_what_cannot_be_is_refused(exported: dict[str, Any], tmp_path: Path):
 def test_every_variant_can_be_exported(tmp_path: Path, options: dict[str, Any]):
     """Grey, half size, separate blocks and timm's encoders, at sizes that are not multiples of anything."""
     run = make_run(tmp_path / "run", **options)
-    said = export_onnx(run, tmp_path / "net.onnx")
-    assert said["mask_probability_max_difference"] < 1e-5
-    background, image = made_up_pictures(2, 67, 101, seed=1)
+    result = export_onnx(run, tmp_path / "net.onnx")
+    assert result.max_difference["mask_probability"] < 1e-5
+    background, image = random_pictures(2, 67, 101, seed=1)
     logits, depth_m = open_trained(run).answer(background, image)
     found = answers(tmp_path / "net.onnx", background, image)
     np.testing.assert_allclose(found["mask_probability"], logits.sigmoid().numpy(), atol=1e-5)
@@ -157,5 +163,5 @@ def test_without_trained_depth_the_file_has_a_mask_only(tmp_path: Path):
     run = make_run(tmp_path / "run", depth=False)
     export_onnx(run, tmp_path / "a.onnx")
     export_onnx(run, tmp_path / "b.onnx")
-    assert list(answers(tmp_path / "a.onnx", *made_up_pictures(1, 48, 48, seed=0))) == ["mask_probability"]
+    assert list(answers(tmp_path / "a.onnx", *random_pictures(1, 48, 48, seed=0))) == ["mask_probability"]
     assert (tmp_path / "a.onnx").read_bytes() == (tmp_path / "b.onnx").read_bytes()

@@ -86,8 +86,8 @@ def test_a_tree_of_pairs(run: Path, scene: dict[str, Any], by_difference: list[t
     """Every composite is fed with its longer side at the trained size; answers have its own size and are right."""
     done = predict(run, scene["pictures"], scene["rooms"], device="cpu")
     out = tmp_path / "pictures_predictions"
-    assert done["out"] == str(out)
-    assert (done["predicted"], done["already_there"], done["failed"]) == (3, 0, [])
+    assert done.out == out
+    assert (done.predicted, done.already_there, done.failed) == (3, 0, ())
     assert sorted(by_difference) == [(1, 3, 36, 48), (1, 3, 48, 24), (1, 3, 48, 48)]
     for name, box in scene["boxes"].items():
         true = np.zeros(read(scene["pictures"] / f"{name}.png").shape[:2], bool)
@@ -139,9 +139,9 @@ def test_one_background_for_all(run: Path, by_difference: list[tuple[int, ...]],
     for k in range(3):
         save(tmp_path / f"shots/{k}.png", paste(background, (slice(20, 60), slice(10 * k, 10 * k + 40))))
     done = predict(run, tmp_path / "shots", room, device="cpu")
-    assert done["predicted"] == 3
+    assert done.predicted == 3
     for k in range(3):
-        mask = read(Path(done["out"]) / f"mask/{k}.png") > 0
+        mask = read(done.out / f"mask/{k}.png") > 0
         assert mask[30:50, 10 * k + 10 : 10 * k + 30].all()
         assert mask.mean() < 0.25
 
@@ -149,7 +149,7 @@ def test_one_background_for_all(run: Path, by_difference: list[tuple[int, ...]],
 def test_a_corpus_pairs_by_its_folders(run: Path, corpus: Path, by_difference: list[tuple[int, ...]], tmp_path: Path):
     """Where no background has a composite's name, one with its folder's has it: `bg_fg` finds its own in `bg`."""
     done = predict(run, corpus / "bg_fg", corpus / "bg", tmp_path / "out", device="cpu")
-    assert (done["predicted"], done["failed"]) == (72, [])
+    assert (done.predicted, done.failed) == (72, ())
     assert {Path(line["background"]).stem for line in lines(tmp_path / "out")} == {"bg001", "bg002", "bg003"}
     for line in lines(tmp_path / "out"):
         assert line["picture"].startswith(Path(line["background"]).stem)
@@ -171,19 +171,19 @@ def test_bad_pairs_are_listed_and_good_ones_done(run: Path, scene: dict[str, Any
         assert counts in done.output
         errors = [line for line in done.output.splitlines() if line.startswith("error: ")]
         assert "broken.png: cannot be decoded" in errors[0]
-        assert f"lonely.png: no background lonely in {rooms}, of any ending; add it" in errors[1]
+        assert f"lonely.png: no background lonely in {rooms}, with any ending; add it" in errors[1]
         assert "wide.png: 60x60 pixels, expected the proportions of" in errors[2]
         assert sum(bool(line["error"]) for line in lines(tmp_path / "out")) == 3
     assert len(list((tmp_path / "out/mask").rglob("*.png"))) == 3
 
 
-def test_what_is_there_is_left_alone(run: Path, scene: dict[str, Any], tmp_path: Path):
-    """Only what is missing, older than its pictures, of another background or another network is made again."""
+def test_current_answers_are_kept(run: Path, scene: dict[str, Any], tmp_path: Path):
+    """Only answers that are missing, older than their pictures, or of another background or network are renewed."""
     out = tmp_path / "out"
 
     def again(**options: Any) -> int:
         rooms = options.pop("rooms", scene["rooms"])
-        return predict(run, scene["pictures"], rooms, out, device="cpu", **options)["predicted"]
+        return predict(run, scene["pictures"], rooms, out, device="cpu", **options).predicted
 
     assert again() == 3
     first = (out / "mask/a.png").stat().st_mtime_ns
@@ -204,7 +204,7 @@ def test_what_is_there_is_left_alone(run: Path, scene: dict[str, Any], tmp_path:
     assert again(rooms=tmp_path / "rooms2", size=32) == 3
 
 
-def test_an_interrupted_run_goes_on(run: Path, scene: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_an_interrupted_run_resumes(run: Path, scene: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """What was done before the interruption is not done again."""
     answer, done = Trained.answer, []
 
@@ -219,7 +219,7 @@ def test_an_interrupted_run_goes_on(run: Path, scene: dict[str, Any], tmp_path: 
         predict(run, scene["pictures"], scene["rooms"], tmp_path / "out", device="cpu")
     monkeypatch.setattr(Trained, "answer", answer)
     result = predict(run, scene["pictures"], scene["rooms"], tmp_path / "out", device="cpu")
-    assert (result["predicted"], result["already_there"]) == (1, 2)
+    assert (result.predicted, result.already_there) == (1, 2)
     assert len(lines(tmp_path / "out")) == 3
 
 
@@ -243,9 +243,9 @@ def test_without_trained_depth_there_is_none(tmp_path: Path, scene: dict[str, An
     """A network that was never trained on depth gives masks only."""
     run = make_run(tmp_path / "run", depth=False)
     done = predict(run, scene["pictures"] / "a.png", scene["rooms"] / "a.png", device="cpu", views=True)
-    assert done["answers"] == ("mask",)
-    assert done["out"] == str(scene["pictures"] / "a_predictions")
-    names = sorted(path.relative_to(done["out"]).as_posix() for path in Path(done["out"]).rglob("*.*g"))
+    assert done.answers == ("mask",)
+    assert done.out == scene["pictures"] / "a_predictions"
+    names = sorted(path.relative_to(done.out).as_posix() for path in done.out.rglob("*.*g"))
     assert names == ["mask/a.png", "view/a.jpg"]
 
 
@@ -275,7 +275,7 @@ def test_sizes_that_are_fed():
     assert fed_size(1, 1000, 192) == (1, 192)
 
 
-def test_what_cannot_be_is_refused(run: Path, scene: dict[str, Any], tmp_path: Path):
+def test_invalid_arguments_are_refused(run: Path, scene: dict[str, Any], tmp_path: Path):
     """Each is named, and nothing is written."""
     pictures, rooms, out = scene["pictures"], scene["rooms"], tmp_path / "out"
     (tmp_path / "empty").mkdir()
@@ -286,7 +286,7 @@ def test_what_cannot_be_is_refused(run: Path, scene: dict[str, Any], tmp_path: P
         ((run, pictures, tmp_path / "nowhere", out), {}, "nowhere: no such folder or picture"),
         ((run, pictures, rooms, pictures), {}, "--out: .* is a folder of pictures itself"),
         ((run, pictures, rooms, out), {"size": 8}, "--size: got 8, expected 32 or more"),
-        ((run, pictures, rooms, out), {"file_format": "exr"}, "--format: got 'exr', expected one of png, npy"),
+        ((run, pictures, rooms, out), {"file_format": "exr"}, "--format: got exr, expected one of png, npy"),
         ((run, pictures, rooms, out), {"checkpoint": "last"}, "--checkpoint: got last, expected one of best"),
         ((run, pictures / "a.png", rooms / "deep", out), {}, r"a\.png: no background a in .*deep"),
     ):
@@ -300,9 +300,11 @@ def test_two_backgrounds_of_one_name(run: Path, scene: dict[str, Any], tmp_path:
     room = scene["rooms"] / "a.png"
     save(scene["rooms"] / "a.jpg", read(room))
     done = predict(run, scene["pictures"], scene["rooms"], tmp_path / "out", device="cpu")
-    assert done["failed"] == []
+    assert done.failed == ()
     assert lines(tmp_path / "out")[0]["background"] == str(room)
     save(scene["rooms"] / "a.bmp", read(room))
     room.unlink()
     done = predict(run, scene["pictures"], scene["rooms"], tmp_path / "out", device="cpu")
-    assert done["failed"] == [f"{scene['pictures'] / 'a.png'}: 2 backgrounds (a.bmp, a.jpg), expected 1; remove one"]
+    assert done.failed == (
+        f"{scene['pictures'] / 'a.png'}: 2 backgrounds (a.bmp, a.jpg), expected 1; remove all but one",
+    )

@@ -90,8 +90,8 @@ def main() -> None:
         ious = []
         for name, store in stores.items():
             out = arguments.work / f"{run.name}-{name.replace(' ', '-')}"
-            scores = evaluate(run, store, split="all", size=arguments.size, out=out)
-            ious.append(scores["scores"]["network"]["iou"])
+            result = evaluate(run, store, split="all", size=arguments.size, out=out)
+            ious.append(result.scores["scores"]["network"]["iou"])
         lines.append(f"| {run.name} | " + " | ".join(f"{iou:.3f}" for iou in ious) + " |")
     table = "\n".join(lines) + "\n"
     write_bytes(arguments.out, table.encode())

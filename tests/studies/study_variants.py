@@ -86,7 +86,8 @@ def main() -> None:
         chosen = read_json(plan)
         settings = replace(all_settings[name], epoch_samples=chosen["epoch"], validation_samples=100)
         train(arguments.store, run, settings, epochs=EPOCHS)
-        scores = evaluate(run, arguments.store, split="test", checkpoint="last", out=run / "test")["scores"]["network"]
+        result = evaluate(run, arguments.store, split="test", checkpoint="last", out=run / "test")
+        scores = result.scores["scores"]["network"]
         parameters = read_json(run / "config.json")["parameters"]
         cells = [name, f"{parameters:,}", f"{chosen['step'] * 1000:.0f}", f"{chosen['epoch'] * EPOCHS:,}"]
         cells += [f"{scores[key]:.3f}" for key in ("iou", "delta1", "ssim")]
