@@ -109,11 +109,8 @@ def info(path: CorpusOrStore = "corpus") -> Reply:
     """Describe a corpus or a store: completeness, sizes, splits, statistics."""
     from dsgen.views.info import describe
 
-    described: Any = describe(path)
-    if isinstance(described, str):
-        lines = (line.partition("  ") for line in described.splitlines())
-        return Reply(described, {name: text.strip() for name, _, text in lines})
-    return Reply(str(described), as_dict(described))
+    described = describe(path)
+    return Reply(described.table(), as_dict(described))
 
 
 def preview(
@@ -125,8 +122,8 @@ def preview(
     """Draw a contact sheet: composite, mask, and depth with a scale in metres."""
     from dsgen.views.preview import preview as draw
 
-    path_written = draw(path, out, count=count, seed=seed)
-    return Reply(str(path_written), {"out": path_written})
+    result = draw(path, out, count=count, seed=seed)
+    return Reply(str(result.out), as_dict(result))
 
 
 COMPOSITE = Command(

@@ -164,16 +164,8 @@ def export(
 def _export_network(run: Path, out: Path) -> Reply:
     from dsgen.evaluation.onnx import export_onnx
 
-    result = as_dict(export_onnx(run, out))
-    ending = "_max_difference"
-    differences = ", ".join(
-        f"{name.removesuffix(ending)} within {value:.2g}" for name, value in result.items() if name.endswith(ending)
-    )
-    text = (
-        f"{out}: opset {result['opset']}, {megabytes(result['bytes'])}, from {result['checkpoint']}; ONNX Runtime "
-        f"agrees with torch: {differences}"
-    )
-    return Reply(text, {"out": out, **result})
+    result = export_onnx(run, out)
+    return Reply(result.summary(), as_dict(result))
 
 
 def verify(

@@ -118,9 +118,8 @@ def evaluate(
     Its scores are shown beside those of trivial answers. The exit code is 1 if its masks are no better than empty ones.
     """
     from dsgen.evaluation.evaluate import evaluate as score
-    from dsgen.evaluation.evaluate import table
 
-    result: Any = score(
+    result = score(
         run,
         store,
         split=split,
@@ -132,9 +131,8 @@ def evaluate(
         device=device,
         workers=workers,
     )
-    values = as_dict(result)
     files = "scores.json, rows.csv, backgrounds.csv, foregrounds.csv, worst.png"
-    return Reply(f"{table(result)}\n{values['out']}: {files}", values, failed=values["blank"])
+    return Reply(f"{result.table()}\n{result.out}: {files}", as_dict(result), failed=result.blank)
 
 
 def predict(
@@ -168,26 +166,23 @@ def predict(
     """
     from dsgen.evaluation.predict import predict as work
 
-    result = as_dict(
-        work(
-            run,
-            pictures,
-            backgrounds,
-            out,
-            size=size,
-            checkpoint=checkpoint,
-            device=device,
-            file_format=file_format,
-            views=views,
-        )
+    result = work(
+        run,
+        pictures,
+        backgrounds,
+        out,
+        size=size,
+        checkpoint=checkpoint,
+        device=device,
+        file_format=file_format,
+        views=views,
     )
-    failed = tuple(map(str, result["failed"]))
     text = (
-        f"{result['out']}: {' and '.join(result['answers'])} of {result['predicted']:,} pictures predicted at "
-        f"{result['size']} px, {result['already_there']:,} already existed, {len(failed):,} failed "
-        f"({result['checkpoint']})"
+        f"{result.out}: {' and '.join(result.answers)} of {result.predicted:,} pictures predicted at "
+        f"{result.size} px, {result.already_there:,} already existed, {len(result.failed):,} failed "
+        f"({result.checkpoint})"
     )
-    return Reply(text, result, problems=failed, failed=bool(failed))
+    return Reply(text, as_dict(result), problems=result.failed, failed=bool(result.failed))
 
 
 TRAIN = Command(

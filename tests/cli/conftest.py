@@ -1,5 +1,6 @@
 """The program run in this process, as a user would run it, and stages that do nothing but say they did."""
 
+import dataclasses
 import json
 import logging
 import sys
@@ -11,6 +12,11 @@ from typing import Any
 import pytest
 
 from dsgen.cli.app import main
+from dsgen.evaluation.evaluate import EvaluationResult
+from dsgen.evaluation.onnx import OnnxResult
+from dsgen.evaluation.predict import PredictResult
+from dsgen.views.info import CorpusInfo
+from dsgen.views.preview import PreviewResult
 
 
 @dataclass(frozen=True)
@@ -96,26 +102,38 @@ RESULTS: dict[str, Any] = {
         "bytes": 12_345_678,
         "splits": {"train": 1000, "validation": 200},
     },
-    "dsgen.evaluation.onnx.export_onnx": {
-        "bytes": 8_700_000,
-        "opset": 18,
-        "checkpoint": "run/checkpoints/best.pt",
-        "mask_probability_max_difference": 1e-6,
-        "depth_m_max_difference": 2e-5,
-        "compared_on": 4,
-    },
+    "dsgen.evaluation.onnx.export_onnx": OnnxResult(
+        out=Path("model.onnx"),
+        bytes=8_700_000,
+        opset=18,
+        checkpoint=Path("run/checkpoints/best.pt"),
+        max_difference={"mask_probability": 1e-6, "depth_m": 2e-5},
+        compared_on=4,
+        torch="2",
+        onnx="1",
+        onnxruntime="1",
+    ),
     "dsgen.training.fit.train": {"run": Path("run"), "best": BEST, "learnt_masks": True, "epochs": 10},
-    "dsgen.evaluation.evaluate.evaluate": {"out": Path("run/evaluation"), "rows": 200, "blank": False},
-    "dsgen.evaluation.predict.predict": {
-        "out": Path("shots_predictions"),
-        "answers": ("mask", "depth"),
-        "predicted": 1200,
-        "already_there": 34,
-        "failed": [],
-        "checkpoint": Path("run/checkpoints/best.pt"),
-        "size": 192,
-        "device": "cpu",
-    },
+    "dsgen.evaluation.evaluate.evaluate": EvaluationResult(
+        out=Path("run/evaluation"),
+        run=Path("run"),
+        store="shards",
+        split="validation",
+        size=192,
+        rows=200,
+        scores={},
+        blank=False,
+    ),
+    "dsgen.evaluation.predict.predict": PredictResult(
+        out=Path("shots_predictions"),
+        answers=("mask", "depth"),
+        predicted=1200,
+        already_there=34,
+        failed=(),
+        checkpoint=Path("run/checkpoints/best.pt"),
+        size=192,
+        device="cpu",
+    ),
     "dsgen.depth.score.evaluate_depth": {"pictures": 15, "mean": {"metric": {"delta1": 0.5}}},
     "dsgen.depth.fit.train_depth": {"abs_rel": 0.1234, "delta1": float("nan")},
     "dsgen.depth.weights.convert_weights": {
@@ -125,8 +143,25 @@ RESULTS: dict[str, Any] = {
         "max_depth_m": 10.0,
         "sha256": "0123456789abcdef",
     },
-    "dsgen.views.info.describe": "corpus  corpus (format 1)\nrows    1,234",
-    "dsgen.views.preview.preview": Path("preview.png"),
+    "dsgen.views.info.describe": CorpusInfo(
+        path="corpus",
+        format=1,
+        dsgen="0.1.0",
+        rows=1234,
+        backgrounds=1,
+        foregrounds=2,
+        positions=20,
+        flip=True,
+        size=224,
+        label_size=448,
+        fg_height=110,
+        seed=0,
+        splits=SPLITS,
+        drawn_rows=1234,
+        depth=None,
+        flip_error=None,
+    ),
+    "dsgen.views.preview.preview": PreviewResult(Path("preview.png"), (3, 7)),
 }
 
 
@@ -141,6 +176,11 @@ class Stages:
         """The arguments of the one call there was."""
         ((_, arguments, options),) = self.calls
         return arguments, options
+
+
+def changed(result: Any, **values: Any) -> Any:
+    """The result of a stage, with other values in some of its fields."""
+    return dataclasses.replace(result, **values) if dataclasses.is_dataclass(result) else result | values
 
 
 @pytest.fixture
@@ -164,8 +204,9 @@ def stages(monkeypatch: pytest.MonkeyPatch) -> Stages:
 
     for name in stages.results:
         monkeypatch.setattr(name, stage(name))
-    for name in ("dsgen.evaluation.evaluate.table", "dsgen.depth.score.table"):
+    for name in ("dsgen.evaluation.evaluate.EvaluationResult.table", "dsgen.depth.score.table"):
         monkeypatch.setattr(name, lambda _: "a table")
+    monkeypatch.setattr(CorpusInfo, "table", lambda _: "a table")
     monkeypatch.setattr("dsgen.integrity.verify.is_store", lambda path: path != "corpus")
     monkeypatch.setattr("dsgen.store.corpus_source.CorpusSource", lambda *arguments: ("corpus", *arguments))
     monkeypatch.setattr("dsgen.store.picture_source.Pictures", lambda *arguments: ("pictures", *arguments))

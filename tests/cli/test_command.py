@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from dsgen.parallel.progress import progress
+from dsgen.views.info import CorpusInfo
 
-from .conftest import Run
+from .conftest import RESULTS, Run
 
 
 @pytest.fixture
@@ -18,7 +19,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     monkeypatch.delenv("DSGEN_PROGRESS", raising=False)
     monkeypatch.delenv("AWS_ENDPOINT_URL", raising=False)
 
-    def describe(path: object) -> str:
+    def describe(path: object) -> CorpusInfo:
         seen.update({name: os.environ.get(name) for name in ("DSGEN_PROGRESS", "AWS_ENDPOINT_URL")})
         print("printed")
         log = logging.getLogger("dsgen")
@@ -26,9 +27,10 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
             getattr(log, level)("a message")
         with progress("info", 10) as advance:
             advance(10, note="done")
-        return "described"
+        return RESULTS["dsgen.views.info.describe"]
 
     monkeypatch.setattr("dsgen.views.info.describe", describe)
+    monkeypatch.setattr(CorpusInfo, "table", lambda _: "described")
     return seen
 
 

@@ -9,7 +9,7 @@ import pytest
 from dsgen.cli.app import exit_code
 from dsgen.errors import ConflictError, DsgenError, InvalidValueError, NotFoundError, SeveralErrors
 
-from .conftest import Run, Stages
+from .conftest import Run, Stages, changed
 
 INVALID = InvalidValueError("--size", "got 0")
 
@@ -100,7 +100,7 @@ def test_a_command_line_that_does_not_parse_exits_2(arguments: tuple[object, ...
 def test_failed_pictures_exit_1(run: Run, stages: Stages):
     """The result is printed all the same, an error for each picture before it."""
     result = stages.results["dsgen.evaluation.predict.predict"]
-    stages.results["dsgen.evaluation.predict.predict"] = result | {"failed": ["a.png: broken", "b.png: broken"]}
+    stages.results["dsgen.evaluation.predict.predict"] = changed(result, failed=("a.png: broken", "b.png: broken"))
     done = run("predict", "run", "shots", "-q")
     assert (done.code, done.err) == (1, "error: a.png: broken\nerror: b.png: broken\n")
     assert done.out.endswith("34 already existed, 2 failed (run/checkpoints/best.pt)\n")
@@ -111,7 +111,9 @@ def test_a_network_that_learnt_nothing_is_no_failure(run: Run, stages: Stages):
     trained = stages.results["dsgen.training.fit.train"]
     stages.results["dsgen.training.fit.train"] = trained | {"learnt_masks": False}
     assert run("train").code == 0
-    stages.results["dsgen.evaluation.evaluate.evaluate"] = {"out": "run/e", "blank": True}
+    stages.results["dsgen.evaluation.evaluate.evaluate"] = changed(
+        stages.results["dsgen.evaluation.evaluate.evaluate"], blank=True
+    )
     assert run("evaluate").code == 1
 
 

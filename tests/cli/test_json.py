@@ -2,13 +2,13 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 
+from dsgen.cli.results import as_dict
 from dsgen.integrity.findings import Finding, RepairResult, VerifyReport
 
-from .conftest import RESULTS, Run, Stages
+from .conftest import Run, Stages
 
 REPORTING = [
     ("composite",),
@@ -39,10 +39,8 @@ def test_every_command_reports_one_object(arguments: tuple[str, ...], run: Run, 
     assert done.code == 0, done.err
     ((stage, _, _),) = stages.calls
     assert f"{stage} is at work" in done.err
-    expected: Any = RESULTS.get(stage, {})
-    if isinstance(expected, dict):
-        for name, value in json.loads(json.dumps(expected, default=str)).items():
-            assert done.json[name] == (None if value != value else value), name
+    for name, value in json.loads(json.dumps(as_dict(stages.results[stage]), default=str)).items():
+        assert done.json[name] == (None if value != value else value), name
     assert done.json
 
 
@@ -55,8 +53,8 @@ def test_numbers_stay_numbers(run: Run):
     assert done.json["corpus"] == "small"
     assert (done.json["rows"], done.json["drawn"], sum(done.json["splits"].values())) == (4, 4, 4)
     told = run("info", "small", "--json").json
-    assert told["corpus"].startswith("small")
-    assert run("preview", "small", "--count", 2, "--json").json == {"out": "preview.png"}
+    assert (told["path"], told["rows"]) == ("small", 4)
+    assert run("preview", "small", "--count", 2, "--json").json == {"out": "preview.png", "rows": [2, 3]}
     assert run("verify", "small", "--json", "--jobs", 1).json["findings"] == []
 
 
