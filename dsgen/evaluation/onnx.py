@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dsgen import __version__
-from dsgen.errors import DsgenError, InvalidValueError, MissingPackageError
+from dsgen.errors import DsgenError, InvalidValueError, MissingPackageError, reason_of
 from dsgen.io.atomic import write_bytes
 from dsgen.training.checkpoint import DEPTH, MASK, Trained, open_trained
 from dsgen.training.unet import unet_metres
@@ -128,11 +128,6 @@ def export_onnx(run: Path, out: Path, *, checkpoint: str = "best", opset: int = 
     )
 
 
-def _one_line(error: Exception) -> str:
-    """Shorten an error message of any length to one line."""
-    return " ".join(str(error).split())[:200] or type(error).__name__
-
-
 def _packages() -> tuple[Any, Any]:
     """Import the packages of the extra `onnx`; raise `MissingPackageError` where one is missing."""
     try:
@@ -160,7 +155,7 @@ def _compare(
         except Exception as error:  # ONNX Runtime raises errors of any class
             raise DsgenError(
                 out,
-                f"ONNX Runtime fails on {'x'.join(map(str, image.shape))} ({_one_line(error)}), expected any "
+                f"ONNX Runtime fails on {'x'.join(map(str, image.shape))} ({reason_of(error)}), expected any "
                 "batch and size",
                 _NOT_WRITTEN,
             ) from error
@@ -212,7 +207,7 @@ def _encode(network: nn.Module, trained: Trained, names: list[str], onnx: Any, o
     except Exception as error:  # the exporter raises errors of any class
         raise DsgenError(
             out,
-            f"{trained.path} cannot be exported with opset {opset} ({_one_line(error)})",
+            f"{trained.path} cannot be exported with opset {opset} ({reason_of(error)})",
             f"try opset {OPSET}, or a network without --encoder",
         ) from error
     assert program is not None
@@ -222,21 +217,24 @@ def _encode(network: nn.Module, trained: Trained, names: list[str], onnx: Any, o
         raise DsgenError(out, f"torch {torch.__version__} wrote opset {made}, expected {opset}", f"use opset {made}")
     for node in (*model.graph.node, *(node for function in model.functions for node in function.node)):
         del node.metadata_props[:]  # stack traces with local paths
-    metadata = {
+    del model.metadata_props[:]
+    onnx.helper.set_model_props(model, _metadata(trained))
+    model.producer_name, model.producer_version = "dsgen", __version__
+    return model.SerializeToString()
+
+
+def _metadata(trained: Trained) -> dict[str, str]:
+    """Return what the file says about itself: versions, checkpoint, and what inputs and outputs mean."""
+    half_size = trained.network.config["output"] == "half"
+    return {
         "dsgen": __version__,
         "torch": torch.__version__,
         "checkpoint_sha256": trained.sha256,
         "trained_size": str(trained.size),
         "inputs": "RGB in 0..1, (batch, 3, height, width); background without the foreground, image with it",
         **{OUTPUTS[answer]: _MEANING[answer] for answer in trained.answers},
-        "output_size": "half of the input's, rounded up"
-        if trained.network.config["output"] == "half"
-        else "the input's",
+        "output_size": "half of the input's, rounded up" if half_size else "the input's",
     }
-    del model.metadata_props[:]
-    onnx.helper.set_model_props(model, metadata)
-    model.producer_name, model.producer_version = "dsgen", __version__
-    return model.SerializeToString()
 
 
 @contextmanager

@@ -105,10 +105,7 @@ def predict(
         ]
     )
     folder = pictures if pictures.is_dir() else pictures.parent
-    if out is None:
-        out = pictures.with_name((pictures.name if pictures.is_dir() else pictures.stem) + "_predictions")
-    if out.resolve() in [path.resolve() for path in (folder, backgrounds) if path is not None]:
-        raise InvalidValueError("--out", f"{out} is a folder of pictures itself", "choose another")
+    out = _choose_out(out, pictures, (folder, backgrounds))
     paths = list_pictures(pictures, skip=(out,) if backgrounds is None else (out, backgrounds))
     trained = open_trained(run, checkpoint, device)
     if backgrounds is None:
@@ -140,6 +137,15 @@ def predict(
         size=fed,
         device=str(trained.device),
     )
+
+
+def _choose_out(out: Path | None, pictures: Path, inputs: tuple[Path | None, ...]) -> Path:
+    """Return the output folder, by default one beside the pictures; it must not be a folder of pictures itself."""
+    if out is None:
+        out = pictures.with_name((pictures.name if pictures.is_dir() else pictures.stem) + "_predictions")
+    if out.resolve() in [path.resolve() for path in inputs if path is not None]:
+        raise InvalidValueError("--out", f"{out} is a folder of pictures itself", "choose another")
+    return out
 
 
 def _answer_all(

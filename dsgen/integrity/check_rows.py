@@ -34,11 +34,9 @@ class RowTask:
         """The number within the store of the shard's first row."""
         return int(self.shard.attributes["first_row"])
 
-    def file_of(self, array: str, number: str = "") -> str:
-        """Name the file of an array of the shard as far as it is known: a zip file is one file."""
-        if self.name.endswith(ZIP_SUFFIX):
-            return self.name
-        return f"{self.name}/{array}{number}" if array else self.name
+    def file_of(self, array: str, chunk: str = "") -> str:
+        """Name an array of the shard, or the file of a chunk of it; a zipped shard is one file."""
+        return self.name if self.name.endswith(ZIP_SUFFIX) else f"{self.name}/{array}{chunk}"
 
     def block_file(self, field: str) -> str:
         """Name the file that holds these rows of a field; a recipe draws images and masks from several."""
@@ -74,7 +72,7 @@ def check_rows(
 
 
 def run_check(check: Check, task: RowTask) -> Checked:
-    """Check a task; an error that the data of a shard with wrong hashes cause is a finding, any other is raised."""
+    """Check a task; whatever error a shard with wrong hashes causes is a finding, any other error is raised."""
     checked = Checked()
     try:
         check(task, checked)
@@ -198,8 +196,8 @@ def check_columns(task: RowTask, checked: Checked) -> None:
     """Check the columns and backgrounds of a shard."""
     shard, source, first = task.shard, task.source, task.first_row
 
-    def find(array: str, what: str, number: str = "") -> None:
-        checked.findings.append(Finding(task.file_of(array, number), what))
+    def find(array: str, what: str, chunk: str = "") -> None:
+        checked.findings.append(Finding(task.file_of(array, chunk), what))
 
     plan_columns = {name: "background_number" if name == "background" else name for name in DTYPE.names or ()}
     columns: dict[str, np.ndarray] = {}
@@ -224,11 +222,11 @@ def check_columns(task: RowTask, checked: Checked) -> None:
             if not np.array_equal(columns[column], expected[name]):
                 find(column, "differs from the plan of the corpus")
     for i, number in enumerate(numbers.tolist() if "background" in shard.parts else ()):
-        file = f"/c/{i}/0/0/0"
+        chunk = f"/c/{i}/0/0/0"
         try:
             picture = shard.background(i)
         except DsgenError as error:
-            find("background", f"cannot be read ({shard_damage(error)})", file)
+            find("background", f"cannot be read ({shard_damage(error)})", chunk)
             continue
         if source is not None and not np.array_equal(picture, source.background(number)):
-            find("background", f"differs from background {number} of the corpus", file)
+            find("background", f"differs from background {number} of the corpus", chunk)

@@ -86,27 +86,27 @@ class Inspection:
         raise DamagedError(self.files, f"neither {INDEX_JSON} nor a shard can be read", "remove the store and pack it")
 
 
-def check_store(place: Path | str, corpus: Path | None, fast: bool, jobs: int, report: ReportBuilder) -> None:
+def check_store(path: Path | str, corpus: Path | None, fast: bool, jobs: int, report: ReportBuilder) -> None:
     """Check a store and add the findings to `report`; `fast` hashes the files and decodes nothing."""
-    inspection = inspect_store(place, jobs, report, corpus)
+    inspection = inspect_store(path, jobs, report, corpus)
     if fast:
         report.notes.append("files hashed, chunks not decoded (--fast)")
     else:
         check_pixels(inspection, jobs, report)
 
 
-def inspect_store(place: Path | str, jobs: int, report: ReportBuilder, corpus: Path | None = None) -> Inspection:
+def inspect_store(path: Path | str, jobs: int, report: ReportBuilder, corpus: Path | None = None) -> Inspection:
     """Hash every file of a store and add the findings to `report`.
 
     Raises `NotFoundError` where there is neither index nor hashes, hence no finished store; and, before anything is
     hashed, `InvalidValueError` or `ConflictError` where `corpus` is not the one the store was packed from.
     """
-    files = open_files(place)
+    files = open_files(path)
     sizes = list_sizes(files)
     if INDEX_JSON not in sizes and SHA256SUMS not in sizes:
         unfinished = any(name.startswith(("shard-", PACKING)) for name in sizes)
         what = "an unfinished store" if unfinished else "no store"
-        raise NotFoundError(place, f"{what} (no {INDEX_JSON})", f"run dsgen pack --out {place}")
+        raise NotFoundError(path, f"{what} (no {INDEX_JSON})", f"run dsgen pack --out {path}")
     index, index_damage = _read_index(files, sizes)
     lines, sums_damage = _read_sums(files, sizes)
     shards = index["shards"] if index else []

@@ -183,7 +183,9 @@ def count_findings(findings: Iterable[Finding]) -> str:
     if not whats:
         return "no findings"
     text = plural(len(whats), "finding")
-    return f"{text} ({plural(missing, 'file')} or folder{'s' * (missing > 1)} missing)" if missing else text
+    return (
+        f"{text} ({missing:,} {'file or folder' if missing == 1 else 'files or folders'} missing)" if missing else text
+    )
 
 
 def plural(count: int, noun: str) -> str:

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from dsgen.integrity.findings import RepairResult
-from dsgen.integrity.verify import is_store
 from dsgen.parallel.pool import worker_count
+from dsgen.store.kind import is_store
 
 
 def repair(
@@ -20,7 +20,7 @@ def repair(
     A store is rebuilt from `corpus`, and only if that gives the hashes the store was finished with; otherwise an error
     is raised and the store stays as it is. A corpus draws its pictures and its plan itself; its sources are normalised
     again from the pictures in the folders `backgrounds` and `foregrounds`, by default the bundled ones. Damaged labels
-    are removed, and made again where the bundled network made them. Files that dsgen did not write are left alone.
+    are removed, and recreated where the bundled network made them. Files that dsgen did not write are left alone.
     A repair that was killed can be repeated. `jobs` is the number of processes or threads, by default one per core.
 
     Raises `NotFoundError` where there is neither corpus nor store, nor the corpus to rebuild from; `BusyError` while

@@ -1,7 +1,7 @@
 """Restore a corpus: its sources, its plan, its labels and its pictures, in this order.
 
 Sources are normalised again from the pictures they were made from, and replaced only if all have the recorded hashes.
-The plan and the pictures follow from manifest and sources. Labels can be made again only by the network that made them.
+The plan and the pictures follow from manifest and sources. Labels can only be recreated by the network that made them.
 """
 
 import hashlib
@@ -54,7 +54,7 @@ def repair_corpus(path: Path, backgrounds: Path | None, foregrounds: Path | None
     with _lock(path):
         relabel = _remove_labels(path, report.findings, log)
     if relabel:
-        log.notes.append("labels were made again; no hash was recorded: the same device makes them as they were before")
+        log.notes.append("labels were recreated; no hash was recorded, but the same device gives the same labels")
         _relabel(path, log)
         report = verify(path, jobs=workers)  # views of labels that could not be read were not compared
     with _lock(path):
@@ -326,6 +326,6 @@ def _relabel(path: Path, log: RepairLog) -> None:
         )
     except DsgenError as error:
         log.notes[-1] = (
-            f"damaged labels were removed; run dsgen depth as before, with {attributes.get('model')}, to make them "
-            f"again ({error})"
+            f"damaged labels were removed; run dsgen depth as before, with {attributes.get('model')}, to recreate "
+            f"them ({error})"
         )

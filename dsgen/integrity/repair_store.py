@@ -34,12 +34,12 @@ from dsgen.store.sealing import ZIP_SUFFIX
 Tables = dict[str, dict[str, str]]  # by shard: name and hash of every file
 
 
-def repair_store(place: Path | str, corpus: Path, workers: int) -> RepairResult:
+def repair_store(path: Path | str, corpus: Path, workers: int) -> RepairResult:
     """Rebuild the damaged shards of a store from `corpus`, and its index and hashes; see `repair`."""
-    with _lock(place):
-        report = ReportBuilder(str(place), "store")
-        inspection = inspect_store(place, workers, report)
-        log = RepairLog(str(place), len(report.findings))
+    with _lock(path):
+        report = ReportBuilder(str(path), "store")
+        inspection = inspect_store(path, workers, report)
+        log = RepairLog(str(path), len(report.findings))
         if not report.findings:
             return log.build()
         extra, bad = _sort_shards(inspection)
@@ -55,12 +55,12 @@ def repair_store(place: Path | str, corpus: Path, workers: int) -> RepairResult:
             log.removed.append(file)
         _write_records(inspection, rebuilt, log)
         _remove_empty_folders(inspection.files, inspection.names)
-        return log.build(verify(place, fast=True, jobs=workers))
+        return log.build(verify(path, fast=True, jobs=workers))
 
 
-def _lock(place: Path | str) -> AbstractContextManager[Any]:
+def _lock(path: Path | str) -> AbstractContextManager[Any]:
     """Keep others from writing to a store, and refuse while they do; an object store has no locks."""
-    return nullcontext() if is_url(place) else lock_stage(Path(place), "pack", None)
+    return nullcontext() if is_url(path) else lock_stage(Path(path), "pack", None)
 
 
 def _sort_shards(inspection: Inspection) -> tuple[list[str], list[str]]:

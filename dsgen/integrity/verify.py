@@ -3,12 +3,10 @@
 import time
 from pathlib import Path
 
-from dsgen.corpus import layout
-from dsgen.errors import DsgenError, InvalidValueError, NotFoundError
+from dsgen.errors import InvalidValueError
 from dsgen.integrity.findings import ReportBuilder, VerifyReport
-from dsgen.io.filesystem import is_url
 from dsgen.parallel.pool import worker_count
-from dsgen.store.layout import INDEX_JSON, PACKING, SHA256SUMS
+from dsgen.store.kind import is_store
 
 
 def verify(
@@ -43,24 +41,3 @@ def verify(
         report = ReportBuilder(str(place), "corpus")
         check_corpus(Path(place), fast, workers, report)
     return report.build(time.monotonic() - started)
-
-
-def is_store(place: Path | str) -> bool:
-    """Return whether a folder or URL holds a store, True, or a corpus, False; `DsgenError` where it holds neither."""
-    if is_url(place):
-        return True
-    path = Path(place)
-    remedy = "run dsgen composite for a corpus, or dsgen pack for a store"
-    if not path.exists():
-        raise NotFoundError(path, "no such folder, expected a corpus or a store in a folder, or a URL", remedy)
-    if not path.is_dir():
-        raise DsgenError(path, "a file, expected a corpus or a store in a folder, or a URL", "pass the folder it is in")
-    if (path / "zarr.json").exists() and path.name.startswith("shard-"):
-        raise DsgenError(path, "a shard, expected a store", "pass the folder it is in")
-    if any((path / name).exists() for name in (layout.CORPUS_JSON, layout.PLAN)) or any(
-        path.glob(f"{layout.SOURCES}*")
-    ):
-        return False
-    if any((path / name).exists() for name in (INDEX_JSON, SHA256SUMS, PACKING)) or any(path.glob("shard-*")):
-        return True
-    raise NotFoundError(path, "neither a corpus nor a store", remedy)

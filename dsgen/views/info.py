@@ -8,7 +8,7 @@ import numpy as np
 
 from dsgen.corpus.build import picture_folders_done
 from dsgen.corpus.corpus import Corpus
-from dsgen.views.kind import is_store
+from dsgen.store.kind import is_store
 
 _SAMPLED_ROWS = 64  # of which depth percentiles are taken
 _DEPTH_PERCENTILES = (1, 50, 99)
@@ -103,7 +103,7 @@ class StoreInfo:
         return _render_store(self)
 
 
-def describe(place: Path | str) -> CorpusInfo | StoreInfo:
+def describe(path: Path | str) -> CorpusInfo | StoreInfo:
     """Describe the corpus or store in a folder or at a URL.
 
     Raises `NotFoundError` where there is neither, and another `DsgenError` where it is unfinished or damaged.
@@ -112,7 +112,7 @@ def describe(place: Path | str) -> CorpusInfo | StoreInfo:
     store     shards, complete, 6 shards (pixels)
     rows      6,400
     """
-    return describe_store(place) if is_store(place) else describe_corpus(Path(place))
+    return describe_store(path) if is_store(path) else describe_corpus(Path(path))
 
 
 def describe_corpus(path: Path) -> CorpusInfo:
@@ -172,16 +172,16 @@ def _describe_flip_error(errors: np.ndarray) -> FlipErrorInfo:
     )
 
 
-def describe_store(place: Path | str) -> StoreInfo:
+def describe_store(path: Path | str) -> StoreInfo:
     """Describe a store: shards, bytes, splits, and the statistics that its index holds."""
     from dsgen.store.reader import Store
 
-    store = Store(place)
+    store = Store(path)
     index = store.index
     packed_from_corpus = "parameters" in index["made_from"]
     kind_of_shards = "recipe" if store.shards[0].recipe else "pixels"
     return StoreInfo(
-        path=str(place),
+        path=str(path),
         content=kind_of_shards if packed_from_corpus else "pictures",
         zipped=index["shards"][0]["name"].endswith(".zip"),
         shards=len(index["shards"]),

@@ -13,8 +13,8 @@ from dsgen.corpus import layout
 from dsgen.corpus.corpus import Corpus
 from dsgen.errors import InvalidValueError, check_rules
 from dsgen.io.atomic import write_bytes
+from dsgen.store.kind import is_store
 from dsgen.units import MIN_DEPTH_M
-from dsgen.views.kind import is_store
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Sample:
     titles: list[str]
 
 
-def preview(place: Path | str, out: Path = Path("preview.png"), *, count: int = 12, seed: int = 0) -> PreviewResult:
+def preview(path: Path | str, out: Path = Path("preview.png"), *, count: int = 12, seed: int = 0) -> PreviewResult:
     """Write a contact sheet of `count` rows of a corpus or a store, chosen at random by `seed`, as PNG.
 
     Raises `InvalidValueError` for a count below 1 and a name that does not end in .png, and `NotFoundError` where there
@@ -51,8 +51,8 @@ def preview(place: Path | str, out: Path = Path("preview.png"), *, count: int = 
     check_rules([(count >= 1, "count", count, "1 or more")])
     if out.suffix.lower() != ".png":
         raise InvalidValueError("--out", f"got {out}, expected a name ending in .png")
-    sample = _read_store(place, count, seed) if is_store(place) else _read_corpus(Path(place), count, seed)
-    draw_sheet(out, sample, title=str(place))
+    sample = _read_store(path, count, seed) if is_store(path) else _read_corpus(Path(path), count, seed)
+    draw_sheet(out, sample, title=str(path))
     return PreviewResult(out, tuple(sample.rows.tolist()))
 
 
@@ -69,10 +69,10 @@ def _read_corpus(path: Path, count: int, seed: int) -> Sample:
     return Sample(rows, image, mask, depth_m, titles)
 
 
-def _read_store(place: Path | str, count: int, seed: int) -> Sample:
+def _read_store(path: Path | str, count: int, seed: int) -> Sample:
     from dsgen.store.reader import Store
 
-    store = Store(place)
+    store = Store(path)
     rows = _choose(store.rows, count, seed)
     samples = [store.read(row, row + 1) for row in rows.tolist()]
     fields = {name: np.concatenate([sample[name] for sample in samples]) for name in samples[0]}

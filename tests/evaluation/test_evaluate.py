@@ -1,4 +1,4 @@
-"""Evaluation: scores against a plain loop over pixels, trivial answers, breakdowns, and what is refused."""
+"""Evaluation: scores against a plain loop over pixels, trivial answers, breakdowns, and refusals."""
 
 import csv
 import json
@@ -47,7 +47,7 @@ def store(tmp_path_factory: pytest.TempPathFactory, labelled_corpus: Path) -> Pa
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory, store: Path) -> Path:
-    """A run whose network says foreground of about half of all pixels."""
+    """A run whose network takes about half of all pixels for foreground."""
     folder = tmp_path_factory.mktemp("run")
     trained = open_trained(make_run(folder))
     sample = Store(store).read(0, 1)
@@ -63,7 +63,7 @@ def evaluation(tmp_path_factory: pytest.TempPathFactory, run: Path, store: Path)
 
 
 def rows_of(result: EvaluationResult) -> list[dict[str, float]]:
-    """Read rows.csv; a score there is none of is nan."""
+    """Read rows.csv; an empty cell is nan."""
     with (result.out / "rows.csv").open(newline="") as file:
         return [{name: float(value or "nan") for name, value in row.items()} for row in csv.DictReader(file)]
 
@@ -101,7 +101,7 @@ def slow_depth_scores(depth_m: np.ndarray, truth_m: np.ndarray) -> dict[str, flo
 
 @pytest.mark.parametrize("seed", range(4))
 def test_scores_equal_a_loop_over_pixels(seed: int):
-    """Masks of any shares, empty ones too, and depths with holes and outside the limits."""
+    """Masks that cover any share, empty ones too, and depths with holes and outside the limits."""
     generator = torch.Generator().manual_seed(seed)
     logits = torch.randn(3, 1, 13, 17, generator=generator) - seed + 1
     truth = (torch.rand(3, 1, 13, 17, generator=generator) < 0.3).float()
@@ -122,7 +122,7 @@ def test_scores_equal_a_loop_over_pixels(seed: int):
 
 @pytest.mark.parametrize("shape", [(48, 48), (96, 33), (200, 300)])
 def test_the_boundary_is_what_erosion_takes_away(shape: tuple[int, int]):
-    """As Boundary IoU's authors do it: the mask less its erosion, by steps of one pixel, the border being outside."""
+    """As in Boundary IoU: the mask minus its erosion by steps of one pixel, with the border outside."""
     rng = np.random.default_rng(3)
     mask = (cv2.GaussianBlur(rng.random(shape), (0, 0), 4) > 0.5).astype(np.uint8)
     mask[:10] = 1
@@ -156,7 +156,7 @@ def test_rows_score_what_their_pixels_say(evaluation: EvaluationResult, run: Pat
 
 
 def test_trivial_answers(evaluation: EvaluationResult, store: Path):
-    """Blank masks score 0; the mean and the background's depth are what a loop over the store's labels says."""
+    """Blank masks score 0; the mean and the background's depth equal those of a loop over the store's labels."""
     opened = Store(store)
     samples = opened.read(0, opened.rows)
     depth_m = samples["depth"] / 1000
@@ -187,18 +187,18 @@ def test_the_background_shows_where_persons_stand_elsewhere(store: Path):
 
 
 def test_medians_leave_out_labels_that_are_none():
-    """Pixel by pixel the median of what is not 0, and 0 where all are."""
+    """Each pixel is the median of its labels other than 0, and 0 where all are 0."""
     rng = np.random.default_rng(0)
     for count in (1, 2, 5, 8):
         labels = (rng.integers(1, 9999, (count, 6, 7)) * (rng.random((count, 6, 7)) < 0.6)).astype(np.uint16)
         found = median_of_labels(labels)
-        for place in np.ndindex(6, 7):
-            known = [int(label) for label in labels[(slice(None), *place)] if label]
-            assert found[place] == (statistics.median(known) if known else 0)
+        for pixel in np.ndindex(6, 7):
+            known = [int(label) for label in labels[(slice(None), *pixel)] if label]
+            assert found[pixel] == (statistics.median(known) if known else 0)
 
 
 def test_few_rows_make_no_background(store: Path, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Where a background has too few rows its answer is no score, and the protocol counts it."""
+    """A background with too few rows has no score, and the protocol counts it."""
     monkeypatch.setattr("dsgen.evaluation.background_depth.LEAST_MEDIAN_ROWS", 25)
     result = evaluate(run, store, out=tmp_path, device="cpu", workers=0)
     assert set(result.scores["scores"][BACKGROUND].values()) == {None}
@@ -207,7 +207,7 @@ def test_few_rows_make_no_background(store: Path, run: Path, tmp_path: Path, mon
 
 
 def test_groups_hold_every_row_once(evaluation: EvaluationResult, store: Path):
-    """Backgrounds, foregrounds and mask shares each divide all rows, with the means of theirs; the worst come first."""
+    """Backgrounds, foregrounds and mask shares each partition the rows, with their means; the worst come first."""
     plan, listed = Store(store).plan, rows_of(evaluation)
     for kind, name in (
         ("background", layout.background_name),
@@ -235,7 +235,7 @@ def test_groups_hold_every_row_once(evaluation: EvaluationResult, store: Path):
 
 
 def test_the_worst_rows_are_named_and_drawn(evaluation: EvaluationResult):
-    """Thirty-two rows with the lowest IoU, in order, with the names of their composites, and a picture of them."""
+    """The thirty-two rows with the lowest IoU, in order, with the names of their composites, and a picture of them."""
     ordered = sorted(rows_of(evaluation), key=lambda row: row["iou"])[:32]
     worst = evaluation.scores["worst"]
     assert [entry["iou"] for entry in worst] == pytest.approx([row["iou"] for row in ordered], rel=1e-4)
@@ -254,7 +254,7 @@ def test_the_worst_rows_are_named_and_drawn(evaluation: EvaluationResult):
 
 
 def test_what_is_written(evaluation: EvaluationResult):
-    """Five whole files; the JSON is the result, has no nan in it, and spells the protocol out."""
+    """Five whole files; the JSON equals the result, has no nan, and spells out the protocol."""
     out = evaluation.out
     assert sorted(path.name for path in out.iterdir()) == [
         "backgrounds.csv",
@@ -277,24 +277,24 @@ def test_what_is_written(evaluation: EvaluationResult):
 
 
 def test_splits_and_samples(run: Path, store: Path, tmp_path: Path, evaluation: EvaluationResult):
-    """A split is scored alone, as it is among all; a part of it is the same part each time, in order."""
+    """A split has the scores it has among all rows; a sample of it is the same each time, in order."""
     whole = {row["row"]: row for row in rows_of(evaluation)}
     split = evaluate(run, store, out=tmp_path / "a", device="cpu", batch_size=3, workers=0)
     listed = rows_of(split)
     assert [row["row"] for row in listed] == np.flatnonzero(Store(store).plan["split"] == 1).tolist()
     for row in listed:
         assert row == pytest.approx(whole[row["row"]], rel=1e-4)
-    parts = [evaluate(run, store, out=tmp_path / n, split="train", samples=5, device="cpu", workers=0) for n in "bc"]
-    assert rows_of(parts[0]) == rows_of(parts[1])
-    numbers = [row["row"] for row in rows_of(parts[0])]
+    samples = [evaluate(run, store, out=tmp_path / n, split="train", samples=5, device="cpu", workers=0) for n in "bc"]
+    assert rows_of(samples[0]) == rows_of(samples[1])
+    numbers = [row["row"] for row in rows_of(samples[0])]
     assert len(numbers) == 5
     assert numbers == sorted(numbers)
     assert len({whole[number]["background"] for number in numbers}) + len({whole[n]["foreground"] for n in numbers}) > 2
-    assert "5 of " in parts[0].scores["protocol"]["summary"]
+    assert "5 of " in samples[0].scores["protocol"]["summary"]
 
 
 def test_half_size_answers_are_scored_at_their_size(store: Path, tmp_path: Path):
-    """A network that answers at half the size is scored there, which the protocol says."""
+    """A network with answers at half the size is scored at that size, and the protocol says so."""
     result = evaluate(make_run(tmp_path, output="half"), store, size=32, device="cpu", workers=0)
     assert result.out == tmp_path / "evaluation-validation-32"
     assert result.scores["protocol"]["scored_size"] == 16
@@ -304,7 +304,7 @@ def test_half_size_answers_are_scored_at_their_size(store: Path, tmp_path: Path)
 
 
 def test_without_depth_masks_are_scored(run: Path, corpus: Path, store: Path, tmp_path: Path):
-    """A store without depth gives mask scores, a network without depth none for it, and both together still work."""
+    """A store without depth gives mask scores only, and so does a network without depth."""
     pack(corpus, tmp_path / "store", shards=1, jobs=1)
     result = evaluate(run, tmp_path / "store", out=tmp_path / "a", device="cpu", workers=0)
     assert set(result.scores["scores"]) == {NETWORK, BLANK}
@@ -316,7 +316,7 @@ def test_without_depth_masks_are_scored(run: Path, corpus: Path, store: Path, tm
 
 
 def test_stores_without_masks_and_backgrounds(run: Path, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Where there is no mask depth alone is scored, and the worst are those of the largest relative error."""
+    """Without masks only depth is scored, and the worst rows are those with the largest relative error."""
     from dsgen.store.loader import Loader
 
     batches, read = Loader.__iter__, Store.read
@@ -337,13 +337,13 @@ def test_stores_without_masks_and_backgrounds(run: Path, store: Path, tmp_path: 
 
 
 def answer_by_difference(self: Trained, background: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
-    """Say foreground where the image is not the background, 3 m everywhere."""
+    """Answer foreground where image and background differ, and 3 m everywhere."""
     different = (image - background).abs().amax(1, keepdim=True)
     return different - 0.5 / 255, torch.full_like(different, 3.0)
 
 
 def answer_nothing(self: Trained, background: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
-    """Say that there is nothing, 3 m away."""
+    """Answer no foreground, and 3 m everywhere."""
     return torch.full_like(image[:, :1], -1.0), torch.full_like(image[:, :1], 3.0)
 
 
@@ -351,7 +351,7 @@ def answer_nothing(self: Trained, background: Tensor, image: Tensor) -> tuple[Te
 def test_blank_masks_are_called_out(
     answer: Any, code: int, run: Path, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    """The command ends with 1 where the masks are no better than none, and says so; good masks pass."""
+    """The command warns and exits with 1 where the masks are no better than empty ones; good masks pass."""
     monkeypatch.setattr(Trained, "answer", answer)
     out = tmp_path / "e"
     done = CliRunner().invoke(app, ["evaluate", str(run), str(store), "--out", str(out), "--workers", "0"])
@@ -375,7 +375,7 @@ def test_blank_masks_are_called_out(
     ],
 )
 def test_invalid_arguments_are_refused(run: Path, store: Path, tmp_path: Path, options: dict[str, Any], message: str):
-    """Each is named with its value and the rule, and nothing is written."""
+    """Each error names the value and the rule, and nothing is written."""
     with pytest.raises(DsgenError, match=message):
         evaluate(run, store, out=tmp_path / "out", device="cpu", **options)
     assert not (tmp_path / "out").exists()

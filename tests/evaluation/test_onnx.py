@@ -1,4 +1,4 @@
-"""ONNX: the file answers what the network answers, at any batch and size, says what it means, or is not written."""
+"""ONNX: the file gives the network's answers at any batch and size, and says what they mean; or it is not written."""
 
 import builtins
 from pathlib import Path
@@ -27,7 +27,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 def answers(path: Path, background: torch.Tensor, image: torch.Tensor) -> dict[str, np.ndarray]:
-    """Ask ONNX Runtime."""
+    """Return the answers of ONNX Runtime, by output."""
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     names = [output.name for output in session.get_outputs()]
     found = session.run(names, {"background": background.numpy(), "image": image.numpy()})
@@ -36,7 +36,7 @@ def answers(path: Path, background: torch.Tensor, image: torch.Tensor) -> dict[s
 
 @pytest.mark.parametrize("shape", [(1, 48, 48), (4, 33, 61), (2, 17, 129), (1, 192, 256), (3, 7, 5)])
 def test_the_file_answers_as_the_network(exported: dict[str, Any], shape: tuple[int, int, int]):
-    """At batches and sizes it was neither traced nor checked at, odd and small ones too."""
+    """At batches and sizes it was neither traced nor checked at, including odd and small ones."""
     background, image = random_pictures(*shape, seed=9)
     logits, depth_m = open_trained(exported["run"]).answer(background, image)
     found = answers(exported["file"], background, image)
@@ -47,7 +47,7 @@ def test_the_file_answers_as_the_network(exported: dict[str, Any], shape: tuple[
 
 
 def test_the_file_says_what_it_is(exported: dict[str, Any]):
-    """Names, types, free dimensions and metadata; it is valid, whole in itself, and knows no path of this machine."""
+    """Names, types, dynamic dimensions and metadata; it is valid, self-contained, and holds no local path."""
     content = exported["file"].read_bytes()
     model = onnx.load_from_string(content)
     onnx.checker.check_model(model, full_check=True)
@@ -83,7 +83,7 @@ def test_the_result_has_differences_and_versions(exported: dict[str, Any]):
 
 
 def test_another_answer_is_refused(exported: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """The file of another network, of another shape, and no file at all: each is an error, and nothing is written."""
+    """The file of another network, one of another shape, and a damaged file are errors, and nothing is written."""
     content = exported["file"].read_bytes()
     out = tmp_path / "net.onnx"
     out.write_bytes(b"an older one")
@@ -100,7 +100,7 @@ def test_another_answer_is_refused(exported: dict[str, Any], tmp_path: Path, mon
 
 
 def test_not_a_number_is_no_parity(exported: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """A network that answers nan is refused even where both agree on it."""
+    """A network that answers nan is refused, even where both agree on it."""
     monkeypatch.setattr(exporting, "_compare", lambda *_: [float("nan"), 0.0])
     monkeypatch.setattr(exporting, "_encode", lambda *_: b"")
     with pytest.raises(DsgenError, match="differs by nan"):
@@ -110,7 +110,7 @@ def test_not_a_number_is_no_parity(exported: dict[str, Any], tmp_path: Path, mon
 
 @pytest.mark.parametrize("missing", ["onnx", "onnxruntime", "onnxscript"])
 def test_missing_packages(exported: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, missing: str):
-    """Each is named with the extra that brings it."""
+    """Each is named with the extra that installs it."""
     original = builtins.__import__
 
     def without(name: str, *rest: Any) -> Any:
@@ -124,7 +124,7 @@ def test_missing_packages(exported: dict[str, Any], tmp_path: Path, monkeypatch:
 
 
 def test_invalid_arguments_are_refused(exported: dict[str, Any], tmp_path: Path):
-    """Another ending, a folder that is no run, an opset that is none."""
+    """Another ending, a folder without a run, opsets that do not exist."""
     for opset in (17, 999):
         with pytest.raises(DsgenError, match=rf"opset: got {opset}, expected 18 to \d+; leave it out for 18"):
             export_onnx(exported["run"], tmp_path / "net.onnx", opset=opset)
@@ -159,7 +159,7 @@ def test_every_variant_can_be_exported(tmp_path: Path, options: dict[str, Any]):
 
 @pytest.mark.slow
 def test_without_trained_depth_the_file_has_a_mask_only(tmp_path: Path):
-    """What was not trained is not answered, and the same run gives the same bytes."""
+    """An output that was not trained is left out, and the same run gives the same bytes."""
     run = make_run(tmp_path / "run", depth=False)
     export_onnx(run, tmp_path / "a.onnx")
     export_onnx(run, tmp_path / "b.onnx")

@@ -1,4 +1,4 @@
-"""Prediction: pairs of any sizes in, masks and depths of their own size out; bad ones are listed, done ones skipped."""
+"""Prediction: pairs of any size give masks and depths of that size; bad ones are listed, finished ones skipped."""
 
 import csv
 import json
@@ -45,7 +45,7 @@ def by_difference(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
 
 
 def paste(background: np.ndarray, box: tuple[slice, slice]) -> np.ndarray:
-    """Turn a part of a picture to its negative."""
+    """Invert a box of a picture."""
     picture = background.copy()
     picture[box] = np.where(picture[box] > 127, 0, 255)
     return picture
@@ -71,7 +71,7 @@ def scene(tmp_path: Path) -> dict[str, Any]:
 
 
 def read(path: Path) -> np.ndarray:
-    """Read a PNG as it is."""
+    """Read a PNG without conversion."""
     with Image.open(path) as picture:
         return np.asarray(picture)
 
@@ -83,7 +83,7 @@ def lines(out: Path) -> list[dict[str, str]]:
 
 
 def test_a_tree_of_pairs(run: Path, scene: dict[str, Any], by_difference: list[tuple[int, ...]], tmp_path: Path):
-    """Every composite is fed with its longer side at the trained size; answers have its own size and are right."""
+    """Every composite is fed with its longer side at the trained size; answers are right and have its own size."""
     done = predict(run, scene["pictures"], scene["rooms"], device="cpu")
     out = tmp_path / "pictures_predictions"
     assert done.out == out
@@ -113,7 +113,7 @@ def test_a_tree_of_pairs(run: Path, scene: dict[str, Any], by_difference: list[t
 
 
 def test_answers_are_those_of_the_network(run: Path, scene: dict[str, Any]):
-    """At the trained size the files hold what the network says of the same pictures, to half a millimetre."""
+    """At the trained size the answers equal the network's for the same pictures, to half a millimetre."""
     trained = open_trained(run)
     picture, background = (read(scene[kind] / "deep/down/c.png")[:48, :48] for kind in ("pictures", "rooms"))
     mask, depth_m = answer_pair(trained, background, picture, 48)
@@ -125,7 +125,7 @@ def test_answers_are_those_of_the_network(run: Path, scene: dict[str, Any]):
 
 
 def test_half_size_answers_come_at_full_size(tmp_path: Path, scene: dict[str, Any]):
-    """A network that answers at half the size, and in grey, gives masks of the picture's size all the same."""
+    """A grey network with answers at half the size still gives masks of the picture's size."""
     run = make_run(tmp_path / "half", output="half", colour="grey")
     predict(run, scene["pictures"] / "a.png", scene["rooms"] / "a.png", tmp_path / "out", device="cpu")
     assert read(tmp_path / "out/mask/a.png").shape == (120, 160)
@@ -133,7 +133,7 @@ def test_half_size_answers_come_at_full_size(tmp_path: Path, scene: dict[str, An
 
 
 def test_one_background_for_all(run: Path, by_difference: list[tuple[int, ...]], tmp_path: Path):
-    """A fixed camera: the one background serves every composite, of another size of the same proportions too."""
+    """A fixed camera: one background serves every composite, also if it has another size of the same proportions."""
     background = draw_background(5, 90, 120)
     room = save(tmp_path / "room.png", cv2.resize(background, (240, 180), interpolation=cv2.INTER_CUBIC))
     for k in range(3):
@@ -147,7 +147,7 @@ def test_one_background_for_all(run: Path, by_difference: list[tuple[int, ...]],
 
 
 def test_a_corpus_pairs_by_its_folders(run: Path, corpus: Path, by_difference: list[tuple[int, ...]], tmp_path: Path):
-    """Where no background has a composite's name, one with its folder's has it: `bg_fg` finds its own in `bg`."""
+    """Without a background of the composite's name, that of its folder's name serves: `bg_fg` finds its own in `bg`."""
     done = predict(run, corpus / "bg_fg", corpus / "bg", tmp_path / "out", device="cpu")
     assert (done.predicted, done.failed) == (72, ())
     assert {Path(line["background"]).stem for line in lines(tmp_path / "out")} == {"bg001", "bg002", "bg003"}
@@ -156,7 +156,7 @@ def test_a_corpus_pairs_by_its_folders(run: Path, corpus: Path, by_difference: l
 
 
 def test_bad_pairs_are_listed_and_good_ones_done(run: Path, scene: dict[str, Any], tmp_path: Path):
-    """A damaged picture, one without a background, one of other proportions: three lines, exit 1, the rest is there."""
+    """A damaged picture, one without a background, one of other proportions: three errors, exit 1; the rest is done."""
     pictures, rooms = scene["pictures"], scene["rooms"]
     (pictures / "broken.png").write_bytes(b"\x89PNG")
     save(pictures / "lonely.png", draw_background(7))
@@ -205,7 +205,7 @@ def test_current_answers_are_kept(run: Path, scene: dict[str, Any], tmp_path: Pa
 
 
 def test_an_interrupted_run_resumes(run: Path, scene: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """What was done before the interruption is not done again."""
+    """Pictures finished before the interruption are not answered again."""
     answer, done = Trained.answer, []
 
     def stop_at_the_third(self: Trained, *pictures: Tensor) -> tuple[Tensor, Tensor]:
@@ -252,7 +252,7 @@ def test_without_trained_depth_there_is_none(tmp_path: Path, scene: dict[str, An
 def test_without_backgrounds_they_are_black(
     run: Path, scene: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ):
-    """It is said, and done: the network gets zeros."""
+    """A warning says so, and the network is fed zeros."""
     seen = []
 
     def answer(self: Trained, background: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
@@ -268,7 +268,7 @@ def test_without_backgrounds_they_are_black(
 
 
 def test_sizes_that_are_fed():
-    """The longer side is the size, the other keeps the proportions as well as whole pixels can."""
+    """The longer side is the size; the other keeps the proportions to the nearest pixel."""
     assert fed_size(480, 640, 192) == (144, 192)
     assert fed_size(640, 480, 192) == (192, 144)
     assert fed_size(10, 10, 192) == (192, 192)
@@ -276,7 +276,7 @@ def test_sizes_that_are_fed():
 
 
 def test_invalid_arguments_are_refused(run: Path, scene: dict[str, Any], tmp_path: Path):
-    """Each is named, and nothing is written."""
+    """Each error names its cause, and nothing is written."""
     pictures, rooms, out = scene["pictures"], scene["rooms"], tmp_path / "out"
     (tmp_path / "empty").mkdir()
     for arguments, options, message in (
@@ -296,7 +296,7 @@ def test_invalid_arguments_are_refused(run: Path, scene: dict[str, Any], tmp_pat
 
 
 def test_two_backgrounds_of_one_name(run: Path, scene: dict[str, Any], tmp_path: Path):
-    """The one with the composite's ending is meant; where neither has it both are named."""
+    """The one with the composite's ending is used; where neither has it, the error names both."""
     room = scene["rooms"] / "a.png"
     save(scene["rooms"] / "a.jpg", read(room))
     done = predict(run, scene["pictures"], scene["rooms"], tmp_path / "out", device="cpu")

@@ -15,17 +15,19 @@ from dsgen.io.atomic import write_json
 
 
 def test_a_whole_corpus_has_no_findings(viewed: Path, corpus: Path) -> None:
-    """Every file is read and every picture drawn again; nothing is wrong."""
+    """Every file is read and every picture drawn again, without a finding."""
     report = verify(viewed, jobs=1)
     assert report.findings == ()
     assert report.notes == ("labels of an earlier dsgen have no checksums: a changed byte may go unnoticed",)
     assert report.files == len(files(viewed))
+    assert (report.kind, report.rows) == ("corpus", 72)
+    assert report.summary().endswith(", 72 rows compared")
     assert verify(corpus, fast=True, jobs=1).findings == ()
     assert verify(corpus, jobs=2).findings == ()
 
 
 def test_damaged_sources_hide_nothing_else(tmp_path: Path, viewed: Path) -> None:
-    """Names of pictures, and labels, are checked beside damaged sources, and all beside a file too many."""
+    """Beside damaged sources, names of pictures and labels are still checked; beside an extra file, everything is."""
     path = linked(viewed, tmp_path / "c")
     add(path / "sources.zarr/zarr.json")
     flip(path / "bg/bg001.jpeg")
@@ -44,7 +46,7 @@ def test_damaged_sources_hide_nothing_else(tmp_path: Path, viewed: Path) -> None
 
 
 def test_a_picture_that_cannot_be_read_is_named(tmp_path: Path, viewed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As by a disk that fails; the others are checked."""
+    """As on a failing disk; the other pictures are still checked."""
     read_bytes = Path.read_bytes
 
     def fail(path: Path) -> bytes:
@@ -61,7 +63,7 @@ def test_a_picture_that_cannot_be_read_is_named(tmp_path: Path, viewed: Path, mo
 
 
 def test_a_damaged_manifest_is_found(tmp_path: Path, corpus: Path) -> None:
-    """No JSON, another seed, another count; what cannot be trusted is not repaired from."""
+    """Broken JSON, another seed, another count: each is found, and nothing is repaired from it."""
     path = linked(corpus, tmp_path / "c")
     manifest = json.loads((path / "corpus.json").read_text())
     parameters = manifest["parameters"]

@@ -20,14 +20,16 @@ from dsgen.store.sealing import open_shard, sums_and_index
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_whole_store_has_no_findings(stores: Path, labelled_corpus: Path, kind: str) -> None:
-    """Every file is hashed, every row compared, nothing is wrong, nothing is changed."""
+    """Every file is hashed and every row compared, without a finding and without a change."""
     before = files(stores / kind)
     report = verify(stores / kind, labelled_corpus, jobs=1)
     assert report.findings == ()
     assert report.notes == ()
     assert (report.rows, report.files) == (72, len(before))
     assert report.bytes == sum(map(len, before.values()))
-    assert "no findings" in report.summary()
+    assert report.summary().startswith(f"{stores / kind}: no findings; {len(before)} files, ")
+    assert ", 72 rows compared (" in report.summary()
+    assert ", 72 rows decoded (" in verify(stores / kind, jobs=1).summary()
     assert files(stores / kind) == before
 
 
@@ -36,7 +38,7 @@ def test_a_whole_store_has_no_findings(stores: Path, labelled_corpus: Path, kind
 def test_a_damaged_file_of_a_store_is_named(
     tmp_path: Path, stores: Path, kind: str, damage: Callable[[Path], None]
 ) -> None:
-    """One file of every array at a time, the hashes and the index too, and it alone."""
+    """One file of every array at a time, and of hashes and index: that file and no other."""
     path = linked(stores / kind, tmp_path / "s")
     whole = files(path)
     for name, content in {name: whole[name] for name in picked(list(whole))}.items():
@@ -49,7 +51,7 @@ def test_a_damaged_file_of_a_store_is_named(
 
 
 def test_a_shard_that_cannot_be_opened_affects_no_other(tmp_path: Path, stores: Path, labelled_corpus: Path) -> None:
-    """Its rows are passed over, with a note; one damaged or lost file of a shard is not many findings."""
+    """Its rows are skipped with a note, and its one damaged file is one finding."""
     path = linked(stores / "folder", tmp_path / "s")
     root = f"{shard_name(0, 2)}/zarr.json"
     for old, new in (("block_rows", "block_rose"), ('"first_row": 0', '"first_row": "x"'), ("{", "[")):
@@ -61,7 +63,7 @@ def test_a_shard_that_cannot_be_opened_affects_no_other(tmp_path: Path, stores: 
 
 
 def test_a_missing_file_is_reported_with_its_rows(tmp_path: Path, labelled_corpus: Path, monkeypatch: Any) -> None:
-    """All of them in one finding, though they are several chunks."""
+    """All its rows are in one finding, though they are several chunks."""
     monkeypatch.setattr(schema, "_BLOCK_SAMPLES", 40)
     pack(labelled_corpus, tmp_path / "s", shards=1, jobs=1)
     image = f"{shard_name(0, 1)}/image/c/0/0/0/0"
@@ -71,7 +73,7 @@ def test_a_missing_file_is_reported_with_its_rows(tmp_path: Path, labelled_corpu
 
 
 def rewrite(path: Path, name: str, content: bytes) -> None:
-    """Put another content into a store, and hashes that fit it."""
+    """Replace the content of a file of a store, and update the hashes."""
     put(path / name, content)
     sizes = {file: size for file, size in LocalFiles(path).sizes().items() if file.startswith("shard-")}
     digests = dict(hash_tree(LocalFiles(path), sizes, 1))
@@ -99,7 +101,7 @@ def rewrite(path: Path, name: str, content: bytes) -> None:
 def test_pixels_are_compared_with_the_corpus(
     tmp_path: Path, stores: Path, labelled_corpus: Path, part: str, what: str
 ) -> None:
-    """A store whose hashes are right and one row of which is another one."""
+    """A store with correct hashes and one wrong row."""
     path = linked(stores / "folder", tmp_path / "s")
     shard = open_shard(LocalFiles(path), shard_name(1, 2))
     if part == "background":
@@ -125,7 +127,7 @@ def test_pixels_are_compared_with_the_corpus(
 
 
 def test_a_column_that_cannot_be_read_is_named(tmp_path: Path, stores: Path) -> None:
-    """Beside its file, whose hash is another; the rows themselves are checked."""
+    """The column is named, and its file, whose hash differs; the rows are still checked."""
     path = linked(stores / "folder", tmp_path / "s")
     column = f"{shard_name(1, 2)}/row"
     truncate(path / column / "c/0")
@@ -136,7 +138,7 @@ def test_a_column_that_cannot_be_read_is_named(tmp_path: Path, stores: Path) -> 
 
 @pytest.mark.parametrize("part", ["image", "mask", "depth", "background"])
 def test_every_chunk_is_decoded(tmp_path: Path, stores: Path, part: str) -> None:
-    """What cannot be decoded is named with its rows, though its hash is right."""
+    """A file that cannot be decoded is named with its rows, though its hash is right."""
     path = linked(stores / "folder", tmp_path / "s")
     name = f"{shard_name(1, 2)}/{'background/c/1/0/0/0' if part == 'background' else schema.block_name(part, 1)}"
     content = bytearray((path / name).read_bytes())

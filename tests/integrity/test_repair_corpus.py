@@ -20,8 +20,8 @@ from dsgen.integrity.verify import verify
 from dsgen.io.atomic import write_json
 
 
-def corpus_parts(path: Path) -> list[str]:
-    """One file of every part of a corpus but the manifest."""
+def one_file_of_each(path: Path) -> list[str]:
+    """One file of the plan, of the sources, and of every folder of pictures."""
     return [
         "plan.npy",
         "sources.zarr/zarr.json",
@@ -35,32 +35,32 @@ def corpus_parts(path: Path) -> list[str]:
 def test_a_damaged_file_of_a_corpus_is_named_and_recreated(
     tmp_path: Path, viewed: Path, pictures: Path, damage: Callable[[Path], None]
 ) -> None:
-    """Plan, sources, and every kind of picture; then all are damaged at once, and repaired without writing another."""
+    """Plan, sources and every kind of picture, one at a time; then all at once, and no other file is written."""
     path = linked(viewed, tmp_path / "c")
     for entry in path.rglob("*"):
         os.utime(entry, (1, 1))
     whole = files(path)
-    parts = corpus_parts(path)
-    for name in parts:
+    names = one_file_of_each(path)
+    for name in names:
         damage(path / name)
         wrong = f"{name}.copy" if damage is add else name
         assert named(verify(path, jobs=1)) == {wrong}, name
         (path / wrong).unlink(missing_ok=True)
         put(path / name, whole[name])
         os.utime(path / name, (1, 1))
-    for name in parts:
+    for name in names:
         damage(path / name)
     done = repair(path, backgrounds=pictures / "backgrounds", foregrounds=pictures / "foregrounds", jobs=1)
     left = {"plan.npy.copy": b"more"} if damage is add else {}  # beside the corpus' own it may be anybody's
     assert files(path) == whole | left
     assert named(done.after or VerifyReport("", "")) == left.keys()
     written = {name for name in whole if (path / name).stat().st_mtime != 1}
-    assert written == (set() if damage is add else set(parts))
+    assert written == (set() if damage is add else set(names))
 
 
 @pytest.mark.parametrize("part", layout.PARTS)
 def test_whole_folders_of_pictures_are_drawn_again(tmp_path: Path, viewed: Path, part: str) -> None:
-    """A folder that is gone, of all or of one background."""
+    """A missing folder, of all backgrounds or of one."""
     path = linked(viewed, tmp_path / "c")
     whole = files(path)
     gone = part if part in ("bg", "fg", "fg_mask") else f"{part}/bg002"
@@ -71,13 +71,13 @@ def test_whole_folders_of_pictures_are_drawn_again(tmp_path: Path, viewed: Path,
 
 
 def test_files_where_folders_should_be(tmp_path: Path, viewed: Path) -> None:
-    """They give way to the folders, and a folder gives way to its file; what others put there is left."""
+    """They are replaced by the folders, and a folder by its file; foreign files are left."""
     path = linked(viewed, tmp_path / "c")
     whole = files(path)
     mask = sorted((path / "bg_fg_mask/bg003").iterdir())[0]
-    for place in (path / "bg", path / "bg_fg/bg002"):
-        shutil.rmtree(place)
-        place.write_bytes(b"more")
+    for folder in (path / "bg", path / "bg_fg/bg002"):
+        shutil.rmtree(folder)
+        folder.write_bytes(b"more")
     delete(mask)
     mask.mkdir()
     (path / "film.partial").write_bytes(b"more")
@@ -94,7 +94,7 @@ def test_files_where_folders_should_be(tmp_path: Path, viewed: Path) -> None:
 
 
 def test_pictures_are_not_drawn_again_where_all_differ(tmp_path: Path, corpus: Path) -> None:
-    """Then it is the quality in the manifest that has changed; repair would spoil them all."""
+    """Then the quality in the manifest has changed, and repair would spoil all pictures."""
     path = linked(corpus, tmp_path / "c")
     put(path / "corpus.json", (path / "corpus.json").read_bytes().replace(b'"quality": 95', b'"quality": 91'))
     before = files(path)
@@ -131,8 +131,8 @@ def test_sources_need_the_pictures_they_were_made_from(tmp_path: Path, corpus: P
     ).read_bytes()
 
 
-def test_labels_are_made_again(tmp_path: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Those of the bundled network get their bytes back, with their flip errors and views; extra files go."""
+def test_labels_are_recreated(tmp_path: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of the bundled network get their bytes back, with flip errors and views; extra files are removed."""
     from dsgen.depth import label_corpus as label_corpus_module
     from dsgen.depth.label_corpus import label_corpus
 
@@ -153,12 +153,12 @@ def test_labels_are_made_again(tmp_path: Path, pictures: Path, monkeypatch: pyte
         flip(view)
         done = repair(path, jobs=1)
         assert done.remaining == ()
-        assert any("labels were made again" in note for note in done.notes)
+        assert any("labels were recreated" in note for note in done.notes)
         assert files(path) == whole
 
 
 def test_unfinished_labels_are_not_finished(tmp_path: Path, viewed: Path) -> None:
-    """A damaged block is removed, and labelling goes on with it; no other is labelled, and none called made again."""
+    """A damaged block is removed, for the next dsgen depth to label; no block is labelled or reported as replaced."""
     path = Path(shutil.copytree(viewed, tmp_path / "c"))
     zarr.open_group(path / "depth.zarr", mode="r+").attrs["complete"] = False
     delete(path / "depth.zarr/depth/c/0/0/0")
@@ -172,7 +172,7 @@ def test_unfinished_labels_are_not_finished(tmp_path: Path, viewed: Path) -> Non
 @pytest.mark.parametrize("name", ["depth.zarr/zarr.json", "depth.zarr/depth/zarr.json"])
 @pytest.mark.parametrize("damage", [truncate, delete])
 def test_labels_that_cannot_be_opened(tmp_path: Path, viewed: Path, name: str, damage: Callable[[Path], None]) -> None:
-    """The file is named; pictures are checked all the same, and drawn again, but for the views."""
+    """The file is named; pictures are still checked and, except views, drawn again."""
     path = linked(viewed, tmp_path / "c")
     damage(path / name)
     flip(path / "bg/bg002.jpeg")
@@ -185,7 +185,7 @@ def test_labels_that_cannot_be_opened(tmp_path: Path, viewed: Path, name: str, d
 
 
 def test_labels_of_another_network_are_left_to_its_owner(tmp_path: Path, viewed: Path) -> None:
-    """The damaged block is removed, the note names the network, and views of what is not there are not drawn black."""
+    """The damaged block is removed, a note names the network, and views of missing labels are not drawn black."""
     path = linked(viewed, tmp_path / "c")
     truncate(path / "depth.zarr/depth/c/1/0/0")
     views = files(path / "bg_fg_depth")

@@ -1,4 +1,4 @@
-"""Repair a store: bad shards get their bytes back, other files are left alone, and a kill does no harm."""
+"""Repair a store: bad shards get their bytes back, other files are left alone, and being killed does no harm."""
 
 import os
 import shutil
@@ -52,7 +52,7 @@ def test_only_the_damaged_shard_is_rebuilt(
 def test_hashes_and_index_are_rebuilt(
     tmp_path: Path, stores: Path, labelled_corpus: Path, damage: Callable[[Path], None], names: tuple[str, ...]
 ) -> None:
-    """Either or both, with a damaged block beside them; without either the store is an unfinished one."""
+    """Either or both, beside a damaged block; a store without either is an unfinished one."""
     path = linked(stores / "folder", tmp_path / "s")
     whole = files(path)
     for name in (*names, f"{shard_name(0, 2)}/image/c/1/0/0/0"):
@@ -67,7 +67,7 @@ def test_hashes_and_index_are_rebuilt(
 
 
 def test_lines_lost_from_the_hashes_lose_no_file(tmp_path: Path, stores: Path, labelled_corpus: Path) -> None:
-    """A good file that `SHA256SUMS` no longer lists, where no index vouches for it, is no file too many."""
+    """A good file that `SHA256SUMS` no longer lists, where no index vouches for it, is not removed."""
     path = linked(stores / "folder", tmp_path / "s")
     whole = files(path)
     delete(path / INDEX_JSON)
@@ -88,7 +88,7 @@ def test_lines_lost_from_the_hashes_lose_no_file(tmp_path: Path, stores: Path, l
 def test_a_killed_repair_can_be_repeated(
     tmp_path: Path, stores: Path, labelled_corpus: Path, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Wherever it is killed, no file is worse than before, and the next one ends with the same store."""
+    """Wherever it is killed, no file is worse than before, and the next repair completes the store."""
     path = linked(stores / kind, tmp_path / "s")
     whole = files(path)
     names = [name for name in picked(list(whole)) if name.startswith("shard-00001")]
@@ -127,7 +127,7 @@ def never_cleared(files: LocalFiles) -> Iterator[Path]:
 
 
 def test_foreign_files_are_left(tmp_path: Path, stores: Path, labelled_corpus: Path) -> None:
-    """Other files, a shard of another store, folders without files; what a killed run left goes."""
+    """Other files, a shard of another store, empty folders; the leftovers of a killed run are removed."""
     path = linked(stores / "folder", tmp_path / "s")
     whole = files(path)
     shutil.copytree(path / shard_name(0, 2), path / shard_name(3, 9), copy_function=os.link)
@@ -151,7 +151,7 @@ def test_foreign_files_are_left(tmp_path: Path, stores: Path, labelled_corpus: P
 
 
 def test_a_store_of_pictures_is_not_repaired(tmp_path: Path, pictures: Path) -> None:
-    """It is checked like any other; what it was packed from repair does not know, and says so."""
+    """It is verified like any other, but repair cannot rebuild it, and says so."""
     from dsgen.store.packing import pack_source
     from dsgen.store.picture_source import Pictures
 
@@ -171,7 +171,7 @@ def test_a_store_of_pictures_is_not_repaired(tmp_path: Path, pictures: Path) -> 
 
 
 def test_rows_left_out_for_doubtful_depth(tmp_path: Path, labelled_corpus: Path) -> None:
-    """A store packed with --max-flip-error has other splits than its corpus, and is as it should be."""
+    """A store packed with --max-flip-error has other splits than its corpus, and has no findings."""
     path = Path(shutil.copytree(labelled_corpus, tmp_path / "c"))
     errors = np.where(np.arange(72) % 7 == 0, 0.5, 0.1).astype(np.float32)
     zarr.open_group(path / "depth.zarr").create_array("flip_error", data=errors, chunks=(24,))
@@ -204,7 +204,7 @@ def test_another_corpus_repairs_nothing(tmp_path: Path, stores: Path, pictures: 
 
 
 def test_a_store_packed_before_its_corpus_was_labelled(tmp_path: Path, corpus: Path, labelled_corpus: Path) -> None:
-    """Labels made later take part in neither comparison nor repair."""
+    """Labels made later are neither compared nor used for the repair."""
     pack(corpus, tmp_path / "s", shards=2, jobs=1)
     whole = files(tmp_path / "s")
     assert verify(tmp_path / "s", labelled_corpus, jobs=1).findings == ()
@@ -214,7 +214,7 @@ def test_a_store_packed_before_its_corpus_was_labelled(tmp_path: Path, corpus: P
 
 
 def test_a_store_at_a_url(labelled_corpus: Path) -> None:
-    """In an object store the same is found, and the same made again."""
+    """In an object store the same is found and the same recreated."""
     url = "memory://verify/s"
     pack(labelled_corpus, url, shards=2, jobs=1)
     fs = fsspec.filesystem("memory")

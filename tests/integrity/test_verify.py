@@ -1,5 +1,7 @@
 """Verify and repair as commands: what they accept and refuse, locks, and how findings are shown."""
 
+import json
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -8,7 +10,7 @@ from typer.testing import CliRunner
 
 from dsgen.cli.app import app
 from dsgen.errors import DsgenError
-from dsgen.integrity.findings import ReportBuilder
+from dsgen.integrity.findings import RepairLog, ReportBuilder
 from dsgen.integrity.repair import repair
 from dsgen.integrity.verify import verify
 from dsgen.parallel.locks import LOCK, exclusive_lock
@@ -20,13 +22,13 @@ def test_a_second_writer_is_refused(tmp_path: Path, viewed: Path, stores: Path, 
     path, shards = linked(viewed, tmp_path / "c"), linked(stores / "folder", tmp_path / "s")
     flip(path / "bg/bg001.jpeg")
     flip(shards / shard_name(0, 2) / "row/c/0")
-    for place, stages in ((path, ("composite", "depth")), (shards, ("pack",))):
+    for target, stages in ((path, ("composite", "depth")), (shards, ("pack",))):
         for stage in stages:
             with (
-                exclusive_lock(place, f"{LOCK}-{stage}-1-of-2"),
+                exclusive_lock(target, f"{LOCK}-{stage}-1-of-2"),
                 pytest.raises(DsgenError, match=rf"{stage} --part.* at work here"),
             ):
-                repair(place, labelled_corpus, jobs=1)
+                repair(target, labelled_corpus, jobs=1)
 
 
 def test_commands_report_and_exit(tmp_path: Path, stores: Path, labelled_corpus: Path) -> None:
@@ -49,6 +51,24 @@ def test_commands_report_and_exit(tmp_path: Path, stores: Path, labelled_corpus:
     assert "nothing to repair" in runner.invoke(app, ["repair", str(path)]).stdout
 
 
+def test_summaries_count_findings() -> None:
+    """Findings, and how many of them are missing files; what a repair did, and what it left."""
+    report = ReportBuilder("s", "store")
+    assert report.build(seconds=1).summary() == "s: no findings; 0 files, 0.0 MB read in 1.0 s (0.00 GB/s)"
+    report.find("a/1", "missing")
+    assert report.build(seconds=1).summary().startswith("s: 1 finding (1 file or folder missing); 0 files")
+    report.find("a/2", "missing")
+    report.find("a/3", "empty")
+    built = report.build(seconds=1)
+    assert built.summary().startswith("s: 3 findings (2 files or folders missing); 0 files")
+    assert json.loads(json.dumps(asdict(built)))["findings"][2] == {"file": "a/3", "what": "empty"}
+    log = RepairLog("s", 4, replaced=["a/1", "b"], removed=["c"])
+    assert log.build(built).summary() == (
+        "s: 4 findings; 1 recreated, 1 removed; 3 findings (2 files or folders missing) left"
+    )
+    assert RepairLog("s").build().summary() == "s: no findings, nothing to repair"
+
+
 def test_long_tables_are_cut() -> None:
     """The first two hundred lines in order of name, then the number of the others."""
     report = ReportBuilder("s", "store")
@@ -62,14 +82,14 @@ def test_long_tables_are_cut() -> None:
 
 def test_neither_corpus_nor_store_is_refused(tmp_path: Path, corpus: Path, stores: Path) -> None:
     """A missing folder, a file, an empty folder, a shard, an unfinished store, a corpus compared with a corpus."""
-    for place, what in (
+    for location, what in (
         (tmp_path / "none", "no such folder, expected a corpus or a store"),
         (corpus / "plan.npy", "a file, expected a corpus or a store"),
         (stores / "folder" / shard_name(0, 2), "a shard, expected a store; pass the folder it is in"),
         (tmp_path, "neither a corpus nor a store; run dsgen composite for a corpus, or dsgen pack for a store"),
     ):
         with pytest.raises(DsgenError, match=what):
-            verify(place)
+            verify(location)
     (tmp_path / "packing").mkdir()
     with pytest.raises(DsgenError, match=r"no store \(no index.json\); run dsgen pack"):
         verify(tmp_path)

@@ -1,4 +1,4 @@
-"""Looking at a corpus or a store: `info` and `preview`."""
+"""Info and preview of a corpus or a store."""
 
 import json
 from dataclasses import asdict
@@ -85,7 +85,7 @@ def test_what_is_neither_is_refused(tmp_path: Path):
 
 
 def test_preview_is_seeded_and_shows_depth(labelled_corpus: Path, corpus: Path, tmp_path: Path):
-    """Same seed same sheet, another seed another; a store and its corpus show the same rows' pictures."""
+    """The same seed gives the same sheet, another one another; a store and its corpus show the same rows."""
     first = preview(labelled_corpus, tmp_path / "1.png", count=5, seed=3)
     one = first.out.read_bytes()
     assert preview(labelled_corpus, tmp_path / "2.png", count=5, seed=3).out.read_bytes() == one
@@ -103,7 +103,7 @@ def test_preview_is_seeded_and_shows_depth(labelled_corpus: Path, corpus: Path, 
 
 
 def test_impossible_sheets_are_refused(corpus: Path, tmp_path: Path):
-    """No rows, no folder, or a name that is no PNG."""
+    """No rows, a name that does not end in .png, a missing folder."""
     with pytest.raises(DsgenError, match="--count: got 0"):
         preview(corpus, tmp_path / "p.png", count=0)
     with pytest.raises(DsgenError, match="expected a name ending in"):
