@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dsgen import metrics
+from dsgen.averaging import fixed_decay
 from dsgen.depth.frames import Frames, batches, read_people
 from dsgen.depth.networks import DenseDepth, to_metres
 from dsgen.depth.weights import save_depth_network
@@ -122,9 +123,7 @@ def train_depth(
     )
     if init:
         network.load_state_dict(load_file(init))
-    average = torch.optim.swa_utils.AveragedModel(
-        network, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.998), use_buffers=True
-    )
+    average = torch.optim.swa_utils.AveragedModel(network, multi_avg_fn=fixed_decay(0.998), use_buffers=True)
     decay = [p for p in network.parameters() if p.ndim > 1]
     plain = [p for p in network.parameters() if p.ndim <= 1]
     optimizer = torch.optim.AdamW(

@@ -1,4 +1,4 @@
-"""From a loader's batches to what a network is fed, and what its answers are compared with."""
+"""From a loader's batches to the network's inputs, and to the truth its predictions are compared with."""
 
 from collections.abc import Generator, Iterator
 from typing import Any, Protocol
@@ -11,11 +11,11 @@ from dsgen.store.arena import Batch
 from dsgen.store.loader import as_floats
 from dsgen.training.ranks import Ranks
 
-Prepared = tuple[Tensor, Tensor, Tensor, Tensor | None]
+Prepared = tuple[Tensor, Tensor, Tensor, Tensor | None]  # background, image, mask, depth_m
 
 
 class Batches(Protocol):
-    """What training needs of a loader; batches and states are as `loader.Loader` says."""
+    """What training needs of a loader; batches and states are those of `dsgen.store.loader.Loader`."""
 
     rows: int
     size: int
@@ -23,13 +23,13 @@ class Batches(Protocol):
     sha256: str | None
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the order of the next pass, which begins at its beginning."""
+        """Choose the order of the next pass, which starts at the first sample."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Say where the newest pass is."""
+        """Return the position of the current pass."""
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Make the next pass go on from there."""
+        """Make the next pass resume from a position."""
 
     def __iter__(self) -> Iterator[Batch]: ...
 
@@ -37,54 +37,56 @@ class Batches(Protocol):
 def take(
     batches: Batches,
     samples: int | None,
-    ranks: Ranks = Ranks(),  # noqa: B008
+    ranks: Ranks = Ranks(),  # noqa: B008 - it is frozen
 ) -> Generator[tuple[Batch, int], None, None]:
-    """Yield batches, and how many samples of the epoch there were then over all ranks, until there have been `samples`.
+    """Yield this rank's batches of an epoch's first `samples` samples, all if None; cut the last batch if need be.
 
-    The last batch is cut; None means all.
+    With each batch comes how many samples of the epoch all ranks together have had by its end. A pass that the loader
+    resumes counts from where it was.
     """
-    begin = batches.state_dict()["samples"]
-    most = batches.rows if samples is None else samples
-    if begin >= most:
+    start = batches.state_dict()["samples"]
+    limit = batches.rows if samples is None else samples
+    if start >= limit:
         return
     for batch in batches:
-        end = min(batches.state_dict()["samples"], most)
-        kept = len(range(begin + ranks.rank, end, ranks.count))
+        end = min(batches.state_dict()["samples"], limit)
+        # sample k of the whole batch is at rank k % world_size
+        kept = len(range(start + ranks.rank, end, ranks.world_size))
         if kept:
             yield {name: values[:kept] for name, values in batch.items()}, end
-        begin = end
-        if begin >= most:
+        start = end
+        if start >= limit:
             return
 
 
 def prepare(batch: Batch, size: int, device: torch.device) -> Prepared:
-    """Turn a loader's batch into background and image (B,3,S,S) in 0..1, mask (B,1,S,S) 0 or 1, depth (B,1,S,S) metres.
+    """Turn a batch into background and image (B,3,S,S) in 0..1, mask (B,1,S,S) 0 or 1, depth (B,1,S,S) in metres.
 
-    Pictures and masks shrink by antialiased averaging, after which a mask pixel counts from one half on. Depth takes
-    the nearest pixel: an average of two surfaces would be the depth of neither, and 0 stays the mark of none. A batch
-    without backgrounds or masks gets zeros, one without depth None.
+    S is `size`. Images and masks are reduced by antialiased averaging; a mask pixel is then 1 from one half up. Depth
+    takes the nearest pixel: the average of two surfaces would be the depth of neither, and 0 keeps marking a missing
+    depth. A batch without backgrounds or masks gets zeros for them, one without depth gets None.
     """
-    maps = as_floats({name: values.to(device) for name, values in batch.items() if name != "row"})
+    arrays = as_floats({name: values.to(device) for name, values in batch.items() if name != "row"})
 
-    def shrink(pictures: Tensor) -> Tensor:
-        if pictures.shape[-1] == size:
-            return pictures
-        shrunk = F.interpolate(pictures, size=(size, size), mode="bilinear", antialias=True)
+    def shrink(images: Tensor) -> Tensor:
+        if images.shape[-1] == size:
+            return images
+        shrunk = F.interpolate(images, size=(size, size), mode="bilinear", antialias=True)
         return shrunk.contiguous(memory_format=torch.channels_last)
 
-    image = shrink(maps["image"])
-    background = shrink(maps["background"]) if "background" in maps else torch.zeros_like(image)
-    mask = shrink_mask(maps["mask"], size) if "mask" in maps else torch.zeros_like(image[:, :1])
-    return background, image, mask, shrink_depth(maps["depth"], size) if "depth" in maps else None
+    image = shrink(arrays["image"])
+    background = shrink(arrays["background"]) if "background" in arrays else torch.zeros_like(image)
+    mask = shrink_mask(arrays["mask"], size) if "mask" in arrays else torch.zeros_like(image[:, :1])
+    return background, image, mask, shrink_depth(arrays["depth"], size) if "depth" in arrays else None
 
 
 def shrink_mask(mask: Tensor, size: int) -> Tensor:
-    """Shrink masks (B,1,H,W) of 0 and 1, as `prepare` says."""
+    """Reduce masks (B,1,H,W) of 0 and 1 to (B,1,size,size) as `prepare` does."""
     if mask.shape[-1] == size:
         return mask
     return (F.interpolate(mask, size=(size, size), mode="bilinear", antialias=True) >= 0.5).float()
 
 
 def shrink_depth(depth_m: Tensor, size: int) -> Tensor:
-    """Shrink depth maps (B,1,H,W), as `prepare` says."""
+    """Reduce depth maps (B,1,H,W) to (B,1,size,size) as `prepare` does."""
     return depth_m if depth_m.shape[-1] == size else F.interpolate(depth_m, size=(size, size), mode="nearest-exact")

@@ -1,30 +1,33 @@
-"""Stage four: a store in, a trained two-headed U-Net out.
+"""Stage four: train the two-headed U-Net on a store.
 
 A run is a folder. It holds, each file written atomically,
 
     config.json                what the run was started with, for people to read
-    checkpoints/last.pt        where the run goes on: at the end of an epoch, every few minutes, and when interrupted
-    checkpoints/epoch-003.pt   the same after every epoch
-    checkpoints/best.pt        the epoch with the best validation mask IoU at the largest picture size so far
-    metrics.csv                one line an epoch
+    checkpoints/last.pt        the state to resume from, written after every epoch, every few minutes and at Ctrl-C
+    checkpoints/epoch-003.pt   the state after each epoch
+    checkpoints/best.pt        the epoch with the best validation mask IoU at the largest image size so far
+    metrics.csv                one line per epoch
     curves.png                 the same, drawn
-    predictions/epoch-003.png  the same validation samples after every epoch: pictures, true and predicted maps
-    tensorboard/               events, if asked for
-    bad-batch.npz, .png        the batch whose loss was not a number, if one was
+    predictions/epoch-003.png  the same validation samples after every epoch: images, true and predicted maps
+    tensorboard/               events, if requested
+    bad-batch.npz, .png        the batch whose loss was not a number, if there was one
 
-A step is a pure function of the weights before it: the order of the samples and every random number follow from the
-seed, the epoch and the number of the step. So a checkpoint holds weights and counters, and a run killed and resumed
-equals one left alone, on the CPU bit for bit.
+A step depends only on the weights before it, the seed, the epoch and its number in the epoch: the order of the samples
+and every random number follow from these. So a checkpoint holds weights and counters, and a run that was killed and
+resumed equals an uninterrupted one, on the CPU bit for bit.
 """
 
 import logging
 import math
 from collections.abc import Callable
 from contextlib import ExitStack, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from dsgen import __version__
 from dsgen.errors import InvalidValueError
 from dsgen.io.atomic import write_bytes, write_json
 from dsgen.parallel.locks import exclusive_lock
@@ -33,15 +36,30 @@ from dsgen.store.loader import Loader
 from dsgen.store.reader import Store
 from dsgen.training import metrics
 from dsgen.training.batches import Batches
-from dsgen.training.checkpoint import find_checkpoint
-from dsgen.training.interrupts import Pauses, interrupts
+from dsgen.training.checkpoint import encode_checkpoint, find_checkpoint, load_initial_weights, restore_checkpoint
+from dsgen.training.interrupts import Autosave, catch_signals
 from dsgen.training.ranks import Ranks, join_ranks
-from dsgen.training.report import draw_curves, draw_sheet, tensorboard, write_metrics
-from dsgen.training.schedule import should_stop_early
-from dsgen.training.settings import Settings
-from dsgen.training.trainer import DEFAULTS, Trainer
+from dsgen.training.report import Predictions, draw_curves, tensorboard_writer, write_metrics
+from dsgen.training.schedule import best_epoch, should_stop_early, sizes_of_run
+from dsgen.training.settings import DEFAULTS, Settings
+from dsgen.training.trainer import Phase, Trainer
 
 log = logging.getLogger("dsgen")
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a run has come to.
+
+    `best` is the best epoch's line of metrics.csv by column, without the scores that have no truth. `learnt_masks` is
+    False if its masks are no better than blank ones; it is True for a store without masks, which has none to learn.
+    `epochs` is how many epochs the run has finished.
+    """
+
+    run: Path
+    best: dict[str, float]
+    learnt_masks: bool
+    epochs: int
 
 
 def train(
@@ -55,37 +73,44 @@ def train(
     workers: int = 2,
     save_every: float = 5.0,
     show_in_tensorboard: bool = False,
-) -> dict[str, float]:
-    """Train the U-Net on a store's training split, or go on with a run, and return the best epoch's scores.
+) -> TrainResult:
+    """Train the U-Net on a store's training split, or resume a run.
 
-    Pictures grow through the sizes of the settings: every size gets about the same work, so epochs in inverse
-    proportion to its pixels, at least one; see `settings.sizes_by_epoch`. What the store lacks of background is fed as
-    zeros, and of mask and depth just the one it has is trained. Under torchrun the batches are shared by the processes.
+        result = train("shards", Path("run"), Settings(sizes=(96,)), epochs=20)
+        print(result.best["iou"])
 
-    `init`, a run's folder or a checkpoint, gives the first weights, of a network with the same arguments; in a run
-    that is there they have been taken, and it is only compared with what they were taken from.
+    The image size grows through the sizes of the settings. Every size gets about the same work, so the number of
+    epochs is in inverse proportion to its pixels, and at least one; see `schedule.sizes_by_epoch`. If the store has no
+    backgrounds, the network sees zeros for them; if it has only masks or only depth, only that is trained. Under
+    torchrun the processes share the batches.
 
-    A run that is there goes on if store and settings are the same, in mid-epoch too. With more `epochs` it goes on at
-    the size reached. Every `save_every` minutes a checkpoint is written, and at Ctrl-C and SIGTERM, upon which
-    `KeyboardInterrupt` is raised. Raises `DsgenError` for settings that cannot be or are not the run's, a damaged
-    checkpoint, a loss that is not a number, and a batch too large for the memory.
+    `init`, a run's folder (its best epoch) or a checkpoint, gives the first weights, of a network with the same
+    arguments. A run that is resumed has its weights already; `init` is then only compared with what it started from.
+
+    A run resumes, in mid-epoch too, if store and settings are the same. With more `epochs` than before it continues at
+    the size it has reached. A checkpoint is written every `save_every` minutes, and at Ctrl-C or SIGTERM, after which
+    `KeyboardInterrupt` is raised. `workers` is the number of threads that read ahead.
+
+    Raises `InvalidValueError` for settings that break a rule and for a batch too large for the memory, `ConflictError`
+    for settings that are not the run's, `DamagedError` for a damaged checkpoint, and `DsgenError` for a loss that is
+    not a number.
     """
     if not 0 <= save_every < math.inf:
-        raise InvalidValueError("--save-every", f"got {save_every}, expected 0 or more minutes")
+        raise InvalidValueError.expected("save_every", save_every, "0 or more minutes")
     with join_ranks(device) as (ranks, target):
         with ranks.together():
             opened = Store(store)
-            settings.check(epochs, opened.size, ranks.count)
+            settings.check(epochs, opened.size, ranks.world_size)
 
         def open_batches(split: str, batch_size: int) -> Loader:
             return Loader(
                 store,
                 split,
-                batch_size // ranks.count,
+                batch_size // ranks.world_size,
                 seed=settings.seed,
                 workers=workers,
                 rank=ranks.rank,
-                ranks=ranks.count,
+                ranks=ranks.world_size,
                 device=target,
             )
 
@@ -117,114 +142,165 @@ def fit(
     mean_depth_m: float | None = None,
     save_every: float = 5.0,
     show_in_tensorboard: bool = False,
-) -> dict[str, float]:
-    """Do the work of `train` with checked settings and a device at hand.
+) -> TrainResult:
+    """Do the work of `train` with checked settings, from batches that need not come from a store.
 
-    `open_batches` gives the batches of a split, of so many samples over all processes. `mean_depth_m` is the answer
-    that those of the network are compared with.
+    `open_batches(split, batch_size)` opens the batches of a split, `batch_size` samples over all ranks.
+    `mean_depth_m` is the trivial depth that the network's is compared with.
     """
     with ExitStack() as stack:
         with ranks.together():
             if ranks.first:
                 stack.enter_context(exclusive_lock(run))
             validation = open_batches("validation", max(settings.batch_size))
-            trainer = Trainer(settings, validation.parts, validation.sha256, device, ranks, mean_depth_m)
-            begun = (run / "checkpoints/last.pt").exists()
-            if init is not None:
-                trainer.begin_with(find_checkpoint(init) if init.is_dir() else init)
-            if begun:
-                trainer.restore(run / "checkpoints/last.pt")
-                log.info("%s: %d of %d epochs done before", run, trainer.epoch, epochs)
+            trainer = Trainer(settings, validation.parts, validation.sha256, device, ranks, mean_depth_m, run)
+            _start_or_resume(trainer, epochs, init)
             write_events = stack.enter_context(
-                tensorboard(run / "tensorboard", show_in_tensorboard and ranks.first, trainer.epoch)
+                tensorboard_writer(run / "tensorboard", show_in_tensorboard and ranks.first, trainer.epoch)
             )
         if ranks.first:
             (run / "checkpoints").mkdir(exist_ok=True)
-            write_json(run / "config.json", trainer.describe(epochs))
-        interrupted = stack.enter_context(interrupts(patient=ranks.count > 1))
-        pauses = Pauses(interrupted, save_every * 60, lambda: _save(trainer, run), run)
+            write_json(run / "config.json", _describe(trainer, epochs))
+        stop_requested = stack.enter_context(catch_signals(ignore_repeats=ranks.world_size > 1))
+        autosave = Autosave(stop_requested, save_every * 60, lambda: _save(trainer), run)
+        writer = _EpochWriter(trainer, validation, write_events)
+
         while trainer.epoch < epochs and not should_stop_early(settings, trainer.history):
-            _train_at_one_size(trainer, open_batches, validation, run, epochs, pauses, write_events)
-        best = trainer.best()
+            phase = _open_phase(trainer, open_batches, epochs)
+            with _show_progress(trainer, phase) as advance:
+                while _in_phase(trainer, phase):
+                    trainer.run_epoch(phase, validation, autosave, advance)
+                    if ranks.first:
+                        writer.write()
+                    autosave.restart()
+
+        best = _best(trainer)
         if is_blank(best):
-            log.error("%s: NO MASKS WERE LEARNT. %s", run, _blank_words(best))
-        return {name: value for name, value in best.items() if not math.isnan(value)}
+            log.warning(
+                "%s: the masks of the best epoch are no better than blank ones (%s); train longer, lower "
+                "--learning-rate, and look at predictions/",
+                run,
+                _compare_with_blank(best),
+            )
+        scores = {name: value for name, value in best.items() if not math.isnan(value)}
+        return TrainResult(run, scores, not is_blank(best), trainer.epoch)
 
 
-def _train_at_one_size(
-    trainer: "Trainer",
-    open_batches: Callable[[str, int], Batches],
-    validation: Batches,
-    run: Path,
-    epochs: int,
-    pauses: "Pauses",
-    write_events: Callable[[dict[str, float], Path], None],
-) -> None:
-    """Train until the pictures grow or the run is over; after each epoch write what it leaves."""
-    settings, ranks = trainer.settings, trainer.ranks
-    sizes = trainer.sizes(epochs)
+def _start_or_resume(trainer: Trainer, epochs: int, init: Path | None) -> None:
+    """Set a new trainer to the initial weights, if any, and to the run's last checkpoint, if it has one."""
+    last = trainer.run / "checkpoints/last.pt"
+    resumes = last.exists()
+    if init is not None:
+        load_initial_weights(trainer, find_checkpoint(init) if init.is_dir() else init)
+    if resumes:
+        restore_checkpoint(trainer, last)
+        log.info("%s: resuming, %d of %d epochs are done", trainer.run, trainer.epoch, epochs)
+
+
+def _describe(trainer: Trainer, epochs: int) -> dict[str, Any]:
+    """Return what config.json holds."""
+    return {
+        "dsgen": __version__,
+        "torch": torch.__version__,
+        "settings": trainer.settings.as_dict(),
+        "epochs": epochs,
+        "sizes_by_epoch": _sizes(trainer, epochs),
+        "device": str(trainer.device),
+        "processes": trainer.ranks.world_size,
+        "arithmetic": str(trainer.autocast_dtype or torch.float32).removeprefix("torch."),
+        "parameters": sum(parameter.numel() for parameter in trainer.network.parameters()),
+        "store_sha256": trainer.store_sha256,
+        "store_parts": list(trainer.fields),
+        "init_sha256": trainer.init_sha256,
+    }
+
+
+def _sizes(trainer: Trainer, epochs: int) -> list[int]:
+    size_now = trainer.position.size if trainer.position else 0
+    return sizes_of_run(trainer.history, epochs, trainer.settings.sizes, size_now)
+
+
+def _best(trainer: Trainer) -> dict[str, float]:
+    return best_epoch(trainer.history, has_masks="mask" in trainer.fields)
+
+
+def _open_phase(trainer: Trainer, open_batches: Callable[[str, int], Batches], epochs: int) -> Phase:
+    """Open the batches of the next epochs, those until the image size grows."""
+    settings, ranks, sizes = trainer.settings, trainer.ranks, _sizes(trainer, epochs)
     size = sizes[trainer.epoch]
     batch_size = settings.batch_size_at(size)
     with ranks.together():
         batches = open_batches("train", batch_size)
         samples = min(batches.rows, settings.epoch_samples or batches.rows)
-        if samples < batches.rows and 0 < samples % batch_size < ranks.count:
+        last_batch = samples % batch_size
+        if samples < batches.rows and 0 < last_batch < ranks.world_size:
             raise InvalidValueError(
                 "--epoch-samples",
-                (
-                    f"got {samples}, which leaves {samples % batch_size} of a batch of {batch_size} for {ranks.count} "
-                    "processes"
-                ),
-                f"take a multiple of {batch_size}",
+                f"got {samples}, whose last batch has {last_batch} samples for {ranks.world_size} processes",
+                f"use a multiple of {batch_size}",
             )
-    done = sizes[: trainer.epoch].count(size) * samples + (trainer.place["samples"] if trainer.place else 0)
-    shown = progress(f"train at {size} px", sizes.count(size) * samples, done) if ranks.first else nullcontext(_unseen)
-    with shown as advance:
-        while (
-            trainer.epoch < epochs and sizes[trainer.epoch] == size and not should_stop_early(settings, trainer.history)
-        ):
-            trainer.run_epoch(batches, validation, size, samples, epochs, run, pauses, advance)
-            if ranks.first:
-                _write_epoch(trainer, validation, run, write_events)
-            pauses.restart()
+    return Phase(size, batches, samples, sizes)
 
 
-def _unseen(count: int, note: str = "") -> None:
-    """Show no progress."""
+def _in_phase(trainer: Trainer, phase: Phase) -> bool:
+    """Say whether the next epoch belongs to the phase."""
+    epoch = trainer.epoch
+    more = epoch < len(phase.sizes) and phase.sizes[epoch] == phase.size
+    return more and not should_stop_early(trainer.settings, trainer.history)
 
 
-def _save(trainer: "Trainer", run: Path) -> None:
+def _show_progress(trainer: Trainer, phase: Phase) -> Any:
+    """Show the samples of a phase on the first rank; a context manager that gives `advance(count, note="")`."""
+    if not trainer.ranks.first:
+        return nullcontext(lambda *_, **__: None)
+    done = phase.sizes[: trainer.epoch].count(phase.size) * phase.samples
+    done += trainer.position.samples if trainer.position else 0
+    return progress(f"train at {phase.size} px", phase.sizes.count(phase.size) * phase.samples, done)
+
+
+def _save(trainer: Trainer) -> None:
     if trainer.ranks.first:
-        write_bytes(run / "checkpoints/last.pt", trainer.checkpoint())
+        write_bytes(trainer.run / "checkpoints/last.pt", encode_checkpoint(trainer))
 
 
-def _write_epoch(
-    trainer: "Trainer", validation: Batches, run: Path, write_events: Callable[[dict[str, float], Path], None]
-) -> None:
-    """Write what an epoch leaves; `last.pt` comes last, so that a kill before it repeats all of this."""
-    past = trainer.history[-1]
-    checkpoint = trainer.checkpoint()
-    write_bytes(run / f"checkpoints/epoch-{trainer.epoch:03d}.pt", checkpoint)
-    if trainer.best() is past:
-        write_bytes(run / "checkpoints/best.pt", checkpoint)
-    write_metrics(run / "metrics.csv", trainer.history)
-    draw_curves(run / "curves.png", trainer.history)
-    sheet = run / f"predictions/epoch-{trainer.epoch:03d}.png"
-    draw_sheet(sheet, trainer.predictions(validation, int(past["size"])))
-    write_events(past, sheet)
-    write_bytes(run / "checkpoints/last.pt", checkpoint)
-    if is_blank(past):
-        log.error("epoch %d: THE MASKS ARE BLANK. %s", past["epoch"], _blank_words(past))
+class _EpochWriter:
+    """Writes the files that every epoch leaves in the run's folder."""
+
+    def __init__(self, trainer: Trainer, validation: Batches, write_events: Callable[[dict[str, float], Path], None]):
+        self._trainer, self._write_events = trainer, write_events
+        self._predictions = Predictions(validation, trainer.fields, trainer.device, trainer.ranks)
+
+    def write(self) -> None:
+        """Write the files of the epoch just finished; `last.pt` comes last, so that a kill before it repeats all."""
+        trainer, run, entry = self._trainer, self._trainer.run, self._trainer.history[-1]
+        checkpoint = encode_checkpoint(trainer)
+        write_bytes(run / f"checkpoints/epoch-{trainer.epoch:03d}.pt", checkpoint)
+        if _best(trainer) is entry:
+            write_bytes(run / "checkpoints/best.pt", checkpoint)
+        write_metrics(run / "metrics.csv", trainer.history)
+        draw_curves(run / "curves.png", trainer.history)
+        sheet = run / f"predictions/epoch-{trainer.epoch:03d}.png"
+        self._predictions.draw(sheet, trainer.averaged, int(entry["size"]))
+        self._write_events(entry, sheet)
+        write_bytes(run / "checkpoints/last.pt", checkpoint)
+        _log_blank_masks(trainer.history)
+
+
+def _log_blank_masks(history: list[dict[str, float]]) -> None:
+    """Warn after the first epoch whose masks are no better than blank; say when that is over."""
+    *before, entry = history
+    scores = _compare_with_blank(entry)
+    if is_blank(entry) and not any(map(is_blank, before)):
+        log.warning("epoch %d: the masks are no better than blank ones so far (%s)", entry["epoch"], scores)
+    if not is_blank(entry) and before and is_blank(before[-1]):
+        log.info("epoch %d: the masks are now better than blank ones (%s)", entry["epoch"], scores)
 
 
 def is_blank(scores: dict[str, float]) -> bool:
-    """Say whether the masks are no better than all-zero ones; where there are none to compare with they are not."""
+    """Say whether predicted masks are no better than all-zero ones; False if there is no truth to compare with."""
     zero = scores.get("zero_iou", math.nan)
     return not math.isnan(zero) and not scores.get("iou", math.nan) > zero + metrics.BLANK_MARGIN
 
 
-def _blank_words(scores: dict[str, float]) -> str:
-    return (
-        f"Validation mask IoU {scores['iou']:.3f}, an all-zero mask scores {scores['zero_iou']:.3f}: "
-        "train longer, lower --learning-rate, and look at predictions/"
-    )
+def _compare_with_blank(scores: dict[str, float]) -> str:
+    return f"validation mask IoU {scores['iou']:.3f}, all-zero masks have {scores['zero_iou']:.3f}"

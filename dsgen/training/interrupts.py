@@ -1,4 +1,4 @@
-"""Ctrl-C and the clock: checkpoints in mid-epoch."""
+"""Checkpoints in mid-epoch: at intervals, and before Ctrl-C or SIGTERM stops the run."""
 
 import logging
 import signal
@@ -12,55 +12,61 @@ from typing import Any
 log = logging.getLogger("dsgen")
 
 
-class Pauses:
-    """When to save in mid-epoch: when the clock says so, and before stopping, when a signal asks for it."""
+class Autosave:
+    """Saves in mid-epoch: every `interval_s` seconds, and before the run stops because a signal asked for it.
 
-    def __init__(self, asked: Callable[[], bool], every_s: float, save: Callable[[], None], run: Path):
-        self.asked, self._every_s, self._save, self._run = asked, every_s, save, run
-        self._saved = time.monotonic()
+    `stop_requested` says whether a signal came, `save_checkpoint` writes the checkpoint, and `run` is the run's folder.
+    """
+
+    def __init__(
+        self, stop_requested: Callable[[], bool], interval_s: float, save_checkpoint: Callable[[], None], run: Path
+    ):
+        self.stop_requested, self._interval_s, self._save_checkpoint = stop_requested, interval_s, save_checkpoint
+        self._run, self._saved_at = run, time.monotonic()
 
     def restart(self) -> None:
-        """Count from now."""
-        self._saved = time.monotonic()
+        """Restart the interval, after a checkpoint was written elsewhere."""
+        self._saved_at = time.monotonic()
 
     def due(self) -> bool:
-        """Say whether it has been long since the last time."""
-        return time.monotonic() - self._saved >= self._every_s
+        """Say whether the interval is over."""
+        return time.monotonic() - self._saved_at >= self._interval_s
 
     def save(self, stop: bool) -> None:
-        """Save; raise `KeyboardInterrupt` to stop."""
-        self._save()
+        """Save; then raise `KeyboardInterrupt` if the run is to `stop`."""
+        self._save_checkpoint()
         self.restart()
         if stop:
-            log.warning("%s: stopping as asked, the checkpoint is written", self._run)
+            log.warning("%s: stopping as requested, the checkpoint is written", self._run)
             raise KeyboardInterrupt
 
-    def stop_if_asked(self) -> None:
+    def stop_if_requested(self) -> None:
         """Save and stop if a signal came."""
-        if self.asked():
+        if self.stop_requested():
             self.save(stop=True)
 
 
 @contextmanager
-def interrupts(patient: bool) -> Iterator[Callable[[], bool]]:
-    """Turn Ctrl-C and SIGTERM into a question that is asked between steps; the second one stops at once.
+def catch_signals(ignore_repeats: bool) -> Iterator[Callable[[], bool]]:
+    """Catch Ctrl-C and SIGTERM; yield a function that says whether one came. A second signal stops at once.
 
-    Not so for the `patient`: from torchrun one Ctrl-C comes twice. Outside the main thread there are no signals.
+    With `ignore_repeats` it does not: under torchrun one Ctrl-C arrives twice. Outside the main thread Python allows no
+    signal handlers, so nothing is caught.
     """
     if threading.current_thread() is not threading.main_thread():
         yield lambda: False
         return
-    asked = False
+    requested = False
 
-    def note(*_: Any) -> None:
-        nonlocal asked
-        if asked and not patient:
+    def handle(*_: Any) -> None:
+        nonlocal requested
+        if requested and not ignore_repeats:
             raise KeyboardInterrupt
-        asked = True
+        requested = True
 
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    handlers_before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield lambda: asked
+        yield lambda: requested
     finally:
-        for number, handler in before.items():
+        for number, handler in handlers_before.items():
             signal.signal(number, handler)

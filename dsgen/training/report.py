@@ -1,4 +1,4 @@
-"""What a training run shows of itself: a table, curves, sheets of pictures, TensorBoard events."""
+"""What a training run shows: a table and curves of its scores, sheets of predictions, TensorBoard events."""
 
 import csv
 import io
@@ -16,13 +16,16 @@ from torch import Tensor
 
 from dsgen.errors import MissingPackageError
 from dsgen.io.atomic import write_bytes
+from dsgen.store.arena import Batch
+from dsgen.training.batches import Batches, prepare, take
+from dsgen.training.ranks import Ranks
 from dsgen.training.schedule import History
+from dsgen.training.unet import UNet, unet_metres
+from dsgen.training.validation import DEPTH_SCORES, MASK_SCORES, SCORES
 from dsgen.units import MAX_DEPTH_M
 
-MASK_SCORES = ("iou", "zero_iou", "dice", "zero_dice", "bce", "blind_bce")
-DEPTH_SCORES = ("abs_rel", "mean_depth_abs_rel", "rmse_m", "delta1", "mean_depth_delta1", "ssim")
-SCORES = ("validation_loss", *MASK_SCORES, *DEPTH_SCORES)
 COLUMNS = ("epoch", "size", "samples", "seconds", "images_per_second", "learning_rate", "train_loss", *SCORES)
+_SHEET_SAMPLES = 6
 _PANELS = {
     "loss": ("train_loss", "validation_loss"),
     "mask": ("iou", "dice", "zero_iou"),
@@ -33,27 +36,27 @@ _PANELS = {
 
 
 def write_metrics(path: Path, history: History) -> None:
-    """Write one line an epoch; a score there is none of is empty."""
+    """Write a CSV file with one line per epoch; a score without a truth is empty."""
     text = io.StringIO(newline="")
     table = csv.writer(text, lineterminator="\n")
     table.writerow(COLUMNS)
-    for past in history:
-        table.writerow("" if math.isnan(past[name]) else f"{past[name]:.6g}" for name in COLUMNS)
+    for entry in history:
+        table.writerow("" if math.isnan(entry[name]) else f"{entry[name]:.6g}" for name in COLUMNS)
     write_bytes(path, text.getvalue().encode())
 
 
 def draw_curves(path: Path, history: History) -> None:
-    """Draw losses and scores by epoch as a PNG; a dotted line marks where the pictures grow."""
+    """Draw losses and scores by epoch as a PNG; a dotted line marks where the image size grows."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(4 * len(_PANELS), 3.4))
     figure.subplots_adjust(left=0.03, right=0.99, bottom=0.15, top=0.9, wspace=0.2)
-    epochs = [past["epoch"] for past in history]
+    epochs = [entry["epoch"] for entry in history]
     for axes, (title, names) in zip(figure.subplots(1, len(_PANELS)), _PANELS.items(), strict=True):
         for name in names:
             trivial = name.split("_")[0] in ("zero", "blind", "mean")
             line = ":" if trivial else "-"
-            axes.plot(epochs, [past[name] for past in history], line, marker="o", markersize=3, label=name)
+            axes.plot(epochs, [entry[name] for entry in history], line, marker="o", markersize=3, label=name)
         for before, after in pairwise(history):
             if before["size"] != after["size"]:
                 axes.axvline(after["epoch"] - 0.5, color="grey", linestyle=":")
@@ -64,12 +67,48 @@ def draw_curves(path: Path, history: History) -> None:
     write_bytes(path, _encode(figure))
 
 
+class Predictions:
+    """The predictions for the first few validation samples, the same ones after every epoch."""
+
+    def __init__(self, validation: Batches, fields: tuple[str, ...], device: torch.device, ranks: Ranks):
+        self._validation, self._fields, self._device, self._ranks = validation, fields, device, ranks
+        self._samples: Batch | None = None
+
+    @torch.no_grad()
+    def draw(self, path: Path, network: UNet, size: int) -> None:
+        """Draw images, truth and predictions at an image size as a PNG, see `draw_sheet`."""
+        if self._samples is None:
+            self._samples = self._read()
+        background, image, mask, depth_m = prepare(self._samples, size, self._device)
+        logits, raw = network.eval()(background, image)
+        has_mask = "mask" in self._fields
+        columns = {
+            "background": background if "background" in self._fields else None,
+            "composite": image,
+            "mask": mask if has_mask else None,
+            "predicted mask": logits.sigmoid() if has_mask else None,
+            "depth": depth_m,
+            "predicted depth": unet_metres(raw) if depth_m is not None else None,
+        }
+        draw_sheet(path, {title: maps for title, maps in columns.items() if maps is not None})
+
+    def _read(self) -> Batch:
+        self._validation.set_epoch(0)
+        stream = take(self._validation, _SHEET_SAMPLES * self._ranks.world_size, self._ranks)
+        batches = [batch for batch, _ in stream]
+        return {name: torch.cat([batch[name] for batch in batches]) for name in batches[0]}
+
+
 def draw_sheet(path: Path, columns: dict[str, Tensor]) -> None:
-    """Draw pictures and masks (B,C,H,W) in 0..1, and depths in metres, as a PNG with a row for each sample."""
+    """Draw a sheet with a row for each sample as a PNG.
+
+    `columns` has images and masks (B,C,H,W) in 0..1 and depth maps (B,1,H,W) in metres by title; depth is what has
+    "depth" in its title.
+    """
     from matplotlib.figure import Figure
 
     size = next(iter(columns.values())).shape[-2:]
-    pixels = np.concatenate([_shown(title, F.interpolate(maps, size)) for title, maps in columns.items()], axis=2)
+    pixels = np.concatenate([_colour(title, F.interpolate(maps, size)) for title, maps in columns.items()], axis=2)
     height = 2 * len(pixels)
     figure = Figure(figsize=(2 * len(columns), height + 0.4))
     axes = figure.add_axes((0, 0, 1, height / (height + 0.4)))
@@ -82,16 +121,16 @@ def draw_sheet(path: Path, columns: dict[str, Tensor]) -> None:
     write_bytes(path, _encode(figure))
 
 
-def _shown(title: str, maps: Tensor) -> np.ndarray:
-    """Colour maps for people to look at: (B,H,W,3) in 0..1 with a white edge on two sides; what is no number is 0."""
+def _colour(title: str, maps: Tensor) -> np.ndarray:
+    """Turn maps (B,C,H,W) into RGB (B,H+2,W+2,3) in 0..1 with a white edge at the right and below; nan becomes 0."""
     from matplotlib import colormaps
 
-    shown = np.nan_to_num(maps.detach().float().permute(0, 2, 3, 1).cpu().numpy())
+    rgb = np.nan_to_num(maps.detach().float().permute(0, 2, 3, 1).cpu().numpy())
     if "depth" in title:
-        shown = colormaps["turbo"](shown[..., 0] / MAX_DEPTH_M)[..., :3]
-    # averaging may leave a picture's white a rounding error above 1
-    shown = np.repeat(shown, 3 // shown.shape[3], axis=3).clip(0, 1)
-    return np.pad(shown, ((0, 0), (0, 2), (0, 2), (0, 0)), constant_values=1)
+        rgb = colormaps["turbo"](rgb[..., 0] / MAX_DEPTH_M)[..., :3]
+    # averaging may leave white a rounding error above 1
+    rgb = np.repeat(rgb, 3 // rgb.shape[3], axis=3).clip(0, 1)
+    return np.pad(rgb, ((0, 0), (0, 2), (0, 2), (0, 0)), constant_values=1)
 
 
 def _encode(figure: Any) -> bytes:
@@ -100,20 +139,23 @@ def _encode(figure: Any) -> bytes:
     return buffer.getvalue()
 
 
-def save_batch(path: Path, batch: dict[str, Tensor]) -> None:
-    """Write a loader's batch as an npz file with an array for every part."""
+def save_batch(path: Path, batch: Batch) -> None:
+    """Write a loader's batch as an npz file with an array for each field."""
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **{name: values.cpu().numpy() for name, values in batch.items()})  # type: ignore[arg-type]
     write_bytes(path, buffer.getvalue())
 
 
 @contextmanager
-def tensorboard(folder: Path, wanted: bool, epochs_done: int) -> Iterator[Callable[[dict[str, float], Path], None]]:
-    """Yield what writes an epoch's numbers and its sheet as TensorBoard events, or does nothing unless `wanted`.
+def tensorboard_writer(
+    folder: Path, enabled: bool, epochs_done: int
+) -> Iterator[Callable[[dict[str, float], Path], None]]:
+    """Yield a function that writes an epoch's history entry and sheet as TensorBoard events, or does nothing.
 
-    Events of epochs after `epochs_done`, which a killed run may have left, no longer show.
+    It does nothing unless `enabled`. Events of epochs after `epochs_done`, which a killed run may have left, are
+    hidden.
     """
-    if not wanted:
+    if not enabled:
         yield lambda *_: None
         return
     try:
@@ -122,12 +164,12 @@ def tensorboard(folder: Path, wanted: bool, epochs_done: int) -> Iterator[Callab
         raise MissingPackageError("tensorboard", "not installed", "pip install 'dsgen[tensorboard]'") from error
     from dsgen.io.images import read_picture
 
-    def write(past: dict[str, float], sheet: Path) -> None:
-        epoch = int(past["epoch"])
+    def write(entry: dict[str, float], sheet: Path) -> None:
+        epoch = int(entry["epoch"])
         for name in ("learning_rate", "images_per_second", "train_loss", *SCORES):
-            if not math.isnan(past[name]):
+            if not math.isnan(entry[name]):
                 group = "mask" if name in MASK_SCORES else "depth" if name in DEPTH_SCORES else "training"
-                writer.add_scalar(f"{group}/{name}", past[name], epoch)
+                writer.add_scalar(f"{group}/{name}", entry[name], epoch)
         writer.add_image("predictions", torch.from_numpy(read_picture(sheet)), epoch, dataformats="HWC")
         writer.flush()
 

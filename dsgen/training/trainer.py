@@ -1,14 +1,18 @@
-"""The training loop: what a run has learnt so far, and the steps that teach it more."""
+"""The training loop, in the order in which it happens.
+
+`Trainer.run_epoch` trains for an epoch, validates, and adds the scores to the history. `train_steps` is the loop over
+batches: learning rate, step, log, checkpoint. `step` is one of them: augment, forward, loss, backward, update, EMA.
+What surrounds an epoch, such as the files it leaves, is in `dsgen.training.fit`.
+"""
 
 import copy
-import hashlib
-import io
 import logging
 import math
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,248 +20,202 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dsgen import __version__
-from dsgen.errors import ConflictError, DsgenError, find_differences, in_words, option
+from dsgen.averaging import update_ema
+from dsgen.errors import InvalidValueError
 from dsgen.parallel.devices import autocast_dtype
 from dsgen.store.arena import Batch
 from dsgen.training import metrics
 from dsgen.training.augment import augment
 from dsgen.training.batches import Batches, prepare, shrink_depth, shrink_mask, take
-from dsgen.training.checkpoint import FORMAT, damaged, read_checkpoint
-from dsgen.training.interrupts import Pauses
-from dsgen.training.losses import DEPTH_LOSSES, MASK_LOSSES
+from dsgen.training.checkpoint import Position
+from dsgen.training.diagnosis import diagnose_bad_loss, diagnose_out_of_memory, is_out_of_memory
+from dsgen.training.interrupts import Autosave
+from dsgen.training.losses import LOSSES, PerSample, sample_losses
 from dsgen.training.ranks import Ranks
-from dsgen.training.report import SCORES, draw_sheet, save_batch
-from dsgen.training.schedule import learning_rate, sizes_by_epoch
+from dsgen.training.schedule import learning_rate
 from dsgen.training.settings import Settings
 from dsgen.training.unet import UNet, unet_metres
-from dsgen.units import MAX_DEPTH_M
+from dsgen.training.validation import validate
 
 log = logging.getLogger("dsgen")
-DEFAULTS = Settings()
-PREDICTIONS = 6
 _MOMENTUM = 0.9
-_RECENT = 20  # steps
-Fed = tuple[Tensor, Tensor, Tensor | None, Tensor | None]
+_NOTED_STEPS = 20  # whose mean the progress display shows
 
 
-class _Launched(NamedTuple):
-    """A step under way: its numbers are on the device, and may not be known yet."""
+@dataclass(frozen=True)
+class Phase:
+    """Consecutive epochs at one image size; `sizes` are the image sizes of all epochs of the run."""
+
+    size: int
+    batches: Batches
+    samples: int  # per epoch
+    sizes: Sequence[int]
+
+
+class Inputs(NamedTuple):
+    """What the network sees, (B,3,S,S) in 0..1, and the truth it is compared with, (B,1,S,S), as far as there is any.
+
+    The mask is 0 or 1, the depth in metres.
+    """
+
+    background: Tensor
+    image: Tensor
+    mask: Tensor | None
+    depth_m: Tensor | None
+
+
+class StartedStep(NamedTuple):
+    """A step that is queued on the device and may not be finished.
+
+    `report` is (4,): loss, mask IoU and delta1 of the batch, and how many ranks were asked to stop. `end` is how many
+    samples of the epoch there were by the end of the batch, `loader` the state of the loader then.
+    """
 
     report: Tensor
     batch: Batch
-    fed: Fed
+    inputs: Inputs
     end: int
-    state: dict[str, Any]
+    loader: dict[str, Any]
 
 
 class Trainer:
-    """Network, optimizer, what they have been through (`history`), and the way from epoch to epoch.
+    """A network, its optimizer, and how far its training is: `steps`, `history`, and the `position` in mid-epoch.
 
-    Amid an epoch `place` says where in it: its size, the loader's state, the steps, samples and seconds done, the sum
-    of the losses, and the last learning rate. Several processes hold the same, and get their parts of each batch.
+    `fields` are the arrays of the store. All ranks hold the same, and each gets its samples of every batch. The batch
+    of a loss that is not a number is saved in the folder `run`.
     """
 
     def __init__(
         self,
         settings: Settings,
-        parts: tuple[str, ...],
+        fields: tuple[str, ...],
         store_sha256: str | None,
         device: torch.device,
         ranks: Ranks = Ranks(),  # noqa: B008 - it is frozen
         mean_depth_m: float | None = None,
+        run: Path = Path(),
     ):
-        if not {"mask", "depth"} & set(parts):
-            raise DsgenError(
-                "store", "got neither masks nor depth, expected one of them to train", "take another store"
-            )
-        if missing := {"background", "mask", "depth"} - set(parts):
-            log.warning("the store has no %s: %s", " and no ".join(sorted(missing)), _without(missing))
-        self.settings, self.parts, self.store_sha256, self.device = settings, parts, store_sha256, device
-        self.ranks, self.mean_depth_m = ranks, mean_depth_m
+        _check_fields(fields)
+        self.settings, self.fields, self.store_sha256, self.device = settings, fields, store_sha256, device
+        self.ranks, self.mean_depth_m, self.run = ranks, mean_depth_m, run
         torch.manual_seed(settings.seed)
         network = ranks.synchronise(UNet(**settings.network()), device)
         self.network: UNet = network.to(device).to(memory_format=torch.channels_last)  # type: ignore[assignment]
         self.averaged = copy.deepcopy(self.network) if settings.average else self.network
-        model = ranks.parallel(self.network, unused=not {"mask", "depth"} <= set(parts))
+        model = ranks.parallelise(self.network, find_unused=not {"mask", "depth"} <= set(fields))
         self.model = torch.compile(model, dynamic=False) if settings.compile else model
         self.optimizer = _make_optimizer(self.network, settings)
-        self.half = autocast_dtype(settings.precision, device)
-        self.scaler = torch.amp.GradScaler(device.type, enabled=self.half is torch.float16)
+        self.autocast_dtype = autocast_dtype(settings.precision, device)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=self.autocast_dtype is torch.float16)
         self.steps = 0
-        self.init_sha256: str | None = None
+        self.init_sha256: str | None = None  # of the checkpoint that the first weights come from
         self.history: list[dict[str, float]] = []
-        self.place: dict[str, Any] | None = None
-        self._shown: Batch | None = None
+        self.position: Position | None = None
 
     @property
     def epoch(self) -> int:
-        """How many epochs are done."""
+        """How many epochs are finished."""
         return len(self.history)
 
-    @property
-    def size(self) -> int:
-        """The picture size of the last epoch done, 0 before the first."""
-        return int(self.history[-1]["size"]) if self.history else 0
-
-    def sizes(self, epochs: int) -> list[int]:
-        """Return the picture size of every epoch, done or to come; pictures never shrink."""
-        sizes = [int(past["size"]) for past in self.history]
-        for size in sizes_by_epoch(epochs, self.settings.sizes)[self.epoch :]:
-            sizes.append(max(size, *sizes[-1:], self.place["size"] if self.place else 0))
-        return sizes
-
-    def best(self) -> dict[str, float]:
-        """Return the best epoch, the first of equals, among those at the largest size so far.
-
-        It has the highest mask IoU, or where there are no masks the lowest loss.
-        """
-        score = "iou" if "mask" in self.parts else "validation_loss"
-        sign = 1 if "mask" in self.parts else -1
-        return max((past for past in self.history if past["size"] == self.size), key=lambda past: sign * past[score])
-
-    def describe(self, epochs: int) -> dict[str, Any]:
-        """Return what the run was started with, for people to read."""
-        return {
-            "dsgen": __version__,
-            "torch": torch.__version__,
-            "settings": self.settings.as_dict(),
-            "epochs": epochs,
-            "sizes_by_epoch": self.sizes(epochs),
-            "device": str(self.device),
-            "processes": self.ranks.count,
-            "arithmetic": str(self.half or torch.float32).removeprefix("torch."),
-            "parameters": sum(parameter.numel() for parameter in self.network.parameters()),
-            "store_sha256": self.store_sha256,
-            "store_parts": list(self.parts),
-            "init_sha256": self.init_sha256,
-        }
-
-    def run_epoch(
-        self,
-        batches: Batches,
-        validation: Batches,
-        size: int,
-        samples: int,
-        epochs: int,
-        run: Path,
-        pauses: "Pauses",
-        advance: Callable[..., None],
-    ) -> None:
-        """Train for one epoch, or what is left of it, score, and note both in the history."""
-        batches.set_epoch(self.epoch)
-        if self.place is None:
-            self.place = {"size": size, "loader": batches.state_dict(), "step": 0, "samples": 0}
-            self.place |= {"loss": 0.0, "rate": math.nan, "seconds": 0.0}
+    def run_epoch(self, phase: Phase, validation: Batches, autosave: Autosave, advance: Callable[..., None]) -> None:
+        """Train for one epoch, or the rest of one in progress; validate; add the results to the history."""
+        phase.batches.set_epoch(self.epoch)
+        if self.position is None:
+            self.position = Position(phase.size, phase.batches.state_dict())
         else:
-            batches.load_state_dict(self.place["loader"])
-        self.network.train()
-        self._train(batches, size, samples, epochs, run, pauses, advance)
+            phase.batches.load_state_dict(self.position.loader)
+        self.train_steps(phase, autosave, advance)
+
         started = time.monotonic()
-        scores = evaluate(
+        scores = validate(
             self.averaged,
             validation,
-            size,
+            phase.size,
             self.device,
             self.settings,
             samples=self.settings.validation_samples,
-            half=self.half,
+            autocast_dtype=self.autocast_dtype,
             mean_depth_m=self.mean_depth_m,
             ranks=self.ranks,
-            between=pauses.stop_if_asked if self.ranks.count == 1 else None,
+            before_batch=autosave.stop_if_requested if self.ranks.world_size == 1 else None,
         )
-        place, self.place = self.place, None
+        position, self.position = self.position, None
         self.history.append(
             {
                 "epoch": self.epoch + 1,
-                "size": size,
-                "samples": place["samples"],
-                "seconds": round(place["seconds"] + time.monotonic() - started, 2),
-                "images_per_second": round(place["samples"] / max(place["seconds"], 1e-9), 1),
-                "learning_rate": place["rate"],
-                "train_loss": place["loss"] / place["samples"],
+                "size": phase.size,
+                "samples": position.samples,
+                "seconds": round(position.seconds + time.monotonic() - started, 2),
+                "images_per_second": round(position.samples / max(position.seconds, 1e-9), 1),
+                "learning_rate": position.rate,
+                "train_loss": position.loss / position.samples,
                 **scores,
             }
         )
 
-    def _train(
-        self,
-        batches: Batches,
-        size: int,
-        samples: int,
-        epochs: int,
-        run: Path,
-        pauses: "Pauses",
-        advance: Callable[..., None],
-    ) -> None:
-        """Do the steps of an epoch, or those that are left.
+    def train_steps(self, phase: Phase, autosave: Autosave, advance: Callable[..., None]) -> None:
+        """Take the steps of an epoch that are left.
 
-        Numbers of a step are looked at when the next one has been launched, so a device with a queue is never idle.
+        The report of a step is read after the next step has been queued, so that a GPU is never idle.
         """
-        assert self.place is not None
-        place = self.place
-        recent: deque[tuple[float, float, float]] = deque(maxlen=_RECENT)
-        clock = time.monotonic()
+        assert self.position is not None
+        position, alone = self.position, self.ranks.world_size == 1
+        step_log = _StepLog(self, position, len(phase.sizes), advance)
+        start, stop = position.samples, False
+        unread: StartedStep | None = None
+        self.network.train()
+        # an exception would keep the stream, and with it the loader's threads, alive unless it is closed
+        with closing(take(phase.batches, phase.samples, self.ranks)) as stream:
+            for step, (batch, end) in enumerate(stream, position.step):
+                share = (start + end) / 2 / phase.samples  # of the epoch, at the middle of the batch
+                position.rate = learning_rate(self.settings, self.history, phase.sizes, share)
+                report, inputs = self._try_step(batch, phase.size, step, position.rate, autosave.stop_requested())
+                started = StartedStep(report, batch, inputs, end, phase.batches.state_dict())
+                if unread is not None:
+                    stop = step_log.read(unread) or stop
+                stop = stop or (alone and autosave.stop_requested())
+                start, unread = end, started
+                if stop or autosave.due():
+                    # a request that one of several ranks had before this step stops all of them after the next step
+                    stop_next, unread = step_log.read(started), None
+                    autosave.save(stop=stop)
+                    stop = stop_next
+        if unread is not None:
+            stop = step_log.read(unread) or stop
+        if stop:
+            autosave.save(stop=True)
 
-        def settle(launched: _Launched) -> bool:
-            """Take note of a step's numbers; say whether any process was asked to stop before it."""
-            nonlocal clock
-            loss, iou, delta1, stops = launched.report.tolist()
-            if not math.isfinite(loss):
-                raise self._not_a_number(loss, launched, run)
-            count, now = launched.end - place["samples"], time.monotonic()
-            place["step"] += 1
-            place["samples"] += count
-            place["loss"] += loss * count
-            place["seconds"] += now - clock
-            place["loader"] = launched.state
-            clock = now
-            recent.append((loss, iou, delta1))
-            advance(count, note=_note(self.epoch + 1, epochs, recent))
-            return stops > 0
-
-        begin, asked, sizes = place["samples"], False, self.sizes(epochs)
-        pending: _Launched | None = None
-        with closing(take(batches, samples, self.ranks)) as given:  # what is raised would keep its threads
-            for step, (batch, end) in enumerate(given, place["step"]):
-                share = (begin + end) / 2 / samples
-                place["rate"] = learning_rate(self.settings, self.history, sizes, share)
-                report, fed = self._launch(batch, size, step, place["rate"], pauses.asked())
-                launched = _Launched(report, batch, fed, end, batches.state_dict())
-                asked = asked or (pending is not None and settle(pending)) or (self.ranks.count == 1 and pauses.asked())
-                pending, begin = launched, end
-                if asked or pauses.due():
-                    # of several processes, who asks in this very step is heard in the next one, by all alike
-                    asked_now, pending = settle(launched), None
-                    pauses.save(stop=asked)
-                    asked = asked_now
-        asked = asked or (pending is not None and settle(pending))
-        if asked:
-            pauses.save(stop=True)
-
-    def _launch(self, batch: Batch, size: int, step: int, rate: float, asked: bool) -> tuple[Tensor, Fed]:
-        """Begin a step; return its report (loss, IoU, delta1, processes asked to stop) and what was fed."""
-        reason = None
+    def _try_step(self, batch: Batch, size: int, step: int, rate: float, stop_requested: bool) -> tuple[Tensor, Inputs]:
+        """Take a step; if the memory is too small for it, raise the error that says which batch size fits."""
         try:
-            return self._step(batch, size, step, rate, asked)
+            return self.step(batch, size, step, rate, stop_requested)
         except RuntimeError as error:
-            if not _is_out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
-            # as long as the error lives its traceback keeps the tensors
             reason = str(error).splitlines()[0]
-        raise self._too_large(batch, size, reason)
+        # outside the except block, as the traceback of the error keeps the tensors of the step alive
+        raise diagnose_out_of_memory(self, batch, size, reason)
 
-    def _step(self, batch: Batch, size: int, step: int, rate: float, asked: bool) -> tuple[Tensor, Fed]:
+    def step(
+        self, batch: Batch, size: int, step: int, rate: float, stop_requested: bool = False
+    ) -> tuple[Tensor, Inputs]:
+        """Take one step at an image size; return its report, see `StartedStep`, and the inputs of the network.
+
+        All random numbers follow from the seed, the epoch and the number of the step in it, so that a resumed run
+        takes the same steps as an uninterrupted one.
+        """
         seed = int(np.random.SeedSequence([self.settings.seed, self.epoch, step]).generate_state(1)[0])
-        torch.manual_seed(seed + self.ranks.rank)  # for dropout, which differs by process
-        fed = self._feed(batch, size, torch.Generator().manual_seed(seed))
-        loss, report = self._forward(fed, asked)
+        torch.manual_seed(seed + self.ranks.rank)  # for dropout, which differs by rank
+        inputs = self.augmented(batch, size, torch.Generator().manual_seed(seed))
+        loss, report = self.forward(inputs, stop_requested)
+
         self.optimizer.zero_grad(set_to_none=True)
-        # gradients are averaged over processes, losses are parts of a sum
-        self.scaler.scale(loss * self.ranks.count).backward()
+        # this rank's loss is its part of a sum, while gradients are averaged over the ranks
+        self.scaler.scale(loss * self.ranks.world_size).backward()
         if self.settings.clip is not None:
             self.scaler.unscale_(self.optimizer)
             torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.settings.clip)
+
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.scaler.step(self.optimizer)
@@ -265,194 +223,105 @@ class Trainer:
         self.steps += 1
         if self.averaged is not self.network:
             update_ema(self.averaged, self.network, self.steps)
-        return report, fed
+        return report, inputs
 
-    def _feed(self, batch: Batch, size: int, dice: torch.Generator) -> Fed:
-        """Prepare and augment a batch."""
+    def augmented(self, batch: Batch, size: int, generator: torch.Generator) -> Inputs:
+        """Move a batch to the device, reduce it to an image size, and augment it."""
         background, image, mask, depth_m = prepare(batch, size, self.device)
-        # of pictures without a mask nothing is known to be background
+        # without a mask any pixel may be foreground
         inside = mask if "mask" in batch else torch.ones_like(mask)
-        strength, ranks = self.settings.augment, self.ranks
         background, image, inside, depth_m = augment(
-            background, image, inside, depth_m, dice, strength, rank=ranks.rank, ranks=ranks.count
+            background,
+            image,
+            inside,
+            depth_m,
+            generator,
+            self.settings.augment,
+            rank=self.ranks.rank,
+            world_size=self.ranks.world_size,
         )
         if "background" not in batch:
             background = torch.zeros_like(image)
-        return background, image, inside if "mask" in batch else None, depth_m
+        return Inputs(background, image, inside if "mask" in batch else None, depth_m)
 
-    def _forward(self, fed: Fed, asked: bool = False) -> tuple[Tensor, Tensor]:
-        """Return the loss, of several processes this one's part of it, and the report, which is on all."""
-        background, image, mask, depth_m = fed
-        with torch.autocast(self.device.type, dtype=self.half, enabled=self.half is not None):
-            logits, raw = self.model(background, image)
-        mask = None if mask is None else shrink_mask(mask, logits.shape[-1])
-        depth_m = None if depth_m is None else shrink_depth(depth_m, logits.shape[-1])
-        values = sample_losses(self.settings, logits, raw, mask, depth_m)
+    def forward(self, inputs: Inputs, stop_requested: bool = False) -> tuple[Tensor, Tensor]:
+        """Return the loss, of several ranks this one's part of it, and the report, which is the same in all ranks."""
+        with torch.autocast(self.device.type, dtype=self.autocast_dtype, enabled=self.autocast_dtype is not None):
+            logits, raw = self.model(inputs.background, inputs.image)  # (B,1,S,S) each, or half of S
+        size = logits.shape[-1]
+        mask = None if inputs.mask is None else shrink_mask(inputs.mask, size)
+        depth_m = None if inputs.depth_m is None else shrink_depth(inputs.depth_m, size)
+        names = {name: getattr(self.settings, name) for name in LOSSES}
+        scores = sample_losses(logits, raw, mask, depth_m, **names)
         with torch.no_grad():
             if mask is not None:
-                values["iou"] = metrics.iou(logits, mask), values["mask_loss"][1]
+                scores["iou"] = PerSample(metrics.iou(logits, mask), scores["mask_loss"].has_truth)
             if depth_m is not None:
-                values["delta1"] = metrics.delta1(unet_metres(raw), depth_m), values["depth_loss"][1]
-            counts = self.ranks.sum(torch.stack([known.sum() for _, known in values.values()])).clamp(min=1)
+                delta1 = metrics.delta1(unet_metres(raw), depth_m)
+                scores["delta1"] = PerSample(delta1, scores["depth_loss"].has_truth)
+            # a mean is over the samples of all ranks that have a truth
+            counts = self.ranks.sum(torch.stack([has_truth.sum() for _, has_truth in scores.values()])).clamp(min=1)
         means = {
-            name: torch.where(known, value, 0.0).sum() / count
-            for (name, (value, known)), count in zip(values.items(), counts, strict=True)
+            name: torch.where(has_truth, values, 0.0).sum() / count
+            for (name, (values, has_truth)), count in zip(scores.items(), counts, strict=True)
         }
-        loss = sum((means[name] for name in ("mask_loss", "depth_loss") if name in means), torch.zeros(()))
-        none = torch.full((), math.nan)
-        numbers = [loss.detach(), *(means.get(name, none) for name in ("iou", "delta1")), torch.tensor(float(asked))]
-        return loss, self.ranks.sum(torch.stack([number.to(self.device) for number in numbers]))
+        loss = sum((means[name] for name in LOSSES if name in means), torch.zeros(()))
+        nan = torch.full((), math.nan)
+        report = [
+            loss.detach(),
+            *(means.get(name, nan) for name in ("iou", "delta1")),
+            torch.tensor(float(stop_requested)),
+        ]
+        return loss, self.ranks.sum(torch.stack([number.to(self.device) for number in report]))
 
-    def _not_a_number(self, loss: float, launched: _Launched, run: Path) -> DsgenError:
-        """Save a step's batch, of all processes, and make the error that names it."""
-        parts = self.ranks.gather({name: values.cpu() for name, values in launched.batch.items()})
-        batch = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-        if self.ranks.first:
-            save_batch(run / "bad-batch.npz", batch)
-            background, image, mask, depth_m = launched.fed
-            maps = {"background": background, "composite": image, "mask": mask, "depth": depth_m}
-            draw_sheet(run / "bad-batch.png", {name: value for name, value in maps.items() if value is not None})
-        rows = ", ".join(map(str, batch["row"].tolist()))
-        assert self.place is not None
-        return DsgenError(
-            "training",
-            f"the loss is {loss} in epoch {self.epoch + 1}, step {self.place['step'] + 1}, rows {rows}",
-            f"check {run / 'bad-batch.npz'} and .png, which hold them, or lower --learning-rate",
+
+class _StepLog:
+    """Reads the reports of steps: checks the loss, moves the position, and shows the means of the last steps."""
+
+    def __init__(self, trainer: Trainer, position: Position, epochs: int, advance: Callable[..., None]):
+        self._trainer, self._position, self._epochs, self._advance = trainer, position, epochs, advance
+        self._recent: deque[tuple[float, float, float]] = deque(maxlen=_NOTED_STEPS)
+        self._read_at = time.monotonic()
+
+    def read(self, started: StartedStep) -> bool:
+        """Wait for a step to finish and read its report; say whether any rank was asked to stop before it."""
+        position = self._position
+        loss, iou, delta1, stops = started.report.tolist()
+        if not math.isfinite(loss):
+            raise diagnose_bad_loss(self._trainer, started, loss)
+        count, now = started.end - position.samples, time.monotonic()
+        position.step += 1
+        position.samples += count
+        position.loss += loss * count
+        position.seconds += now - self._read_at
+        position.loader = started.loader
+        self._read_at = now
+        self._recent.append((loss, iou, delta1))
+        self._advance(count, note=self._note())
+        return stops > 0
+
+    def _note(self) -> str:
+        means = [sum(values) / len(self._recent) for values in zip(*self._recent, strict=True)]
+        named = zip(("loss", "IoU", "delta1"), means, strict=True)
+        scores = " ".join(f"{name} {mean:.3f}" for name, mean in named if not math.isnan(mean))
+        return f"epoch {self._trainer.epoch + 1} of {self._epochs} {scores}"
+
+
+def _check_fields(fields: tuple[str, ...]) -> None:
+    """Refuse a store without any truth; say what is left out if a store lacks something."""
+    if not {"mask", "depth"} & set(fields):
+        raise InvalidValueError(
+            "store", "got neither masks nor depth, expected one of them to train", "use another store"
         )
-
-    def _too_large(self, batch: Batch, size: int, reason: str) -> DsgenError:
-        """Find out how large a batch fits, and make the error that says it. The trainer is of no use after that."""
-        given = len(batch["row"]) * self.ranks.count
-        asked = in_words(self.settings.batch_size)
-        what, text = "--batch-size", f"got {asked}, too large at {size} px for the memory of {self.device} ({reason})"
-        if self.ranks.count > 1:  # a trial needs all of them
-            return DsgenError(what, text, f"try {max(self.ranks.count, given // 2)}")
-        fit = given
-        while fit > 1:
-            fit //= 2
-            if self._fits({name: values[:fit] for name, values in batch.items()}, size):
-                return DsgenError(what, text, f"a step of {fit} fits")
-        remedy = "not even one sample fits, take smaller --sizes or --width, or another device"
-        return DsgenError(what, text, remedy)
-
-    def _fits(self, batch: Batch, size: int) -> bool:
-        self.optimizer.zero_grad(set_to_none=True)
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
-        try:
-            loss, _ = self._forward(self._feed(batch, size, torch.Generator().manual_seed(0)))
-            loss.backward()
-        except RuntimeError as error:
-            if not _is_out_of_memory(error):
-                raise
-            return False
-        return True
-
-    @torch.no_grad()
-    def predictions(self, validation: Batches, size: int) -> dict[str, Tensor]:
-        """Answer the first few validation samples, always the same; return titled maps for `draw_sheet`."""
-        if self._shown is None:
-            validation.set_epoch(0)
-            batches = [batch for batch, _ in take(validation, PREDICTIONS * self.ranks.count, self.ranks)]
-            self._shown = {name: torch.cat([batch[name] for batch in batches]) for name in batches[0]}
-        background, image, mask, depth_m = prepare(self._shown, size, self.device)
-        logits, raw = self.averaged.eval()(background, image)
-        maps = {
-            "background": background if "background" in self.parts else None,
-            "composite": image,
-            "mask": mask if "mask" in self.parts else None,
-            "predicted mask": logits.sigmoid() if "mask" in self.parts else None,
-            "depth": depth_m,
-            "predicted depth": unet_metres(raw) if depth_m is not None else None,
-        }
-        return {title: values for title, values in maps.items() if values is not None}
-
-    def checkpoint(self) -> bytes:
-        """Encode all that the next step depends on."""
-        buffer = io.BytesIO()
-        torch.save(
-            {
-                "format": FORMAT,
-                "settings": self.settings.as_dict(),
-                "store_sha256": self.store_sha256,
-                "init_sha256": self.init_sha256,
-                "config": self.network.config,
-                "network": self.averaged.state_dict(),
-                "training": self.network.state_dict(),
-                "optimizer": self.optimizer.state_dict(),
-                "scaler": self.scaler.state_dict(),
-                "steps": self.steps,
-                "history": self.history,
-                "place": self.place,
-            },
-            buffer,
-        )
-        return buffer.getvalue()
-
-    def begin_with(self, path: Path) -> None:
-        """Take a checkpoint's weights to begin with; those of another network are a `DsgenError`."""
-        saved = read_checkpoint(path)
-        try:
-            differences = find_differences(_as_options(self.network.config), _as_options(saved["config"]))
-            if differences:
-                raise ConflictError(
-                    "--init", f"{path} is of another network", "give the same", differences, "checkpoint"
-                )
-            for network in {self.network, self.averaged}:
-                network.load_state_dict(saved["network"])
-        except (RuntimeError, KeyError, TypeError, AttributeError) as error:
-            raise damaged(path, error) from error
-        self.init_sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
-
-    def restore(self, path: Path) -> None:
-        """Go back to a checkpoint.
-
-        Other settings, another store and, if one was begun with, another checkpoint to begin with are a `DsgenError`
-        that names all differences.
-        """
-        saved = read_checkpoint(path)
-        try:
-            now = {**self.settings.as_dict(), "store": self.store_sha256}
-            was = {**saved["settings"], "store": saved["store_sha256"]}
-            if self.init_sha256 is not None:
-                now["init"], was["init"] = self.init_sha256, saved.get("init_sha256")
-            differences = find_differences(_as_options(now), _as_options(was))
-            if differences:
-                remedy = "give the same, or another --run"
-                raise ConflictError(path.parent.parent, "begun with other settings", remedy, differences, "run")
-            self.network.load_state_dict(saved["training"])
-            self.averaged.load_state_dict(saved["network"])
-            self.optimizer.load_state_dict(saved["optimizer"])
-            if saved["scaler"] and self.scaler.is_enabled():  # empty unless the run was in float16
-                self.scaler.load_state_dict(saved["scaler"])
-            self.init_sha256 = saved.get("init_sha256")
-            self.steps, self.history, self.place = saved["steps"], saved["history"], saved["place"]
-        except (RuntimeError, ValueError, KeyError, TypeError) as error:
-            raise damaged(path, error) from error
-
-
-def _note(epoch: int, epochs: int, recent: deque[tuple[float, float, float]]) -> str:
-    """Say for the progress display how the last steps went."""
-    means = [sum(values) / len(recent) for values in zip(*recent, strict=True)]
-    scores = zip(("loss", "IoU", "delta1"), means, strict=True)
-    return f"epoch {epoch} of {epochs} " + " ".join(f"{name} {mean:.3f}" for name, mean in scores if mean == mean)
-
-
-def _as_options(settings: dict[str, Any]) -> dict[str, str]:
-    """Write settings as options."""
-    return {"store" if name == "store" else option(name): in_words(settings[name]) for name in settings}
-
-
-def _without(missing: set[str]) -> str:
-    """Say what is done without parts of a store."""
-    if missing == {"background"}:
-        return "the network is shown none"
-    trained = "depth" if "mask" in missing else "mask"
-    return f"training the {trained} only" + (", the network is shown no background" if "background" in missing else "")
+    missing = {"background", "mask", "depth"} - set(fields)
+    if missing:
+        consequences = [f"only the {'depth' if 'mask' in missing else 'mask'} is trained"] * (missing != {"background"})
+        consequences += ["the network sees zeros for the background"] * ("background" in missing)
+        log.warning("the store has no %s: %s", " and no ".join(sorted(missing)), ", ".join(consequences))
 
 
 def _make_optimizer(network: UNet, settings: Settings) -> torch.optim.Optimizer:
-    """Make the optimizer; biases and batch norms do not decay."""
+    """Make the optimizer; weight decay leaves out biases and batch norms."""
     parameters = list(network.parameters())
     groups = [
         {"params": [p for p in parameters if p.ndim > 1], "weight_decay": settings.weight_decay},
@@ -462,105 +331,3 @@ def _make_optimizer(network: UNet, settings: Settings) -> torch.optim.Optimizer:
         return torch.optim.SGD(groups, lr=settings.learning_rate, momentum=_MOMENTUM)
     kind = torch.optim.AdamW if settings.optimizer == "adamw" else torch.optim.Adam
     return kind(groups, lr=settings.learning_rate)
-
-
-def _is_out_of_memory(error: RuntimeError) -> bool:
-    """Tell an allocation that failed from other errors; the CPU's allocator has no error of its own."""
-    words = "not enough memory", "can't allocate memory", "Cannot allocate memory"
-    return isinstance(error, torch.OutOfMemoryError) or any(text in str(error) for text in words)
-
-
-@torch.no_grad()
-def update_ema(averaged: torch.nn.Module, network: torch.nn.Module, steps: int) -> None:
-    """Move averages of weights and batch statistics: all the way at first, in the end a hundredth a step.
-
-    Single steps of Adam on small batches can leave batch statistics and weights far apart for a moment, and an epoch
-    that ended then would score as if nothing were learnt; their average over about a hundred steps does not.
-    """
-    share = max(0.01, 9 / (steps + 8))
-    pairs = list(zip(averaged.state_dict().values(), network.state_dict().values(), strict=True))
-    floats = [pair for pair in pairs if pair[0].is_floating_point()]
-    torch._foreach_lerp_([average for average, _ in floats], [value for _, value in floats], share)
-    for average, value in pairs:
-        if not average.is_floating_point():
-            average.copy_(value)
-
-
-def sample_losses(
-    settings: Settings, logits: Tensor, raw: Tensor, mask: Tensor | None, depth_m: Tensor | None
-) -> dict[str, tuple[Tensor, Tensor]]:
-    """Return the losses of mask and depth where there is a truth: each sample's, and which samples have it, (B,)."""
-    values = {}
-    if mask is not None:
-        values["mask_loss"] = MASK_LOSSES[settings.mask_loss](logits, mask), torch.ones_like(mask[:, 0, 0, 0]).bool()
-    if depth_m is not None:
-        known = metrics.valid_depth(depth_m).flatten(1).any(1)
-        values["depth_loss"] = DEPTH_LOSSES[settings.depth_loss](raw, depth_m), known
-    return values
-
-
-@torch.no_grad()
-def evaluate(
-    network: UNet,
-    batches: Batches,
-    size: int,
-    device: torch.device,
-    settings: Settings = DEFAULTS,
-    *,
-    samples: int | None = None,
-    half: torch.dtype | None = None,
-    mean_depth_m: float | None = None,
-    ranks: Ranks = Ranks(),  # noqa: B008 - it is frozen
-    between: Callable[[], None] | None = None,
-) -> dict[str, float]:
-    """Score a network: means over samples of the loss and of every score; nan where there is no truth.
-
-    `zero_iou` and `zero_dice` are what an all-zero mask gets, `blind_bce` the least one answer for all pixels gets,
-    and `mean_depth_abs_rel` and `mean_depth_delta1` what `mean_depth_m` everywhere gets. `between` is called before
-    each batch.
-    """
-    network.eval()
-    batches.set_epoch(0)
-    sums: dict[str, Tensor] = {}
-    with closing(take(batches, samples, ranks)) as given:
-        for batch, _ in given:
-            if between is not None:
-                between()
-            background, image, true_mask, depth_m = prepare(batch, size, device)
-            with torch.autocast(device.type, dtype=half, enabled=half is not None):
-                logits, raw = network(background, image)
-            if logits.shape[-1] != size:
-                _, _, true_mask, depth_m = prepare(batch, logits.shape[-1], device)
-            mask = true_mask if "mask" in batch else None
-            values = sample_losses(settings, logits, raw, mask, depth_m)
-            if mask is not None:
-                nothing, all_known = torch.full_like(mask, -1.0), values["mask_loss"][1]
-                values |= {
-                    "iou": (metrics.iou(logits, mask), all_known),
-                    "zero_iou": (metrics.iou(nothing, mask), all_known),
-                    "dice": (metrics.dice(logits, mask), all_known),
-                    "zero_dice": (metrics.dice(nothing, mask), all_known),
-                    "bce": (metrics.bce(logits, mask), all_known),
-                    "blind_bce": (metrics.blind_bce(mask), all_known),
-                }
-            if depth_m is not None:
-                metres, known = unet_metres(raw), values["depth_loss"][1]
-                likeness = metrics.ssim(metres, depth_m, MAX_DEPTH_M, metrics.valid_depth(depth_m))
-                values |= {
-                    "abs_rel": (metrics.abs_rel(metres, depth_m), known),
-                    "rmse_m": (metrics.rmse(metres, depth_m), known),
-                    "delta1": (metrics.delta1(metres, depth_m), known),
-                    "ssim": (likeness, ~likeness.isnan()),
-                }
-                if mean_depth_m is not None:
-                    mean_m = torch.full_like(depth_m, mean_depth_m)
-                    values["mean_depth_abs_rel"] = metrics.abs_rel(mean_m, depth_m), known
-                    values["mean_depth_delta1"] = metrics.delta1(mean_m, depth_m), known
-            for name, (value, counts) in values.items():
-                total = torch.stack([torch.where(counts, value, 0.0).sum(), counts.sum()]).double().cpu()
-                sums[name] = sums.get(name, 0) + total
-    names = sorted(sums)
-    totals = ranks.sum(torch.stack([sums[name] for name in names]).to(device)).tolist()
-    means = {name: total / count if count else math.nan for name, (total, count) in zip(names, totals, strict=True)}
-    losses = [means[name] for name in ("mask_loss", "depth_loss") if name in means]
-    return {**dict.fromkeys(SCORES, math.nan), **means, "validation_loss": math.fsum(losses)}

@@ -1,6 +1,6 @@
-"""The two-headed U-Net, which is trained: a background and a composite in, a mask and a depth map out.
+"""The two-headed U-Net: a background and a composite in, a mask and a depth map out.
 
-Inside torch a picture is BCHW float32 RGB in 0..1 and a mask or depth map is B1HW float32.
+Images are (B,3,H,W) float32 RGB in 0..1, masks and depth maps (B,1,H,W) float32.
 """
 
 import difflib
@@ -12,18 +12,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dsgen.depth.networks import ExactConv2d
-from dsgen.errors import DsgenError, InvalidValueError
+from dsgen.errors import InvalidValueError, reason_of
 from dsgen.units import MAX_DEPTH_M, MIN_DEPTH_M
 
 COLOURS = ("rgb", "grey")
 OUTPUTS = ("full", "half")
 BLOCKS = ("shared", "separate")
-LUMA = (0.299, 0.587, 0.114)  # of R, G and B, ITU-R BT.601: what Pillow and OpenCV call grey
-_WIDEST = 8  # times `width`: levels below 1/8 of the size widen no further
+LUMA = (0.299, 0.587, 0.114)  # of R, G and B, ITU-R BT.601, as Pillow and OpenCV compute grey
+_WIDEST = 8  # times `width`: levels below 1/8 of the image size get no wider
 
 
 class DoubleConv(nn.Sequential):
-    """Twice a 3x3 convolution, a batch norm and a ReLU; size kept. `dropout` leaves out whole channels at the end."""
+    """A 3x3 convolution, a batch norm and a ReLU, twice; the size stays. `dropout` drops whole channels at the end."""
 
     def __init__(self, channels: int, out: int, middle: int | None = None, dropout: float = 0.0):
         middle = middle or out
@@ -39,12 +39,12 @@ class DoubleConv(nn.Sequential):
 
 
 class UNetBranch(nn.Module):
-    """All of a U-Net that one answer has to itself: levels down, where no encoder does that, levels up, one map out.
+    """The part of a U-Net that one output has to itself: levels down unless an encoder has them, levels up, the head.
 
-    `channels` are those of the features it gets, of which the shallowest comes first, and `reductions` their sizes as
-    parts of the picture's (1, 2, 4, ...). `downs` appends that many levels of its own, each half the size of the one
-    before. The way up ends at the shallowest feature of which `reductions` is at least `smallest`. Every level up
-    enlarges to the skip's size and halving rounds up, so any size works.
+    `channels` are the channels of the input features, the shallowest first, and `reductions` the factors by which they
+    are smaller than the image (1, 2, 4, ...). `downs` more levels are appended, each half the size of the one before.
+    The way up ends at the shallowest feature whose reduction is at least `smallest`. Every level up enlarges to the
+    size of its skip connection, and halving rounds up, so any image size works.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class UNetBranch(nn.Module):
         self.head = ExactConv2d(x, 1, 1)
 
     def forward(self, features: list[Tensor]) -> Tensor:
-        """Map features (B,C,h,w), the shallowest first, to one map (B,1,H,W) of the size at which the way up ends."""
+        """Map features (B,C,h,w), the shallowest first, to one map (B,1,H,W) of the size where the way up ends."""
         for block in self.down:
             features = [*features, block(F.max_pool2d(features[-1], 2, ceil_mode=True))]
         *skips, x = features
@@ -80,20 +80,24 @@ class UNetBranch(nn.Module):
 class UNet(nn.Module):
     """The original two-headed U-Net and its variants: a background and a composite in, a mask and a depth map out.
 
-    Both pictures, concatenated, go through one shared block of `width` channels and from there through a mask branch
-    and a depth branch that share nothing, four levels down and four up (2,161,666 parameters at width 16). `dropout`
-    is the share of channels left out after every block of the branches. The variants:
+        network = UNet(width=16)
+        logits, raw = network(background, image)  # (B,3,H,W) in 0..1 each
+        foreground, depth_m = logits > 0, unet_metres(raw)
 
-    `colour="grey"` looks at the pictures' luma alone, see `LUMA`: 2 channels in instead of 6.
-    `output="half"` answers at half the size, rounded up; the last level up is left out.
-    `blocks="separate"` gives background and composite first blocks of their own, whose features, concatenated, are
-    what the branches go on from; each has half of `width`, so nothing behind it changes.
-    `encoder`, the name of a feature encoder in timm, takes the place of the levels down and is shared by the
-    branches, which are two decoders with skips from it and, at full output, from the shared block, which sees every
-    pixel where encoders start at 1/2 or 1/4. It starts from random weights.
+    Both images, concatenated, go through one shared block of `width` channels, and from there through a mask branch and
+    a depth branch that share nothing, four levels down and four up (2,161,666 parameters at width 16). `dropout` is the
+    share of channels dropped after every block of the branches. The variants:
 
-    `config` holds the arguments: `UNet(**network.config)` is the same network. Raises `DsgenError` for unknown
-    options and encoders, and in `forward` for picture sizes that the encoder does not take.
+    `colour="grey"` sees only the luma of the images, see `LUMA`: 2 input channels instead of 6.
+    `output="half"` predicts at half the size, rounded up; the last level up is left out.
+    `blocks="separate"` has a first block for the background and another for the composite, each with half of `width`,
+    whose features are concatenated; nothing after them changes.
+    `encoder`, the name of a timm feature encoder, replaces the levels down and is shared by the branches, which are
+    then two decoders with skip connections from it. At full output they have another one from the shared block, which
+    sees every pixel, as encoders start at 1/2 or 1/4 of the size. The encoder starts from random weights.
+
+    `config` holds the arguments: `UNet(**network.config)` is the same network. Raises `InvalidValueError` for unknown
+    options and encoders, and in `forward` for image sizes that the encoder does not support.
     """
 
     def __init__(
@@ -116,39 +120,39 @@ class UNet(nn.Module):
             "blocks": blocks,
             "encoder": encoder,
         }
-        each = 1 if colour == "grey" else 3
+        image_channels = 1 if colour == "grey" else 3
         smallest = 2 if output == "half" else 1
         channels, reductions = [width], [1]
-        self.encoder = _create_encoder(encoder, 2 * each) if encoder else None
+        self.encoder = _create_encoder(encoder, 2 * image_channels) if encoder else None
         if self.encoder is not None:
             feature_info: Any = self.encoder.feature_info
             if smallest == 1:
-                self.first = DoubleConv(2 * each, width)
+                self.first = DoubleConv(2 * image_channels, width)
             else:
                 channels, reductions = [], []
             channels, reductions = channels + feature_info.channels(), reductions + feature_info.reduction()
         elif blocks == "separate":
-            self.first_background = DoubleConv(each, width // 2)
-            self.first_image = DoubleConv(each, width - width // 2)
+            self.first_background = DoubleConv(image_channels, width // 2)
+            self.first_image = DoubleConv(image_channels, width - width // 2)
         else:
-            self.first = DoubleConv(2 * each, width)
+            self.first = DoubleConv(2 * image_channels, width)
         downs = 0 if encoder else 4
         self.mask = UNetBranch(channels, reductions, width, dropout, downs, smallest)
         self.depth = UNetBranch(channels, reductions, width, dropout, downs, smallest)
 
     def forward(self, background: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
-        """Map two pictures (B,3,H,W) in 0..1 to mask logits and raw depth, both (B,1,H,W), or half of H and W.
+        """Map two images (B,3,H,W) in 0..1 to mask logits and raw depth, both (B,1,H,W), or half of H and W.
 
-        A logit above 0 says foreground. Raw depth is in units of 10 metres and not clipped; see `unet_metres`.
+        A logit above 0 means foreground. Raw depth is in units of 10 metres and not clipped; see `unet_metres`.
         """
         height, width = image.shape[-2:]
         if self.config["colour"] == "grey":
-            background, image = luma(background), luma(image)
-        features: list[Tensor] = []
+            background, image = luma(background), luma(image)  # (B,1,H,W)
+        features: list[Tensor] = []  # the shallowest first
         if self.config["blocks"] == "separate":
             features.append(torch.cat([self.first_background(background), self.first_image(image)], dim=1))
         else:
-            pair = torch.cat([background, image], dim=1)
+            pair = torch.cat([background, image], dim=1)  # (B,6,H,W), or (B,2,H,W) of luma
             if self.encoder is None or self.config["output"] == "full":
                 features.append(self.first(pair))
             if self.encoder is not None:
@@ -161,23 +165,23 @@ class UNet(nn.Module):
         return mask, depth
 
     def _encode(self, pair: Tensor) -> list[Tensor]:
+        """Return the encoder's features (B,C,h,w), the shallowest first."""
         assert self.encoder is not None
         try:
             features = self.encoder(pair)
         except torch.OutOfMemoryError:
             raise
         except (AssertionError, RuntimeError, ValueError) as error:
-            if "memory" in str(error):  # how the CPU's allocator says that there is none left
+            if "memory" in str(error):  # the CPU's allocator has no error class of its own
                 raise
             height, width = pair.shape[-2:]
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise DsgenError(
+            raise InvalidValueError(
                 f"encoder {self.config['encoder']}",
-                f"got {len(pair)} pictures of {width}x{height} pixels, expected what it takes ({reason})",
-                "choose another size or encoder",
+                f"got {len(pair)} images of {width}x{height} pixels, expected a size it supports ({reason_of(error)})",
+                "use another size or encoder",
             ) from error
         info: Any = self.encoder.feature_info
-        # some transformers answer BHWC
+        # some transformers return (B,H,W,C)
         return [
             x if x.shape[1] == channels else x.permute(0, 3, 1, 2)
             for x, channels in zip(features, info.channels(), strict=True)
@@ -185,9 +189,9 @@ class UNet(nn.Module):
 
 
 def _check_options(width: int, dropout: float, colour: str, output: str, blocks: str, encoder: str | None) -> None:
-    least = 2 if blocks == "separate" else 1
-    if width < least:
-        raise InvalidValueError("U-Net", f"got width {width}, expected {least} or more")
+    smallest_width = 2 if blocks == "separate" else 1
+    if width < smallest_width:
+        raise InvalidValueError("U-Net", f"got width {width}, expected {smallest_width} or more")
     if not 0 <= dropout < 1:
         raise InvalidValueError("U-Net", f"got dropout {dropout}, expected 0 to below 1")
     for name, value, known in (
@@ -204,31 +208,31 @@ def _check_options(width: int, dropout: float, colour: str, output: str, blocks:
 
 
 def _create_encoder(name: str, channels: int) -> nn.Module:
-    """Create timm's feature encoder of that name with random weights for pictures of `channels`."""
+    """Create a timm feature encoder by name, with random weights, for images of `channels` channels."""
     import timm
 
     if not timm.is_model(name):
         near = difflib.get_close_matches(name, timm.list_models(), n=4, cutoff=0.5)
         like = f"like {', '.join(near)}" if near else "listed by timm.list_models()"
         raise InvalidValueError(
-            f"encoder {name}", f"got a name timm does not know, expected one {like}", "choose another"
+            f"encoder {name}", f"got a name that timm does not know, expected one {like}", "use another"
         )
     try:
         return timm.create_model(name, pretrained=False, features_only=True, in_chans=channels)
     except (RuntimeError, AttributeError, TypeError, ValueError, AssertionError) as error:
         raise InvalidValueError(
             f"encoder {name}",
-            f"got no feature encoder for {channels} channels from timm ({error}), expected one",
-            "choose another",
+            f"timm cannot make a feature encoder for {channels} channels from it ({reason_of(error)})",
+            "use another",
         ) from error
 
 
-def luma(picture: Tensor) -> Tensor:
-    """Turn pictures (B,3,H,W) into grey ones (B,1,H,W) of the same range, 0.299 R + 0.587 G + 0.114 B (BT.601)."""
-    weights = torch.tensor(LUMA, dtype=picture.dtype, device=picture.device)
-    return (picture * weights.view(1, 3, 1, 1)).sum(1, keepdim=True)
+def luma(image: Tensor) -> Tensor:
+    """Turn images (B,3,H,W) into grey ones (B,1,H,W) of the same range, 0.299 R + 0.587 G + 0.114 B (BT.601)."""
+    weights = torch.tensor(LUMA, dtype=image.dtype, device=image.device)
+    return (image * weights.view(1, 3, 1, 1)).sum(1, keepdim=True)
 
 
 def unet_metres(raw: Tensor) -> Tensor:
-    """Turn the U-Net's raw depth into metres, clipped to 0.1..10."""
+    """Turn the U-Net's raw depth, in units of 10 metres, into metres, clipped to 0.1..10."""
     return (raw.float() * MAX_DEPTH_M).clamp(MIN_DEPTH_M, MAX_DEPTH_M)

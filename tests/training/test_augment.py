@@ -319,7 +319,7 @@ def test_ranks_share_the_whole_batch(ranks: int, samples: int):
     batch = scene(samples)
     whole = augment(*batch, dice(8))
     for rank in range(ranks):
-        part = augment(*(values[rank::ranks] for values in batch), dice(8), rank=rank, ranks=ranks)  # type: ignore[call-arg,arg-type]
+        part = augment(*(values[rank::ranks] for values in batch), dice(8), rank=rank, world_size=ranks)  # type: ignore[call-arg,arg-type]
         for now, expected in zip(part, whole, strict=True):
             torch.testing.assert_close(now, expected[rank::ranks], rtol=0, atol=1e-5)
 

@@ -1,4 +1,4 @@
-"""Training: learns, resumes to the same bits, refuses what it cannot do, and cries when it learns nothing."""
+"""Training: learns, resumes to the same bits, refuses what it cannot do, and warns when it learns nothing."""
 
 import csv
 import json
@@ -22,17 +22,19 @@ from PIL import Image
 from support.scenes import Scenes
 from torch import Tensor
 
-from dsgen.errors import DsgenError
+from dsgen.averaging import update_ema
+from dsgen.errors import ConflictError, DsgenError
 from dsgen.store.packing import pack
 from dsgen.training import fit as fit_module
-from dsgen.training import losses, metrics
+from dsgen.training import losses, metrics, report
 from dsgen.training import trainer as trainer_module
 from dsgen.training.batches import prepare
-from dsgen.training.checkpoint import load_network, read_checkpoint
-from dsgen.training.fit import fit, train
+from dsgen.training.checkpoint import load_initial_weights, load_network, read_checkpoint
+from dsgen.training.fit import TrainResult, fit, train
 from dsgen.training.schedule import learning_rate, should_stop_early, sizes_by_epoch
 from dsgen.training.settings import Settings
 from dsgen.training.trainer import Trainer
+from dsgen.training.validation import SCORES, validate
 
 CPU = torch.device("cpu")
 QUICK = {"batch_size": (4,), "sizes": (32,), "width": 4, "validation_samples": None}
@@ -54,7 +56,7 @@ def short(
     parts: tuple[str, ...] = ("image", "mask", "depth", "background"),
     options: dict[str, Any] | None = None,
     **changes: Any,
-) -> dict[str, float]:
+) -> TrainResult:
     """Train for a moment; `happens` happens at a batch of an epoch, both counted from 0."""
 
     def open_batches(split: str, batch_size: int) -> Scenes:
@@ -80,7 +82,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Draw neither curves nor sheets, which takes longer than the training."""
     monkeypatch.setattr(fit_module, "draw_curves", lambda *_: None)
-    monkeypatch.setattr(fit_module, "draw_sheet", lambda *_: None)
+    monkeypatch.setattr(report, "draw_sheet", lambda *_: None)
 
 
 def table(run: Path) -> list[dict[str, str]]:
@@ -150,7 +152,7 @@ def test_an_interrupted_run_saves_and_goes_on(tmp_path: Path, caplog: pytest.Log
                 tmp_path / "run", rows=16, at=(0, steps - 1), happens=lambda number=number: signal.raise_signal(number)
             )
         assert signal.getsignal(number) is before
-        assert f"{tmp_path / 'run'}: stopping as asked, the checkpoint is written" in caplog.text
+        assert f"{tmp_path / 'run'}: stopping as requested, the checkpoint is written" in caplog.text
         saved = read_checkpoint(tmp_path / "run/checkpoints/last.pt")
         assert saved["history"] == []
         assert saved["place"]["step"] == saved["steps"] == steps
@@ -162,14 +164,13 @@ def test_an_interrupted_run_saves_and_goes_on(tmp_path: Path, caplog: pytest.Log
 def test_an_interrupt_while_scoring_saves_the_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Ctrl-C between an epoch's last step and its scores: the steps are not done again, and nothing else differs."""
     short(tmp_path / "whole", epochs=2)
-    evaluate = trainer_module.evaluate
 
     def interrupted(*arguments: Any, **options: Any) -> dict[str, float]:
         signal.raise_signal(signal.SIGINT)
-        return evaluate(*arguments, **options)
+        return validate(*arguments, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(trainer_module, "evaluate", interrupted)
+        patch.setattr(trainer_module, "validate", interrupted)
         with pytest.raises(KeyboardInterrupt):
             short(tmp_path / "run", epochs=2)
     assert read_checkpoint(tmp_path / "run/checkpoints/last.pt")["place"]["samples"] == 8
@@ -277,7 +278,7 @@ def test_two_processes_fail_together_and_stop_together(tmp_path: Path, labelled_
         time.sleep(0.05)
     os.killpg(started.pid, signal.SIGINT)
     _, errors = started.communicate(timeout=60)
-    assert b"stopping as asked, the checkpoint is written" in errors
+    assert b"stopping as requested, the checkpoint is written" in errors
     steps = read_checkpoint(tmp_path / "run/checkpoints/last.pt")["steps"]
     scores = short_of(store, tmp_path / "run", epochs=len(table(tmp_path / "run")) + 1)
     assert scores["epoch"] >= 1
@@ -307,13 +308,13 @@ def test_overfits_a_batch():
     """Four samples seen again and again are learnt: mask IoU above 0.9, and depth much nearer than at first."""
     scenes = Scenes(4)
     trainer = Trainer(settings(width=8, augment=0.0), scenes.parts, "", CPU)
-    first = trainer_module.evaluate(trainer.network, scenes, 32, CPU)
+    first = validate(trainer.network, scenes, 32, CPU)
     trainer.network.train()
     scenes.set_epoch(0)
     batch = next(iter(scenes))
     for step in range(80):
-        trainer._step(batch, 32, step, trainer.settings.learning_rate, asked=False)
-    after = trainer_module.evaluate(trainer.averaged, scenes, 32, CPU)
+        trainer.step(batch, 32, step, trainer.settings.learning_rate)
+    after = validate(trainer.averaged, scenes, 32, CPU)
     assert after["iou"] > 0.9 > first["iou"]
     assert after["abs_rel"] < first["abs_rel"] / 2
 
@@ -328,12 +329,12 @@ def test_overfits_a_batch():
 )
 def test_variants_train_and_load(tmp_path: Path, changes: dict[str, Any]):
     """Other networks and losses give finite scores, and checkpoints from which the same network comes back."""
-    scores = short(tmp_path, **changes)
+    scores = short(tmp_path, **changes).best
     assert all(math.isfinite(value) for value in scores.values())
     network = load_network(tmp_path / "checkpoints/best.pt")
     wanted = settings(**changes)
     assert network.config == wanted.network()
-    assert trainer_module.evaluate(network, Scenes(HELD_OUT, seed=9), wanted.sizes[0], CPU)["iou"] == scores["iou"]
+    assert validate(network, Scenes(HELD_OUT, seed=9), wanted.sizes[0], CPU)["iou"] == scores["iou"]
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])
@@ -343,7 +344,7 @@ def test_every_optimizer_goes_down(optimizer: str):
     changes = {"optimizer": optimizer, "weight_decay": 1e-3, "clip": 1.0, "augment": 0.0, "learning_rate": 0.01}
     trainer = Trainer(settings(**changes), scenes.parts, "", CPU)
     batch = next(iter(scenes))
-    found = [trainer._step(batch, 32, step, 0.01, asked=False)[0][0].item() for step in range(6)]
+    found = [trainer.step(batch, 32, step, 0.01)[0][0].item() for step in range(6)]
     assert found[-1] < found[0] - 0.02
 
 
@@ -381,7 +382,7 @@ def test_the_trained_network_can_be_loaded(finished: Path):
     """The network in best.pt scores what the table says."""
     network = load_network(finished / "checkpoints/best.pt", "cpu")
     assert not network.training
-    scores = trainer_module.evaluate(network, Scenes(HELD_OUT, seed=9), 32, CPU)
+    scores = validate(network, Scenes(HELD_OUT, seed=9), 32, CPU)
     assert f"{scores['iou']:.6g}" == table(finished)[0]["iou"]
 
 
@@ -389,8 +390,7 @@ def test_scores_are_means_over_samples(finished: Path):
     """Of any batch size, with trivial answers beside them: each sample scored by itself gives the same mean."""
     network = load_network(finished / "checkpoints/best.pt", "cpu")
     scores = {
-        size: trainer_module.evaluate(network, Scenes(5, seed=3, batch_size=size), 32, CPU, mean_depth_m=2.5)
-        for size in (1, 2, 5)
+        size: validate(network, Scenes(5, seed=3, batch_size=size), 32, CPU, mean_depth_m=2.5) for size in (1, 2, 5)
     }
     for size in (1, 2):
         assert scores[size] == pytest.approx(scores[5], abs=1e-5)
@@ -405,7 +405,7 @@ def test_scores_are_means_over_samples(finished: Path):
 def test_what_a_store_lacks_is_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture, missing: str):
     """The head without a truth stays as it was and its scores are empty; without backgrounds zeros are fed."""
     parts = tuple(part for part in ("image", "mask", "depth", "background") if part not in missing.split())
-    scores = short(tmp_path, parts=parts, options={"mean_depth_m": 3.0})
+    scores = short(tmp_path, parts=parts, options={"mean_depth_m": 3.0}).best
     assert f"the store has no {' and no '.join(sorted(missing.split()))}: " in caplog.text
     (row,) = table(tmp_path)
     for part, names in (("depth", ("abs_rel", "mean_depth_delta1", "ssim")), ("mask", ("iou", "zero_iou", "bce"))):
@@ -417,7 +417,7 @@ def test_what_a_store_lacks_is_left_out(tmp_path: Path, caplog: pytest.LogCaptur
     for part in ("depth", "mask"):
         head = f"{part}.head.weight"
         assert torch.equal(trained.state_dict()[head], fresh.state_dict()[head]) == (part in missing)
-    fed = Trainer(settings(), parts, "", CPU)._feed(next(iter(Scenes(4, parts=parts))), 32, torch.Generator())
+    fed = Trainer(settings(), parts, "", CPU).augmented(next(iter(Scenes(4, parts=parts))), 32, torch.Generator())
     assert (fed[0] == 0).all() == ("background" in missing)
     assert (fed[1] > 0).flatten(1).any(1).all()
     assert not fit_module.is_blank(scores) or "mask" in parts
@@ -435,16 +435,19 @@ def test_other_settings_do_not_go_on(finished: Path):
     with pytest.raises(DsgenError) as caught:
         short(finished, epochs=2, rows=12, seed=1, learning_rate=1e-4, sizes=(32, 40), batch_size=(2,), encoder="x" * 0)
     assert str(caught.value) == (
-        f"{finished}: begun with other settings: got --seed 1 (the run has 0); --sizes 32,40 (the run has 32); "
-        "--batch-size 2 (the run has 4); --encoder  (the run has None); --learning-rate 0.0001 (the run has 0.005); "
-        "give the same, or another --run"
+        f"{finished}: the run was started with other settings; use the same settings, or another --run\n"
+        "  --seed 1 (the run has 0)\n"
+        "  --sizes 32,40 (the run has 32)\n"
+        "  --batch-size 2 (the run has 4)\n"
+        "  --encoder  (the run has none)\n"
+        "  --learning-rate 0.0001 (the run has 0.005)"
     )
 
 
 def test_another_store_does_not_go_on(finished: Path):
     """Going on with another store is refused."""
     other = Scenes(6, seed=2)
-    with pytest.raises(DsgenError, match=r"got store scenes 6 40 2 \(the run has scenes 4 40 9\); give the same"):
+    with pytest.raises(ConflictError, match=r"store scenes 6 40 2 \(the run has scenes 4 40 9\)$"):
         fit(lambda *_: other, finished, settings(), epochs=2, device=CPU)
 
 
@@ -474,7 +477,7 @@ def test_a_run_begins_with_the_weights_of_another(tmp_path: Path, finished: Path
     """They are the other's best; the run goes on with and without naming it again, and not with others."""
     best, run = finished / "checkpoints/best.pt", tmp_path / "run"
     trainer = Trainer(settings(seed=5), Scenes(4).parts, "", CPU)
-    trainer.begin_with(best)
+    load_initial_weights(trainer, best)
     wanted = read_checkpoint(best)["network"]
     for network in (trainer.network, trainer.averaged):
         assert all(torch.equal(value, wanted[name]) for name, value in network.state_dict().items())
@@ -486,18 +489,16 @@ def test_a_run_begins_with_the_weights_of_another(tmp_path: Path, finished: Path
     assert json.loads((run / "config.json").read_text())["init_sha256"] == trainer.init_sha256
     short(run, epochs=2, **changes, options={"init": best})
     short(run, epochs=3, **changes)
-    with pytest.raises(
-        DsgenError, match=r"begun with other settings: got --init [0-9a-f]{64} \(the run has [0-9a-f]{64}"
-    ):
+    with pytest.raises(DsgenError, match=r"other settings; .*\n  --init [0-9a-f]{64} \(the run has [0-9a-f]{64}\)$"):
         short(run, epochs=4, **changes, options={"init": run})
-    with pytest.raises(DsgenError, match=r"begun with other settings: got --init [0-9a-f]{64} \(the run has None"):
+    with pytest.raises(DsgenError, match=r"other settings; .*\n  --init [0-9a-f]{64} \(the run has none\)$"):
         short(finished, epochs=2, options={"init": run})
 
 
 def test_weights_to_begin_with_are_of_the_same_network(tmp_path: Path, finished: Path):
     """Those of another are refused with the difference, and what is no run or checkpoint is named."""
     for init, message in {
-        finished: r"--init: .*best\.pt is of another network: got --width 6 \(the checkpoint has 4\); give the same",
+        finished: r"--init: .*best\.pt has another network; use .*\n  --width 6 \(the checkpoint has 4\)$",
         tmp_path: "no run",
         tmp_path / "best.pt": "no such checkpoint",
         finished / "config.json": "damaged checkpoint",
@@ -510,7 +511,9 @@ def test_weights_to_begin_with_are_of_the_same_network(tmp_path: Path, finished:
 def test_a_loss_that_is_no_number_stops_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """It stops with epoch, step and rows, leaves the batch to be looked at, and no checkpoint."""
     monkeypatch.setitem(losses.MASK_LOSSES, "bce-dice", lambda logits, _: logits.flatten(1).sum(1) * float("nan"))
-    with pytest.raises(DsgenError, match=r"the loss is nan in epoch 1, step 1, rows \d, \d, \d, \d; check .*\.npz"):
+    with pytest.raises(
+        DsgenError, match=r"the loss is nan in epoch 1, step 1, rows \d, \d, \d, \d; look at this batch in .*\.npz"
+    ):
         short(tmp_path)
     assert not list(tmp_path.rglob("*.pt"))
     with np.load(tmp_path / "bad-batch.npz") as saved:
@@ -536,21 +539,22 @@ def test_a_batch_too_large_says_what_fits(tmp_path: Path, monkeypatch: pytest.Mo
     with pytest.raises(DsgenError, match=rf"{too_large}.*; a step of 2 fits$"):
         short(tmp_path / "run", batch_size=(8,))
     most = 0
-    with pytest.raises(DsgenError, match=rf"{too_large}.*; not even one sample fits, take smaller --sizes"):
+    with pytest.raises(DsgenError, match=rf"{too_large}.*; not even one sample fits, use smaller --sizes"):
         short(tmp_path / "run", batch_size=(8,))
     monkeypatch.setattr(trainer_module.UNet, "forward", lambda *_: (_ for _ in ()).throw(RuntimeError("another error")))
     with pytest.raises(RuntimeError, match="another error"):
         short(tmp_path / "other")
 
 
-def test_blank_masks_raise_the_alarm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture):
-    """A network that answers nothing everywhere is called out after every epoch and at the end; a good one is not."""
+def test_blank_masks_are_warned_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture):
+    """Masks that are empty everywhere are warned of once, and at the end with what to do; good ones are not."""
     monkeypatch.setitem(losses.MASK_LOSSES, "bce-dice", lambda logits, _: (logits + 5).square().flatten(1).mean(1))
-    short(tmp_path, epochs=2, learning_rate=0.1)
-    errors = [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR]
-    assert [message.split(".")[0] for message in errors[:2]] == [f"epoch {n}: THE MASKS ARE BLANK" for n in (1, 2)]
-    assert "NO MASKS WERE LEARNT" in errors[2]
-    assert len(errors) == 3
+    result = short(tmp_path, epochs=3, learning_rate=0.1)
+    assert (result.run, result.learnt_masks, result.epochs) == (tmp_path, False, 3)
+    first, last = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+    assert first.startswith("epoch 1: the masks are no better than blank ones so far (validation mask IoU 0.000, ")
+    assert last.startswith(f"{tmp_path}: the masks of the best epoch are no better than blank ones")
+    assert "train longer, lower --learning-rate, and look at predictions/" in last
     assert not fit_module.is_blank({"iou": 0.5, "zero_iou": 0.0})
     assert fit_module.is_blank({"iou": math.nan, "zero_iou": 0.0})
     assert not fit_module.is_blank({"delta1": 0.5})
@@ -583,7 +587,9 @@ def test_settings_that_cannot_be_are_refused(changes: dict[str, Any], message: s
 
 def test_all_bad_settings_are_named_at_once():
     """Not one by one."""
-    with pytest.raises(DsgenError, match=r"3 settings that cannot be:\n  --epochs: .*\n  --seed: .*\n  --width: "):
+    with pytest.raises(
+        DsgenError, match=r"^3 problems, nothing was written:\n  --epochs: .*\n  --seed: .*\n  --width: "
+    ):
         settings(seed=-1, width=0).check(epochs=0, store_size=40)
 
 
@@ -643,7 +649,7 @@ def test_early_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     assert should_stop_early(stopping, past([(32, 0.1), (40, 1.0), (40, 1.0), (40, 1.0)]))
     assert not should_stop_early(stopping, past([(40, 1.0), (40, 1.0), (40, 0.9)]))
     assert not should_stop_early(Settings(sizes=(40,)), past([(40, 1.0)] * 9))
-    monkeypatch.setattr(trainer_module, "evaluate", lambda *_, **__: dict.fromkeys(trainer_module.SCORES, 1.0))
+    monkeypatch.setattr(trainer_module, "validate", lambda *_, **__: dict.fromkeys(SCORES, 1.0))
     for _ in range(2):
         short(tmp_path, epochs=9, early_stop=2)
         assert len(table(tmp_path)) == 3
@@ -655,12 +661,12 @@ def test_the_average_follows_the_weights():
     with torch.no_grad():
         network.weight.fill_(3.0)
     network.num_batches_tracked += 7
-    trainer_module.update_ema(averaged, network, 1)
+    update_ema(averaged, network, 1)
     assert averaged.weight.tolist() == [3.0, 3.0]
     assert averaged.num_batches_tracked == 7
     with torch.no_grad():
         network.weight.fill_(4.0)
-    trainer_module.update_ema(averaged, network, 10_000)
+    update_ema(averaged, network, 10_000)
     assert averaged.weight.tolist() == pytest.approx([3.01, 3.01])
 
 
