@@ -22,18 +22,6 @@ from dsgen.cli.results import Reply, as_dict, counts, plural
 from dsgen.cli.settings_options import FieldsOf
 from dsgen.errors import InvalidValueError
 
-PARAMETERS_HELP = {
-    "positions": "Positions per background, foreground and flip.",
-    "size": "Side of the stored images, in pixels.",
-    "label_size": "Side at which depth is labelled, in pixels; a multiple of --size.",
-    "fg_height": "Height of the foregrounds in the stored images, in pixels.",
-    "flip": "Paste mirror images too.",
-    "seed": "Seed of the positions and splits.",
-    "quality": "JPEG quality of the picture files.",
-    "validation_share": "Share of the pictures held out for validation.",
-    "test_share": "Share of the pictures held out for testing.",
-}
-
 
 def composite(
     context: typer.Context,
@@ -45,7 +33,7 @@ def composite(
     foregrounds: Annotated[
         Path | None, typer.Option(help="Folder of cut-outs with an alpha channel; the bundled ones by default.")
     ] = None,
-    parameters: Annotated[Any, FieldsOf("dsgen.corpus.build:Parameters", PARAMETERS_HELP)] = None,
+    parameters: Annotated[Any, FieldsOf("dsgen.corpus.build:Parameters")] = None,
     max_backgrounds: Annotated[
         int | None, typer.Option(help="Use only the first N backgrounds; all by default.")
     ] = None,

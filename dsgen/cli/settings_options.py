@@ -7,8 +7,7 @@ import dataclasses
 import inspect
 import types
 import typing
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib import import_module
 from typing import Annotated, Any
 
@@ -22,13 +21,10 @@ from dsgen.errors import option
 class FieldsOf:
     """Marks a parameter of a command that stands for one option per field of a dataclass.
 
-    `location` is `module:Class`. A field's help is its metadata's `help`, else that in `help`. `defaults` overrides a
-    default where the command line needs another than the library.
+    `location` is `module:Class`. The help of an option is the `help` in the metadata of its field.
     """
 
     location: str
-    help: Mapping[str, str] = field(default_factory=dict)
-    defaults: Mapping[str, Any] = field(default_factory=dict)
 
     def load(self) -> Any:
         """Import the dataclass."""
@@ -42,7 +38,7 @@ class FieldsOf:
         return [self._parameter(each, hints[each.name]) for each in dataclasses.fields(settings)]
 
     def _parameter(self, each: "dataclasses.Field[Any]", hint: Any) -> inspect.Parameter:
-        default, kind = self._default(each), _kind(hint)
+        default, kind = each.default, _kind(hint)
         flag = option(each.name)
         if kind is bool and default:
             flag += f"/--no-{flag.removeprefix('--')}"
@@ -50,16 +46,13 @@ class FieldsOf:
             kind, default = str, ",".join(map(str, default))
         elif default is None:
             kind = kind | None
-        text = _say_default(each.metadata.get("help") or self.help.get(each.name, ""), hint, default)
+        text = _say_default(each.metadata["help"], hint, default)
         return inspect.Parameter(
             each.name,
             inspect.Parameter.KEYWORD_ONLY,
             default=default,
             annotation=Annotated[kind, typer.Option(flag, help=text)],
         )
-
-    def _default(self, each: "dataclasses.Field[Any]") -> Any:
-        return self.defaults.get(each.name, each.default)
 
     def take(self, arguments: dict[str, Any]) -> Any:
         """Take the values of the fields out of a command's arguments and return the settings they make.
@@ -71,9 +64,9 @@ class FieldsOf:
         values = {}
         for each in dataclasses.fields(settings):
             value = arguments.pop(each.name)
-            if isinstance(self._default(each), tuple):
+            if isinstance(each.default, tuple):
                 value = parse_numbers(each.name, value)
-            elif value == 0 and _is_optional(hints[each.name]) and self._default(each) is not None:
+            elif value == 0 and _is_optional(hints[each.name]) and each.default is not None:
                 value = None
             values[each.name] = value
         return settings(**values)

@@ -10,41 +10,12 @@ from dsgen.cli.options import Checkpoint, Device, Workers
 from dsgen.cli.results import Reply, as_dict
 from dsgen.cli.settings_options import FieldsOf
 
-SETTINGS_HELP = {
-    "seed": "Seed of the first weights, the order and the augmentation.",
-    "sizes": "Image sizes to grow through, in pixels.",
-    "batch_size": "Samples per step over all processes; or one number for each size, such as 16,8.",
-    "epoch_samples": "Most samples an epoch trains on, drawn anew each time.",
-    "validation_samples": "Most samples to score on, always the same ones.",
-    "width": "Channels of the U-Net's first block.",
-    "dropout": "Share of the channels dropped in every block.",
-    "colour": "What the U-Net sees: rgb or grey.",
-    "output": "Size of its outputs: full, or half of the images' size.",
-    "blocks": "Its first blocks: shared, or separate for background and composite.",
-    "encoder": "A timm feature encoder instead of its own downward path.",
-    "mask_loss": "bce-dice, bce or iou.",
-    "depth_loss": "l1-ssim or ssim.",
-    "optimizer": "adam, adamw or sgd (momentum 0.9).",
-    "learning_rate": "Peak learning rate.",
-    "schedule": "Learning rate schedule: plateau (halve on one), cosine or constant.",
-    "warm_up": "Epochs, or a fraction of one, over which the learning rate rises.",
-    "weight_decay": "Weight decay of convolutions; with adam it is an L2 penalty.",
-    "clip": "Limit on the norm of the gradient.",
-    "early_stop": "Stop after N epochs without improvement at the last size.",
-    "augment": "Strength of the augmentation; 0 only mirrors.",
-    "average": "Keep a moving average of the weights, which is the result.",
-    "precision": "float32, bf16, fp16, or auto: bf16 on CUDA and on processors with AMX.",
-    "compile": "Run the network through torch.compile.",
-}
-# a run without options is to end tonight: an epoch of all 400,000 bundled rows takes a laptop hours
-SETTINGS_DEFAULTS = {"epoch_samples": 20_000}
-
 
 def train(
     store: Annotated[str, typer.Argument(metavar="STORE", help="The store to train on, a folder or a URL.")] = "shards",
     run: Annotated[Path, typer.Option(help="The folder for checkpoints, curves and predictions.")] = Path("run"),
     epochs: Annotated[int, typer.Option(help="Number of epochs; each ends with a checkpoint.")] = 10,
-    settings: Annotated[Any, FieldsOf("dsgen.training.settings:Settings", SETTINGS_HELP, SETTINGS_DEFAULTS)] = None,
+    settings: Annotated[Any, FieldsOf("dsgen.training.settings:Settings")] = None,
     init: Annotated[
         Path | None,
         typer.Option(help="A run (its best epoch) or checkpoint with the first weights; random by default."),
@@ -60,27 +31,22 @@ def train(
     processes share the batches when started by: torchrun --nproc-per-node 2 -m dsgen -- train
     """
     from dsgen.parallel.devices import tune_for_training
-    from dsgen.training.fit import is_blank
     from dsgen.training.fit import train as fit
     from dsgen.training.ranks import is_first
 
     tune_for_training()
-    result = as_dict(
-        fit(
-            store,
-            run,
-            settings,
-            epochs=epochs,
-            init=init,
-            device=device,
-            workers=workers,
-            save_every=save_every,
-            show_in_tensorboard=tensorboard,
-        )
+    result = fit(
+        store,
+        run,
+        settings,
+        epochs=epochs,
+        init=init,
+        device=device,
+        workers=workers,
+        save_every=save_every,
+        show_in_tensorboard=tensorboard,
     )
-    if "best" not in result:  # the scores themselves
-        result = {"run": run, "best": result, "learnt_masks": not is_blank(result), "epochs": epochs}
-    return Reply(_trained_text(run, result["best"]), result) if is_first() else None
+    return Reply(_trained_text(run, result.best), as_dict(result)) if is_first() else None
 
 
 def _trained_text(run: Path, best: dict[str, float]) -> str:

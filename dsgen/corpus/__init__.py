@@ -1,1 +1,1 @@
-"""A corpus: its plan and normalised sources, the pictures drawn from them, the depth labels."""
+"""Corpora: plan, sources, composites and masks; opening one, rendering its rows, the schema of its depth labels."""

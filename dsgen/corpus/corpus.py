@@ -1,4 +1,4 @@
-"""Open a corpus: plan, sources and depth labels behind one small interface."""
+"""Open a corpus: its plan, sources and depth labels."""
 
 import hashlib
 from functools import cached_property, lru_cache
@@ -12,38 +12,42 @@ from dsgen.corpus import layout
 from dsgen.corpus.labels import open_array
 from dsgen.corpus.plan import load_plan
 from dsgen.corpus.render import Cutout, render
-from dsgen.errors import DsgenError, NotFoundError
+from dsgen.errors import DamagedError, DsgenError, NotFoundError, reason_of
 from dsgen.io.cache import Cache
 from dsgen.io.json_files import parse_json
 
 FORMAT = 1
-_CACHED_BYTES = 192 * 2**20
+_CACHE_BYTES = 192 * 2**20
 
 
 class Corpus:
-    """A corpus on disk, read-only and cheap to open; pixels are read when first drawn.
+    """A corpus on disk, opened read-only; opening is cheap, since pixels are only read when needed.
 
-    `plan` is the table, `manifest` what `corpus.json` says and `sha256` its hash, `size` the stored and `label_size`
-    the label side in pixels.
+    `plan` is the table of all rows (see `dsgen.corpus.plan`), `manifest` the content of `corpus.json` and `sha256` its
+    hash. `size` and `label_size` are the sizes in pixels of the stored images and of those that are labelled,
+    `positions` the number of positions per (background, foreground, flip). Raises `NotFoundError` if there is no
+    corpus at `path`, `DamagedError` if it cannot be read.
+
+    >>> corpus = Corpus("corpus")  # doctest: +SKIP
+    >>> images, masks = corpus.render(corpus.plan[:8])  # doctest: +SKIP
     """
 
     def __init__(self, path: Path | str):
         self.path = Path(path)
         manifest = self.path / layout.CORPUS_JSON
         if not manifest.is_file():
-            begun = any(self.path.glob(f"{layout.SOURCES}*")) or (self.path / layout.PLAN).exists()
-            what = "an unfinished corpus" if begun else "no corpus"
-            raise DsgenError(self.path, what, f"run dsgen composite --corpus {self.path}")
+            started = any(self.path.glob(f"{layout.SOURCES}*")) or (self.path / layout.PLAN).exists()
+            reason = "an unfinished corpus" if started else "no corpus"
+            raise NotFoundError(self.path, reason, f"run dsgen composite --corpus {self.path}")
         content = manifest.read_bytes()
         self.sha256 = hashlib.sha256(content).hexdigest()
         self.manifest: dict[str, Any] = parse_json(content, manifest)
         if self.manifest.get("format") != FORMAT:
-            raise DsgenError(
-                manifest, f"format {self.manifest.get('format')}, expected {FORMAT}", "use the dsgen that made it"
-            )
+            reason = f"format {self.manifest.get('format')}, expected {FORMAT}"
+            raise DsgenError(manifest, reason, "use the dsgen that made it")
         self.plan = load_plan(self.path / layout.PLAN)
         if len(self.plan) != self.manifest["rows"]:
-            raise DsgenError(
+            raise DamagedError(
                 self.path / layout.PLAN,
                 f"{len(self.plan)} rows, expected {self.manifest['rows']} as {layout.CORPUS_JSON} says",
                 "run dsgen composite again",
@@ -52,7 +56,6 @@ class Corpus:
         self.size: int = parameters["size"]
         self.label_size: int = parameters["label_size"]
         self.positions: int = parameters["positions"]
-
         self._arrays: dict[str, zarr.Array] = {}
 
     def __len__(self) -> int:
@@ -60,17 +63,18 @@ class Corpus:
 
     @property
     def rows_per_background(self) -> int:
-        """How many consecutive rows every background has."""
+        """The number of consecutive rows that every background has."""
         return len(self) // len(self.manifest["backgrounds"])
 
     @cached_property
     def _sources(self) -> zarr.Group:
         try:
             return zarr.open_group(self.path / layout.SOURCES, mode="r")
-        except (FileNotFoundError, ValueError) as error:
-            raise NotFoundError(
-                self.path / layout.SOURCES, "missing or damaged", "run dsgen composite again"
-            ) from error
+        except FileNotFoundError as error:
+            raise NotFoundError(self.path / layout.SOURCES, "missing", "run dsgen composite again") from error
+        except ValueError as error:
+            reason = f"damaged ({reason_of(error)})"
+            raise DamagedError(self.path / layout.SOURCES, reason, "run dsgen composite again") from error
 
     def _source_array(self, name: str) -> zarr.Array:
         if name not in self._arrays:
@@ -83,30 +87,30 @@ class Corpus:
 
     @cached_property
     def _cache(self) -> Cache:
-        return Cache(_CACHED_BYTES)
+        return Cache(_CACHE_BYTES)
 
     def _scale(self, size: int | None) -> int:
+        """Return how many times as large as stored `size` is."""
         size = size or self.size
         if size not in (self.size, self.label_size):
-            raise DsgenError(
-                self.path, f"cannot draw at {size} pixels, its sources are kept at {self.size} and {self.label_size}"
-            )
+            reason = f"cannot draw at {size} pixels, its sources are kept at {self.size} and {self.label_size}"
+            raise DsgenError(self.path, reason)
         return size // self.size
 
     def background(self, number: int, size: int | None = None) -> np.ndarray:
-        """Return a background, (S,S,3) u1 RGB, at the stored size unless told otherwise."""
+        """Return a background, (S,S,3) u1 RGB; `size` is the stored size (the default) or the label size."""
         scale = self._scale(size)
         return self._source("background", number, scale)
 
     def foreground(self, number: int, flip: bool = False, size: int | None = None) -> np.ndarray:
-        """Return a foreground, (h,w,4) u1 straight RGBA; `flip` mirrors it."""
+        """Return a foreground, (h,w,4) u1 RGBA with straight alpha, mirrored if `flip`; `size` as for `background`."""
         scale = self._scale(size)
         height, width = self._foreground_shapes[number] * scale
         rgba = self._source("foreground", number, scale)[:height, :width]
         return rgba[:, ::-1] if flip else rgba
 
     def _source(self, kind: str, number: int, scale: int) -> np.ndarray:
-        """A picture of the sources, read a chunk at a time."""
+        """Return an image of the sources; a whole chunk is read and cached."""
         array = self._source_array(f"{kind}_{self.size * scale}")
         length = array.chunks[0]
         start = number - number % length
@@ -114,13 +118,13 @@ class Corpus:
         return chunk[number - start]
 
     def cutout(self, number: int, flip: int = 0, size: int | None = None) -> Cutout:
-        """Return a foreground ready to paste."""
+        """Return a foreground prepared for pasting; `size` as for `background`."""
         scale = self._scale(size)
         key = ("cutout", number, flip, scale)
         return self._cache.get(key, lambda: Cutout.from_rgba(self.foreground(number, bool(flip), self.size * scale)))
 
     def render(self, rows: np.ndarray, size: int | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """Draw rows of the plan: images (n,S,S,3) u1 RGB, masks (n,S,S) u1, at the stored or the label size."""
+        """Render rows of the plan: images (n,S,S,3) u1 RGB, masks (n,S,S) u1, 0 or 255; `size` as for `background`."""
         scale = self._scale(size)
         backgrounds = {b: self.background(b, self.size * scale) for b in np.unique(rows["background"]).tolist()}
         pairs = np.unique(rows[["foreground", "flip"]])
@@ -176,9 +180,9 @@ class Corpus:
 
 @lru_cache(maxsize=1)
 def open_cached(path: str, sha256: str | None = None) -> Corpus:
-    """Return a corpus, opened once in every process that draws blocks of it; `sha256` says which one is meant.
+    """Return a corpus, opened once per process; raise `DsgenError` if the manifest's hash is not `sha256`.
 
-    The process may outlive the corpus: a worker of a cluster finds another one under the same name later.
+    A process may outlive the corpus: a worker of a cluster may later find another one at the same path.
     """
     corpus = Corpus(path)
     if sha256 not in (None, corpus.sha256):

@@ -1,6 +1,6 @@
-"""Encoders of composites that cost no more than the part of the picture that a person covers.
+"""Encode composites and masks at the cost of the window that the foreground covers.
 
-They return the bytes of whole JPEG and PNG files.
+The encoders return the bytes of complete JPEG and PNG files.
 """
 
 import re
@@ -12,22 +12,23 @@ import numpy as np
 from dsgen.corpus.render import Cutout, blend
 from dsgen.io.images import DEFLATE_LEVEL, PNG_END, encode_jpeg, png_chunk, png_header
 
-_MCU = 16  # the side of the smallest unit a 4:2:0 JPEG is coded in
+_MCU = 16  # size of the minimum coded unit of a 4:2:0 JPEG, in pixels
 
 
 class MaskEncoder:
-    """Encodes masks that are 0 outside a window, in a fraction of the time `encode_png` takes for the whole mask.
+    """Encode masks that are 0 outside a window, in a fraction of the time `encode_png` takes for the whole mask.
 
-    The rows above and below the window are deflated once, each piece on its own, and put before and behind it.
+    The empty rows above and below the window are deflated separately, once per number of rows, and concatenated with
+    the window's rows.
     """
 
     def __init__(self, size: int):
         self._size = size
         self._head = png_header(size, size, 1, 1)
-        self._zeros: dict[tuple[int, bool], bytes] = {}
+        self._deflated_zeros: dict[tuple[int, bool], bytes] = {}
 
     def encode(self, window: np.ndarray, top: int, left: int) -> bytes:
-        """Encode a mask that holds `window`, (h,w) u1, at the given place."""
+        """Encode the mask that has `window`, (h,w) u1, at the given position and 0 elsewhere."""
         height, width = window.shape
         below = self._size - top - height
         rows = np.zeros((height, 1 + self._size), np.uint8)
@@ -35,77 +36,77 @@ class MaskEncoder:
         code = b"".join(
             (
                 b"\x78\x01",
-                self._empty(top, last=False),
-                _deflated(rows.data, last=below == 0),
-                self._empty(below, last=True),
+                self._empty_rows(top, last=False),
+                _deflate(rows.data, last=below == 0),
+                self._empty_rows(below, last=True),
                 self._adler(rows, top, below).to_bytes(4, "big"),
             )
         )
         return self._head + png_chunk(b"IDAT", code) + PNG_END
 
-    def _empty(self, rows: int, last: bool) -> bytes:
-        """Return the deflated form of so many empty rows, which end the stream if they are the last."""
+    def _empty_rows(self, rows: int, last: bool) -> bytes:
+        """Return a number of empty rows, deflated; the `last` ones end the stream."""
         if not rows:
             return b""
-        if (rows, last) not in self._zeros:
-            self._zeros[rows, last] = _deflated(bytes(rows * (1 + self._size)), last)
-        return self._zeros[rows, last]
+        if (rows, last) not in self._deflated_zeros:
+            self._deflated_zeros[rows, last] = _deflate(bytes(rows * (1 + self._size)), last)
+        return self._deflated_zeros[rows, last]
 
     def _adler(self, rows: np.ndarray, top: int, below: int) -> int:
-        """Return the Adler-32 of the whole mask: zeros move its second sum on by the first (RFC 1950)."""
-        first, line = 65521, 1 + self._size
-        value = zlib.adler32(rows.data, 1 | (top * line % first) << 16)
+        """Return the Adler-32 of the whole mask (RFC 1950): every zero byte adds the first sum to the second."""
+        modulus, line = 65521, 1 + self._size
+        value = zlib.adler32(rows.data, 1 | (top * line % modulus) << 16)
         a, b = value & 0xFFFF, value >> 16
-        return (b + below * line * a) % first << 16 | a
+        return (b + below * line * a) % modulus << 16 | a
 
 
-def _deflated(content: Any, last: bool) -> bytes:
-    """Deflate a piece of a stream so that pieces can be put one behind the other."""
+def _deflate(content: Any, last: bool) -> bytes:
+    """Deflate a piece of a stream; pieces can be concatenated."""
     deflate = zlib.compressobj(DEFLATE_LEVEL, zlib.DEFLATED, -15, zlib.DEF_MEM_LEVEL, zlib.Z_RLE)
     return deflate.compress(content) + deflate.flush(zlib.Z_FINISH if last else zlib.Z_FULL_FLUSH)
 
 
 class JpegPatcher:
-    """Encodes pictures that differ from a background only in a window, at the cost of the window.
+    """Encode composites that differ from a background only in a window, at the cost of the window.
 
-    A JPEG with a restart marker after every 16x16 unit is a row of independent byte strings. Those the window does
-    not touch are the background's; the others come from encoding the window alone, cut at the same grid. The result
-    is, byte for byte, `encode_jpeg(picture, quality, restart=1)`.
+    A JPEG with a restart marker after every 16x16 unit is a sequence of independent byte strings. Units outside the
+    window are copied from the background's JPEG; the others come from encoding the window alone, aligned to the same
+    grid. The result is, byte for byte, `encode_jpeg(composite, quality, restart=1)`.
     """
 
     def __init__(self, background: np.ndarray, quality: int):
         self._background, self._quality = background, quality
-        start, units = _split_units(encode_jpeg(background, quality, restart=1))
+        header, units = _split_units(encode_jpeg(background, quality, restart=1))
         self._columns = -(-background.shape[1] // _MCU)
-        self._code: list[bytes] = [start]
+        self._code: list[bytes] = [header]  # then unit, restart marker, unit, ..., end marker
         for number, unit in enumerate(units):
             self._code += [unit, bytes((0xFF, 0xD0 + number % 8))]
         self._code[-1] = b"\xff\xd9"
 
     def encode(self, cutout: Cutout, top: int, left: int) -> bytes:
-        """Encode the background with a foreground blended over it at the given place."""
+        """Encode the background with a foreground blended over it at the given position."""
         height, width = cutout.shape
         first_row, first_column = top // _MCU, left // _MCU
         last_row, last_column = (top + height - 1) // _MCU, (left + width - 1) // _MCU
         y, x = first_row * _MCU, first_column * _MCU
         window = self._background[y : (last_row + 1) * _MCU, x : (last_column + 1) * _MCU].copy()
-        place = window[top - y : top - y + height, left - x : left - x + width]
-        place[...] = blend(place, cutout)
+        covered = window[top - y : top - y + height, left - x : left - x + width]
+        covered[...] = blend(covered, cutout)
         _, units = _split_units(encode_jpeg(window, self._quality, restart=1))
         code = self._code.copy()
-        across = last_column - first_column + 1
+        columns = last_column - first_column + 1
         for row in range(last_row - first_row + 1):
-            begin = 1 + 2 * ((first_row + row) * self._columns + first_column)
-            code[begin : begin + 2 * across : 2] = units[row * across : (row + 1) * across]
+            first = 1 + 2 * ((first_row + row) * self._columns + first_column)
+            code[first : first + 2 * columns : 2] = units[row * columns : (row + 1) * columns]
         return b"".join(code)
 
 
-# inside coded data 0xFF is always followed by 0x00 or is a restart marker 0xFFD0..0xFFD7
+# in entropy-coded data 0xFF is followed by 0x00, unless it starts a restart marker 0xFFD0..0xFFD7
 _RESTART = re.compile(rb"\xff[\xd0-\xd7]")
 
 
 def _split_units(code: bytes) -> tuple[bytes, list[bytes]]:
-    """Return what comes before the coded picture, and the coded picture cut at its restart markers."""
+    """Split a JPEG into its header and its units, which are separated by restart markers."""
     scan = code.index(b"\xff\xda")
     start = scan + 2 + int.from_bytes(code[scan + 2 : scan + 4], "big")
     return code[:start], _RESTART.split(code[start:-2])

@@ -1,14 +1,15 @@
-"""Every path and file name of a corpus.
+"""Names of every file and folder of a corpus.
 
-Numbers in names start at 1; indices in tables start at 0. The folders have the names of the original data set.
+Numbers in names start at 1, indices in tables at 0. The folders have the names of the original data set.
 """
 
 CORPUS_JSON = "corpus.json"
 PLAN = "plan.npy"
 SOURCES = "sources.zarr"
 DEPTH = "depth.zarr"
-PICTURE_PARTS = ("bg_fg", "bg_fg_mask")
-PARTS = ("bg", "fg", "fg_mask", "bg_fg", "bg_fg_mask", "bg_fg_depth")
+SOURCE_FOLDERS = ("bg", "fg", "fg_mask")
+COMPOSITE_FOLDERS = ("bg_fg", "bg_fg_mask")
+FOLDERS = (*SOURCE_FOLDERS, *COMPOSITE_FOLDERS, "bg_fg_depth")
 
 
 def background_name(background: int) -> str:
@@ -17,21 +18,21 @@ def background_name(background: int) -> str:
 
 
 def foreground_name(foreground: int, flip: bool) -> str:
-    """Return `fg001`, or `fg001_01` for the mirror image, for foreground 0."""
+    """Return `fg001` for foreground 0, `fg001_01` for its mirror image."""
     return f"fg{foreground + 1:03d}" + ("_01" if flip else "")
 
 
 def foreground_mask_name(foreground: int, flip: bool) -> str:
-    """Return `frg001` or `frg001_01` for foreground 0."""
+    """Return `frg001` for foreground 0, `frg001_01` for its mirror image."""
     return "fr" + foreground_name(foreground, flip)[1:]
 
 
 def composite_name(background: int, foreground: int, flip: bool, position: int) -> str:
-    """Return `bg001_fg001_001`, or `bg001_fg001_01_001` for the mirror image: a composite's name without ending."""
+    """Return a composite's name without ending: `bg001_fg001_001`, for the mirror image `bg001_fg001_01_001`."""
     return f"{background_name(background)}_{foreground_name(foreground, flip)}_{position + 1:03d}"
 
 
 def depth_picture_name(background: int, foreground: int, flip: bool, position: int) -> str:
-    """Return `bg_001_fg_001_001_depth_map_001`: the original's name of a depth view, without ending."""
+    """Return a depth view's name without ending, as in the original data set: `bg_001_fg_001_001_depth_map_001`."""
     mirrored = "_01" if flip else ""
     return f"bg_{background + 1:03d}_fg_{foreground + 1:03d}{mirrored}_{position + 1:03d}_depth_map_001"

@@ -1,8 +1,8 @@
-"""The plan: one row a sample, in natural order, for ever.
+"""The plan: a table with one row per sample, in a fixed order.
 
-Row `((background * foregrounds + foreground) * flips + flip) * positions + position` says where a foreground lies on
-a background. The placements of a (background, foreground, flip) depend on the seed, the two pictures' names and the
-room there is, and on nothing else: other pictures, other workers, other machines change no row's content.
+Row `((background * foregrounds + foreground) * flips + flip) * positions + position` says where a foreground is pasted
+on a background. The locations of a (background, foreground, flip) depend only on the seed, on the names of the two
+pictures and on the number of possible locations. Other pictures, workers or machines change no row's content.
 """
 
 import hashlib
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dsgen.errors import DamagedError, DsgenError
+from dsgen.errors import DamagedError, reason_of
 from dsgen.io.atomic import write_bytes
 
 SPLITS = ("train", "validation", "test", "unused")
@@ -40,11 +40,11 @@ def make_plan(
     validation_share: float = 0.1,
     test_share: float = 0.1,
 ) -> np.ndarray:
-    """Lay out every foreground, and its mirror image if `flip`, at `positions` places on every background.
+    """Draw `positions` locations for every foreground, and its mirror image if `flip`, on every background.
 
-    `foreground_sizes` is (foregrounds, 2), height and width in pixels. Places are uniform over all where the
-    foreground lies wholly inside `size` x `size`, and those of a pair are distinct while there is room. Returns a
-    structured array of `DTYPE`.
+    `backgrounds` and `foregrounds` are the pictures' names, `foreground_sizes` is (foregrounds, 2), height and width
+    in pixels. Locations are uniform over all where the foreground is entirely inside `size` x `size` pixels; those of
+    a pair are distinct as long as there are enough. Returns a structured array of `DTYPE`, of shape (rows,).
     """
     flips = 2 if flip else 1
     count = len(backgrounds) * len(foregrounds) * flips
@@ -54,16 +54,17 @@ def make_plan(
     plan["flip"] = np.arange(flips)[:, None]
     plan["position"] = np.arange(positions)
 
-    room = size + 1 - np.asarray(foreground_sizes, np.int64)
-    rows, columns = (np.broadcast_to(r[None, :, None], (len(backgrounds), len(foregrounds), flips)) for r in room.T)
+    tops_and_lefts = size + 1 - np.asarray(foreground_sizes, np.int64)  # how many there are of each
+    shape = len(backgrounds), len(foregrounds), flips
+    tops, lefts = (np.broadcast_to(number[None, :, None], shape) for number in tops_and_lefts.T)
     keys = np.fromiter(
         (_key("place", seed, b, f, mirrored) for b in backgrounds for f in foregrounds for mirrored in range(flips)),
         np.uint64,
         count,
     )
-    places = distinct_places(keys, (rows * columns).ravel(), positions).reshape(plan.shape)
-    plan["top"] = places // columns[..., None]
-    plan["left"] = places % columns[..., None]
+    locations = draw_locations(keys, (tops * lefts).ravel(), positions).reshape(plan.shape)
+    plan["top"] = locations // lefts[..., None]
+    plan["left"] = locations % lefts[..., None]
 
     background_split = assign_splits(backgrounds, "background", seed, validation_share, test_share)
     foreground_split = assign_splits(foregrounds, "foreground", seed, validation_share, test_share)
@@ -73,51 +74,52 @@ def make_plan(
 
 
 def assign_splits(names: list[str], kind: str, seed: int, validation_share: float, test_share: float) -> np.ndarray:
-    """Say for every picture whether it is held out: (n,) u1, 0 train, 1 validation, 2 test.
+    """Assign every picture to a split: (n,) u1, 0 train, 1 validation, 2 test.
 
-    A picture's side is decided by its name alone, so the shares hold on average. Only where a wanted side would stay
-    empty does the picture nearest to it change over, provided one is left to train on.
+    A picture's split depends only on its name, the seed and `kind` ("background" or "foreground"), so the shares hold
+    on average. Only if a split with a share above 0 would be empty, the training picture with the lowest draw is moved
+    to it, provided that another one is left to train on.
     """
-    draw = np.array([_key(f"split {kind}", seed, name) / 2**64 for name in names])
-    split = np.zeros(len(names), np.uint8)
-    split[draw < validation_share + test_share] = 2
-    split[draw < validation_share] = 1
-    for side, share in ((1, validation_share), (2, test_share)):
-        if share > 0 and not (split == side).any() and (split == 0).sum() > 1:
-            free = np.flatnonzero(split == 0)
-            split[free[np.argmin(draw[free])]] = side
-    return split
+    draws = np.array([_key(f"split {kind}", seed, name) / 2**64 for name in names])
+    splits = np.zeros(len(names), np.uint8)
+    splits[draws < validation_share + test_share] = 2
+    splits[draws < validation_share] = 1
+    for split, share in ((1, validation_share), (2, test_share)):
+        if share > 0 and not (splits == split).any() and (splits == 0).sum() > 1:
+            training = np.flatnonzero(splits == 0)
+            splits[training[np.argmin(draws[training])]] = split
+    return splits
 
 
-def distinct_places(keys: np.ndarray, room: np.ndarray, positions: int) -> np.ndarray:
-    """Draw `positions` places below `room[k]` for every key, without replacement while there is room.
+def draw_locations(keys: np.ndarray, counts: np.ndarray, positions: int) -> np.ndarray:
+    """Draw `positions` of the locations 0 to `counts[k]` - 1 for every key, without replacement while any are left.
 
-    Where there are fewer places than positions, every place is used before any is used again. Returns
-    (keys, positions) i8, a pure function of each (key, room).
+    If there are fewer locations than positions, each is used once before any is used again. Returns
+    (keys, positions) i8, a pure function of each (key, count).
     """
-    places = np.empty((len(keys), positions), np.int64)
-    taken = np.full((len(keys), positions), np.iinfo(np.int64).max)
+    locations = np.empty((len(keys), positions), np.int64)
+    taken = np.full((len(keys), positions), np.iinfo(np.int64).max)  # in this round, ascending
     for k in range(positions):
-        turn = k % room
-        taken[(turn == 0)] = np.iinfo(np.int64).max
-        left = (room - turn).astype(np.uint64)
-        # the high half of a 64-bit hash times the number of places left: biased by less than 2**-32 * left
-        place = ((_scramble(keys + np.uint64(k + 1)) >> np.uint64(32)) * left >> np.uint64(32)).astype(np.int64)
-        for j in range(k):  # step over the places already taken, smallest first
-            place += place >= taken[:, j]
-        places[:, k] = place
-        taken[:, k] = place
+        used = k % counts
+        taken[used == 0] = np.iinfo(np.int64).max  # a new round starts
+        left = (counts - used).astype(np.uint64)
+        # the high half of a 64-bit hash times the number of locations left: biased by less than 2**-32 * left
+        location = ((_scramble(keys + np.uint64(k + 1)) >> np.uint64(32)) * left >> np.uint64(32)).astype(np.int64)
+        for j in range(k):  # skip the locations already taken, smallest first
+            location += location >= taken[:, j]
+        locations[:, k] = location
+        taken[:, k] = location
         taken[:, : k + 1].sort(axis=1)
-    return places
+    return locations
 
 
-def _key(*parts: object) -> int:
-    """64 bits that depend on every part."""
-    return int.from_bytes(hashlib.sha256("\0".join(map(str, parts)).encode()).digest()[:8], "little")
+def _key(*values: object) -> int:
+    """Return 64 bits that depend on every value: the start of a SHA-256."""
+    return int.from_bytes(hashlib.sha256("\0".join(map(str, values)).encode()).digest()[:8], "little")
 
 
 def _scramble(x: np.ndarray) -> np.ndarray:
-    """SplitMix64's finalizer (Steele, Lea and Flood, OOPSLA 2014) over a Weyl sequence: u8 -> u8."""
+    """Apply SplitMix64's finalizer (Steele, Lea and Flood, OOPSLA 2014) to a Weyl sequence: u8 -> u8."""
     with np.errstate(over="ignore"):
         x = x * np.uint64(0x9E3779B97F4A7C15)
         x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -126,7 +128,7 @@ def _scramble(x: np.ndarray) -> np.ndarray:
 
 
 def split_counts(plan: np.ndarray) -> dict[str, int]:
-    """Count the rows of every split, by name."""
+    """Return the number of rows of every split, by name."""
     counts = np.bincount(plan["split"], minlength=len(SPLITS))
     return {name: int(n) for name, n in zip(SPLITS, counts, strict=True)}
 
@@ -139,11 +141,12 @@ def save_plan(path: Path, plan: np.ndarray) -> None:
 
 
 def load_plan(path: Path) -> np.ndarray:
-    """Map the plan into memory, read-only."""
+    """Memory-map the plan, read-only; raise `DamagedError` if it cannot be read."""
     try:
         plan = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError) as error:
-        raise DamagedError(path, f"no readable plan ({error})", "run dsgen composite again") from error
+        reason = f"no readable plan ({reason_of(error, path)})"
+        raise DamagedError(path, reason, "run dsgen composite again") from error
     if plan.dtype != DTYPE:
-        raise DsgenError(path, f"got columns {plan.dtype.names}, expected {DTYPE.names}", "run dsgen composite again")
+        raise DamagedError(path, f"got columns {plan.dtype.names}, expected {DTYPE.names}", "run dsgen composite again")
     return plan

@@ -1,9 +1,9 @@
-"""Rows -> pixels, pure: numbers in, arrays out, the same bits on every machine.
+"""Render rows of the plan: pure functions of arrays, with the same bits on every machine.
 
     image = (background * (255 - alpha) + foreground * alpha) / 255, rounded to nearest
     mask  = 255 where alpha >= 128, else 0
 
-in integers. Ties cannot occur, since 255 is odd.
+All in integers. Ties cannot occur, since 255 is odd.
 """
 
 from collections.abc import Mapping
@@ -14,9 +14,10 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Cutout:
-    """A foreground ready to paste: `weighted` = colour * alpha + 128 and `through` = 255 - alpha, both (h,w,3) u2.
+    """A foreground prepared for pasting.
 
-    The 128 is the first step of the division in `blend`, taken ahead.
+    `weighted` is colour * alpha + 128 and `through` is 255 - alpha, both (h,w,3) u2; `mask` is (h,w) u1, 0 or 255. The
+    128 is the first step of the division in `blend`, done in advance.
     """
 
     weighted: np.ndarray
@@ -25,7 +26,7 @@ class Cutout:
 
     @classmethod
     def from_rgba(cls, rgba: np.ndarray) -> "Cutout":
-        """Prepare an (h,w,4) u1 picture with straight alpha."""
+        """Prepare an (h,w,4) u1 image with straight alpha."""
         alpha = rgba[..., 3:].astype(np.uint16)
         return cls(
             weighted=rgba[..., :3] * alpha + 128,
@@ -35,7 +36,7 @@ class Cutout:
 
     @property
     def nbytes(self) -> int:
-        """Bytes it takes in memory."""
+        """Bytes in memory."""
         return self.weighted.nbytes + self.through.nbytes + self.mask.nbytes
 
     @property
@@ -45,10 +46,10 @@ class Cutout:
 
 
 def blend(background: np.ndarray, cutout: Cutout) -> np.ndarray:
-    """Blend a cut-out over a window of a background of its size: (h,w,3) u1."""
+    """Blend a cut-out over a background of the same shape, (h,w,3) u1; return (h,w,3) u1."""
     mixed = background * cutout.through
     mixed += cutout.weighted
-    # x / 255 rounded, exact for every x a blend can give (0..65025): (x + 128 + (x + 128) / 256) / 256
+    # x / 255 rounded, exact for every x that can occur (0..65025): (x + 128 + (x + 128) / 256) / 256
     mixed += mixed >> 8
     mixed >>= 8
     return mixed.astype(np.uint8)
@@ -61,10 +62,10 @@ def render(
     size: int,
     scale: int = 1,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Draw plan rows: images (n,S,S,3) u1 RGB and masks (n,S,S) u1, 0 or 255, with S = `size` * `scale`.
+    """Render rows of the plan: images (n,S,S,3) u1 RGB and masks (n,S,S) u1, 0 or 255, with S = `size` * `scale`.
 
     `backgrounds[background]` is (S,S,3) u1 and `cutouts[foreground, flip]` a foreground, both at `scale` times the
-    size the plan's places are counted in.
+    size that the plan's locations refer to.
     """
     side = size * scale
     image = np.empty((len(rows), side, side, 3), np.uint8)

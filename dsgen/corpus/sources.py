@@ -1,9 +1,11 @@
-"""Folders of pictures -> checked, normalised sources, kept in `sources.zarr` at every size they are drawn at.
+"""Check and normalise folders of pictures into `sources.zarr`, at every size that rows are rendered at.
 
-`background_SIZE` (b,S,S,3) u1; `foreground_SIZE` (f,H,W,4) u1 straight RGBA, each in the top left corner of its
-frame; `foreground_shape` (f,2) u2 height and width at the stored size. At scale k a foreground is exactly k times as
-large, so a place in stored pixels is a place at every size. Everything is checked in one pass, and all that is wrong
-is said at once.
+- `background_SIZE`: (b,S,S,3) u1 RGB.
+- `foreground_SIZE`: (f,H,W,4) u1 RGBA with straight alpha, each foreground in the top left corner of its frame.
+- `foreground_shape`: (f,2) u2, height and width at the stored size.
+
+At scale k a foreground is exactly k times as large, so that a location in stored pixels holds at every size. All
+pictures are checked in one pass, and all errors are raised together.
 """
 
 import hashlib
@@ -19,7 +21,7 @@ import numpy as np
 import zarr
 from zarr.codecs import ZstdCodec
 
-from dsgen.errors import DsgenError, InvalidValueError, NotFoundError, raise_all
+from dsgen.errors import DamagedError, DsgenError, InvalidValueError, NotFoundError, raise_all
 from dsgen.io import images
 
 _CHUNK_BYTES = 4 * 2**20
@@ -28,7 +30,7 @@ log = logging.getLogger("dsgen")
 
 @dataclass(frozen=True)
 class SourceFile:
-    """A picture of a source folder: `name` is the file name without its ending."""
+    """A picture file of a source folder; `name` is the file name without its ending, `file` with it."""
 
     name: str
     file: str
@@ -36,74 +38,100 @@ class SourceFile:
 
     @property
     def record(self) -> dict[str, str]:
-        """What the manifest says of it."""
+        """The file's entry in the manifest."""
         return {"name": self.name, "file": self.file, "sha256": self.sha256}
 
 
-def list_pictures(folder: Path, kind: str, most: int | None = None) -> list[Path]:
-    """List a folder's pictures in order of name; other files are reported, subfolders refused as unread."""
+@dataclass(frozen=True)
+class SourceFolder:
+    """A folder of backgrounds or foregrounds: its pictures' `paths` and `files`, both in order of name."""
+
+    folder: Path
+    paths: list[Path]
+    files: list[SourceFile]
+
+    @classmethod
+    def read(cls, folder: Path, kind: str, limit: int | None, workers: int) -> "SourceFolder":
+        """List and hash the pictures of a folder; `kind` and `limit` as for `list_pictures`."""
+        paths = list_pictures(folder, kind, limit)
+        return cls(folder, paths, hash_files(paths, workers))
+
+    @property
+    def names(self) -> list[str]:
+        """The names of the pictures, without ending."""
+        return [file.name for file in self.files]
+
+    def name_errors(self) -> list[DsgenError]:
+        """Return an error for each name that several files share: names must differ, since locations depend on them."""
+        by_name = defaultdict(list)
+        for file in self.files:
+            by_name[file.name].append(file.file)
+        return [
+            DsgenError(
+                self.folder,
+                f"{' and '.join(same)} have the same name {name!r} except for the ending",
+                "rename or remove one",
+            )
+            for name, same in by_name.items()
+            if len(same) > 1
+        ]
+
+
+def list_pictures(folder: Path, kind: str, limit: int | None = None) -> list[Path]:
+    """List the picture files of a folder in order of name, the first `limit` only; log a warning about other entries.
+
+    `kind`, such as backgrounds, is the option that names the folder in errors. Raises `NotFoundError` if the folder
+    does not exist, `InvalidValueError` if it has no pictures or `limit` is below 1.
+    """
     if not folder.is_dir():
         raise NotFoundError(f"--{kind}", f"{folder} is no folder, expected one with pictures")
     entries = sorted((p for p in folder.iterdir() if not p.name.startswith(".")), key=lambda p: p.name)
-    found = [p for p in entries if p.is_file() and p.suffix.lower() in images.SUFFIXES]
-    others = [p.name for p in entries if p not in set(found)]
+    pictures = [p for p in entries if p.is_file() and p.suffix.lower() in images.SUFFIXES]
+    others = [p.name for p in entries if p not in set(pictures)]
     if others:
         shown = ", ".join(others[:5]) + (", ..." if len(others) > 5 else "")
-        log.warning("%s: not read, since they are no picture files: %s", folder, shown)
-    if not found:
-        known = " ".join(sorted(images.SUFFIXES))
-        raise InvalidValueError(f"--{kind}", f"{folder} holds no pictures, expected files ending in {known}")
-    if most is not None and most < 1:
-        raise InvalidValueError(f"--max-{kind}", f"got {most}, expected 1 or more")
-    return found[:most]
+        log.warning("%s: skipped, not picture files: %s", folder, shown)
+    if not pictures:
+        suffixes = " ".join(sorted(images.SUFFIXES))
+        raise InvalidValueError(f"--{kind}", f"{folder} has no pictures, expected files ending in {suffixes}")
+    if limit is not None and limit < 1:
+        raise InvalidValueError.expected(f"max_{kind}", limit, "1 or more")
+    return pictures[:limit]
 
 
-def hash_files(paths: list[Path], jobs_: int) -> list[SourceFile]:
-    """Hash the files' bytes, in the order given."""
+def hash_files(paths: list[Path], workers: int) -> list[SourceFile]:
+    """Compute the SHA-256 of the files in `workers` threads, in the order given."""
 
     def digest(path: Path) -> SourceFile:
         with path.open("rb") as file:
             return SourceFile(path.stem, path.name, hashlib.file_digest(file, "sha256").hexdigest())
 
-    with ThreadPoolExecutor(jobs_) as pool:
+    with ThreadPoolExecutor(workers) as pool:
         return list(pool.map(digest, paths))
 
 
-def name_errors(files: list[SourceFile], folder: Path) -> list[DsgenError]:
-    """Say which files would get the same name: placements hang on names, so these must differ."""
-    by_name = defaultdict(list)
-    for file in files:
-        by_name[file.name].append(file.file)
-    return [
-        DsgenError(
-            folder, f"{' and '.join(same)} have the same name {name!r} but for the ending", "rename or remove one"
-        )
-        for name, same in by_name.items()
-        if len(same) > 1
-    ]
-
-
 def normalise_background(path: Path, sizes: tuple[int, ...]) -> list[np.ndarray]:
-    """Read a background, cut the centre square out, and scale it to every size: (S,S,3) u1 each."""
+    """Read a background, crop its centre square and resize it to every size: (S,S,3) u1 each."""
     square = images.centre_square(images.read_picture(path))
     return [images.resize(square, size, size) for size in sizes]
 
 
 def normalise_foreground(path: Path, fg_height: int, size: int, scales: tuple[int, ...]) -> list[np.ndarray]:
-    """Read a foreground, trim it to its alpha, and scale it to `fg_height` rows times every scale: (h,w,4) u1 each.
+    """Read a foreground, trim it to its alpha and resize it to `fg_height` rows times every scale: (h,w,4) u1 each.
 
-    One that would be wider than the picture is made smaller until it fits, keeping its proportions.
+    A foreground that would be wider than `size` pixels is reduced to that width, keeping its proportions.
     """
     rgba = images.read_cutout(path)
     if not (rgba[..., 3] > 0).any():
-        raise DsgenError(path, "empty alpha (nothing is visible), expected a cut-out", "replace it")
+        raise DamagedError(path, "empty alpha (nothing is visible), expected a cut-out", "replace it")
     rgba = images.trim(rgba)
     height, width = fg_height, max(1, round(rgba.shape[1] * fg_height / rgba.shape[0]))
     if width > size:
         height, width = max(1, round(rgba.shape[0] * size / rgba.shape[1])), size
     scaled = [images.resize_cutout(rgba, height * scale, width * scale) for scale in scales]
     if not all((s[..., 3] >= 128).any() for s in scaled):
-        raise DsgenError(path, f"alpha nowhere reaches 128 at {width}x{height} pixels, so the mask would be empty")
+        reason = f"alpha is below 128 everywhere at {width}x{height} pixels, so the mask would be empty"
+        raise DsgenError(path, reason, "replace it or use a larger --fg-height")
     return scaled
 
 
@@ -120,8 +148,9 @@ def write_sources(
 ) -> np.ndarray:
     """Check and normalise all pictures and write them to the zarr group at `path`.
 
-    Returns the foregrounds' sizes at the stored size, (f,2) height and width. Raises one `DsgenError` that lists
-    every picture at fault, after the `errors` already found. Pictures with the same pixels are reported.
+    `scales` are the multiples of `size` to write. Returns the foregrounds' heights and widths at the stored size,
+    (f,2) i8. Raises all errors together: those already found, `errors`, and one for every picture that cannot be used.
+    Pictures with the same pixels are logged as a warning.
     """
     errors = list(errors)
     group = zarr.create_group(path)
@@ -158,22 +187,25 @@ def _write_all(
     errors: list[DsgenError],
     workers: int,
 ) -> list[tuple[int, int]]:
-    """Normalise pictures in threads, a few in memory at a time, and write each at its number; return their shapes."""
+    """Normalise pictures in threads, a few in memory at a time, and write each at its index; return their shapes.
+
+    `arrays` has one array for each size. Errors are appended to `errors`, and the other pictures still checked.
+    """
     shapes: list[tuple[int, int]] = []
     seen: dict[bytes, Path] = {}
-    chunk = max(array.chunks[0] for array in arrays)
-    held = [np.zeros((chunk, *array.shape[1:]), np.uint8) for array in arrays]
-    for number, (path, result) in enumerate(zip(paths, _ahead(normalise, paths, workers), strict=True)):
+    length = max(array.chunks[0] for array in arrays)
+    buffers = [np.zeros((length, *array.shape[1:]), np.uint8) for array in arrays]
+    for index, (path, result) in enumerate(zip(paths, _normalised(normalise, paths, workers), strict=True)):
         if isinstance(result, DsgenError):
             errors.append(result)
             continue
-        for pictures, picture in zip(held, result, strict=True):
-            pictures[number % chunk, : picture.shape[0], : picture.shape[1]] = picture
-        if number % chunk == chunk - 1 or number == len(paths) - 1:
-            start = number - number % chunk
-            for array, pictures in zip(arrays, held, strict=True):
-                array[start : number + 1] = pictures[: number + 1 - start]
-                pictures[...] = 0
+        for buffer, image in zip(buffers, result, strict=True):
+            buffer[index % length, : image.shape[0], : image.shape[1]] = image
+        if index % length == length - 1 or index == len(paths) - 1:
+            start = index - index % length
+            for array, buffer in zip(arrays, buffers, strict=True):
+                array[start : index + 1] = buffer[: index + 1 - start]
+                buffer[...] = 0
         shapes.append(result[0].shape[:2])
         digest = hashlib.sha256(repr(result[0].shape).encode() + result[0].tobytes()).digest()
         if digest in seen:
@@ -182,9 +214,11 @@ def _write_all(
     return shapes
 
 
-def _ahead(
+def _normalised(
     normalise: Callable[[Path], list[np.ndarray]], paths: list[Path], workers: int
 ) -> Iterator[list[np.ndarray] | DsgenError]:
+    """Yield the normalised images of every path in order, or its error, at most 4 * `workers` pictures ahead."""
+
     def attempt(path: Path) -> list[np.ndarray] | DsgenError:
         try:
             return normalise(path)

@@ -89,7 +89,7 @@ def read_manifest(path: Path, report: ReportBuilder) -> dict[str, Any] | None:
 
 def check_top(path: Path, report: ReportBuilder) -> None:
     """Find what lies in the folder of a corpus and is not part of it."""
-    known = {layout.CORPUS_JSON, layout.PLAN, layout.SOURCES, layout.DEPTH, *layout.PARTS}
+    known = {layout.CORPUS_JSON, layout.PLAN, layout.SOURCES, layout.DEPTH, *layout.FOLDERS}
     for entry in sorted(path.iterdir(), key=lambda entry: entry.name):
         if entry.name not in known and not entry.name.startswith(LOCK):
             stem = entry.name.removesuffix(".partial")

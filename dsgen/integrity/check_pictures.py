@@ -10,8 +10,8 @@ from uuid import uuid4
 import numpy as np
 
 from dsgen.corpus import layout
-from dsgen.corpus.build import SMALL_PARTS, composites, small_pictures
 from dsgen.corpus.corpus import Corpus
+from dsgen.corpus.pictures import encode_composites, encode_sources
 from dsgen.errors import reason_of
 from dsgen.integrity.findings import EXTRA, MISSING, UNLIKE, Checked, Finding, ReportBuilder, each
 from dsgen.io import images
@@ -56,18 +56,18 @@ def _list_tasks(corpus: Corpus, names_only: bool, report: ReportBuilder) -> list
     """List the folders to check, and report those that are missing, are no folders, or should not exist."""
     run, path = uuid4().hex, str(corpus.path)
     tasks = []
-    for folder in SMALL_PARTS:
+    for folder in layout.SOURCE_FOLDERS:
         if (corpus.path / folder).is_dir():
             tasks.append(PictureTask(run, path, (folder,), None, names_only))
         else:
             report.find(folder, _no_folder(corpus.path / folder))
-    drawn = [folder for folder in layout.PICTURE_PARTS if (corpus.path / folder).is_dir()]
+    drawn = [folder for folder in layout.COMPOSITE_FOLDERS if (corpus.path / folder).is_dir()]
     if not drawn:
         report.notes.append("no composites drawn, none checked")
     views = [VIEWS] if (corpus.path / VIEWS).is_dir() else []
     if views and not names_only and unlabelled_rows(corpus):
         report.notes.append("views of depth not compared where there are no labels")
-    for folder in layout.PICTURE_PARTS if drawn else ():
+    for folder in layout.COMPOSITE_FOLDERS if drawn else ():
         if folder not in drawn:
             report.find(folder, _no_folder(corpus.path / folder))
     found = {folder: _find_backgrounds(corpus, folder, report) for folder in [*drawn, *views]}
@@ -108,7 +108,7 @@ def check_folder(task: PictureTask) -> Checked:
     corpus = open_once(task.run, task.corpus)
     if task.background is None:
         (folder,) = task.folders
-        small = small_pictures(corpus, folder, names_only=task.names_only)
+        small = encode_sources(corpus, folder, names_only=task.names_only)
         expected: Iterable[tuple[str, bytes]] = ((f"{folder}/{name}", content) for name, content in small)
         return _compare(corpus.path, [folder], expected, task.names_only)
     name = layout.background_name(task.background)
@@ -131,7 +131,7 @@ def drawn_files(
     if VIEWS in chosen:
         yield from _drawn_views(corpus, background, names_only)
         return
-    pictures = _composite_names(corpus, background) if names_only else composites(corpus, background)
+    pictures = _composite_names(corpus, background) if names_only else encode_composites(corpus, background)
     folder = layout.background_name(background)
     for name, image, mask in pictures:
         if "bg_fg" in chosen:

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from dsgen.corpus import layout
-from dsgen.corpus.build import SMALL_PARTS, draw_background, draw_small_parts, small_pictures
 from dsgen.corpus.corpus import Corpus
+from dsgen.corpus.pictures import draw_composites, draw_missing_sources, encode_sources
 from dsgen.corpus.sources import hash_files, list_pictures, write_sources
 from dsgen.errors import BusyError, DamagedError, DsgenError
 from dsgen.integrity.check_corpus import (
@@ -212,9 +212,9 @@ def _repair_pictures(path: Path, findings: Iterable[Finding], workers: int, log:
     """Draw bad pictures again and remove what does not belong to the picture folders."""
     corpus = Corpus(path)
     bad = _sort_pictures(corpus, findings, log)
-    draw_small_parts(corpus)
+    draw_missing_sources(corpus)
     for folder, names in bad.small.items():
-        for name, content in small_pictures(corpus, folder) if names - {folder} else ():
+        for name, content in encode_sources(corpus, folder) if names - {folder} else ():
             if f"{folder}/{name}" in names:
                 _write(path / folder / name, content)
         log.replaced += sorted(names)
@@ -232,12 +232,12 @@ def _sort_pictures(corpus: Corpus, findings: Iterable[Finding], log: RepairLog) 
     bad = _BadPictures()
     for finding in findings:
         top, _, below = finding.file.partition("/")
-        if finding.what == EXTRA and (top in layout.PARTS or top.endswith(".partial")):
+        if finding.what == EXTRA and (top in layout.FOLDERS or top.endswith(".partial")):
             files.remove(finding.file)
             log.removed.append(finding.file)
-        elif top in SMALL_PARTS:
+        elif top in layout.SOURCE_FOLDERS:
             bad.small[top].add(finding.file)
-        elif top in layout.PARTS:
+        elif top in layout.FOLDERS:
             folder, _, file = below.partition("/")
             if file:
                 bad.files[numbers[folder]].add(finding.file)
@@ -256,7 +256,7 @@ def _draw_backgrounds(corpus: Corpus, backgrounds: list[int], workers: int) -> N
         return
     views = [b for b in backgrounds if not (corpus.path / VIEWS / layout.background_name(b)).is_dir()]
     tasks = [(path, b, corpus.sha256) for b in backgrounds]
-    run_blocks(draw_background, tasks, jobs=workers, title="draw", total=len(tasks) * each)
+    run_blocks(draw_composites, tasks, jobs=workers, title="draw", total=len(tasks) * each)
     if views and (corpus.path / VIEWS).is_dir() and not unlabelled_rows(corpus):
         from dsgen.corpus.depth_views import draw_views
 

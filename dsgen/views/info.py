@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from dsgen.corpus.build import picture_folders_done
 from dsgen.corpus.corpus import Corpus
+from dsgen.corpus.pictures import has_composites
 from dsgen.store.kind import is_store
 
 _SAMPLED_ROWS = 64  # of which depth percentiles are taken
@@ -134,7 +134,7 @@ def describe_corpus(path: Path) -> CorpusInfo:
         fg_height=parameters["fg_height"],
         seed=parameters["seed"],
         splits=manifest["splits"],
-        drawn_rows=sum(picture_folders_done(path, b) for b in range(backgrounds)) * corpus.rows_per_background,
+        drawn_rows=sum(has_composites(path, b) for b in range(backgrounds)) * corpus.rows_per_background,
         depth=_describe_depth(corpus),
         flip_error=None if corpus.flip_error is None else _describe_flip_error(corpus.flip_error),
     )

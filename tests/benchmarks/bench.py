@@ -24,8 +24,9 @@ from PIL import Image, ImageOps
 from record import circumstances, replace_section
 
 from dsgen.corpus import layout
-from dsgen.corpus.build import Parameters, composite, draw_background
+from dsgen.corpus.build import Parameters, composite
 from dsgen.corpus.corpus import Corpus
+from dsgen.corpus.pictures import draw_composites
 from dsgen.corpus.plan import make_plan
 from dsgen.io import images
 from dsgen.io.assets import asset
@@ -82,7 +83,7 @@ def _warm(_: int) -> None:
 
 def worker_memory(path: str, background: int) -> float:
     """Peak resident MB of a process that draws a background."""
-    draw_background(path, background)
+    draw_composites(path, background)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
@@ -95,9 +96,9 @@ def bench_composite(folder: Path, backgrounds: int, processes: int, rounds: int)
         # nothing is removed before the end: for minutes after, ext4 steps over every inode freed when it makes a file
         calls = [(str(corpus), str(folder / f"ordinary{number}"), b) for b in range(backgrounds)]
         theirs.append(timed(ordinary_script, calls, processes))
-        ours.append(timed(draw_background, [(c[0], c[2]) for c in calls], processes))
-        for part in layout.PICTURE_PARTS:
-            (corpus / part).rename(folder / f"{part}{number}")
+        ours.append(timed(draw_composites, [(c[0], c[2]) for c in calls], processes))
+        for name in layout.COMPOSITE_FOLDERS:
+            (corpus / name).rename(folder / f"{name}{number}")
     a, b = statistics.median(ours), statistics.median(theirs)
     report("composite, with picture files", f"{a:,.0f} rows/s with {processes} processes")
     report("the ordinary Pillow script", f"{b:,.0f} rows/s with {processes} processes")

@@ -12,9 +12,11 @@ from typing import Any
 import pytest
 
 from dsgen.cli.app import main
+from dsgen.corpus.build import CompositeResult
 from dsgen.evaluation.evaluate import EvaluationResult
 from dsgen.evaluation.onnx import OnnxResult
 from dsgen.evaluation.predict import PredictResult
+from dsgen.training.fit import TrainResult
 from dsgen.views.info import CorpusInfo
 from dsgen.views.preview import PreviewResult
 
@@ -60,16 +62,16 @@ BEST = {"epoch": 3.0, "size": 192.0, "iou": 0.9, "zero_iou": 0.0, "dice": 0.95, 
 LABELS = {"labelled": 1200, "already_there": 34, "model": "DenseDepth", "device": "cpu"}
 # what the stages answer, by module and name
 RESULTS: dict[str, Any] = {
-    "dsgen.corpus.build.composite": {
-        "corpus": Path("corpus"),
-        "rows": 1234,
-        "backgrounds": 1,
-        "foregrounds": 2,
-        "drawn": 1000,
-        "already_there": 234,
-        "left": 0,
-        "splits": SPLITS,
-    },
+    "dsgen.corpus.build.composite": CompositeResult(
+        corpus=Path("corpus"),
+        rows=1234,
+        backgrounds=1,
+        foregrounds=2,
+        drawn=1000,
+        already_there=234,
+        left=0,
+        splits=SPLITS,
+    ),
     "dsgen.depth.label_corpus.label_corpus": {
         "corpus": Path("corpus"),
         "rows": 1234,
@@ -113,7 +115,7 @@ RESULTS: dict[str, Any] = {
         onnx="1",
         onnxruntime="1",
     ),
-    "dsgen.training.fit.train": {"run": Path("run"), "best": BEST, "learnt_masks": True, "epochs": 10},
+    "dsgen.training.fit.train": TrainResult(run=Path("run"), best=BEST, learnt_masks=True, epochs=10),
     "dsgen.evaluation.evaluate.evaluate": EvaluationResult(
         out=Path("run/evaluation"),
         run=Path("run"),

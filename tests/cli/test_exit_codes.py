@@ -109,7 +109,7 @@ def test_failed_pictures_exit_1(run: Run, stages: Stages):
 def test_a_network_that_learnt_nothing_is_no_failure(run: Run, stages: Stages):
     """Training did what it was told: exit code 0; `evaluate` finds the masks wrong: exit code 1."""
     trained = stages.results["dsgen.training.fit.train"]
-    stages.results["dsgen.training.fit.train"] = trained | {"learnt_masks": False}
+    stages.results["dsgen.training.fit.train"] = changed(trained, learnt_masks=False)
     assert run("train").code == 0
     stages.results["dsgen.evaluation.evaluate.evaluate"] = changed(
         stages.results["dsgen.evaluation.evaluate.evaluate"], blank=True

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from .conftest import Run, Stages
+from .conftest import Run, Stages, changed
 
 HERE = "leave it out"
 IMAGES = "leave it out, or add --images FOLDER"
@@ -154,7 +154,7 @@ def test_a_part_is_read(run: Run, stages: Stages):
     """And the result says what the others have still to do."""
     from dsgen.parallel.parts import Part
 
-    stages.results["dsgen.corpus.build.composite"] = stages.results["dsgen.corpus.build.composite"] | {"left": 4000}
+    stages.results["dsgen.corpus.build.composite"] = changed(stages.results["dsgen.corpus.build.composite"], left=4000)
     done = run("composite", "--part", "3/8")
     assert stages.only()[1]["part"] == Part(3, 8)
     assert done.out.endswith("234 already existed in part 3/8, 4,000 left to other parts\n")

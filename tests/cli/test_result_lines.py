@@ -92,14 +92,6 @@ def test_a_store_that_other_parts_finish(run: Run, stages: Stages):
         assert run("pack", "--part", "1/2", "--json").json["finished"] is False
 
 
-def test_scores_alone_are_a_result_of_training(run: Run, stages: Stages):
-    """Today's answer; the JSON is the one to come."""
-    stages.results["dsgen.training.fit.train"] = stages.results["dsgen.training.fit.train"]["best"]
-    told = run("train", "--epochs", 3, "--json").json
-    assert (told["run"], told["epochs"], told["learnt_masks"]) == ("run", 3, True)
-    assert told["best"]["iou"] == 0.9
-
-
 def test_one_process_of_several_speaks(run: Run, stages: Stages, monkeypatch: pytest.MonkeyPatch):
     """Under torchrun the others print nothing."""
     monkeypatch.setattr("dsgen.training.ranks.is_first", lambda: False)

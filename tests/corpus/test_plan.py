@@ -9,7 +9,7 @@ from dsgen.corpus.plan import (
     DTYPE,
     SPLITS,
     assign_splits,
-    distinct_places,
+    draw_locations,
     load_plan,
     make_plan,
     save_plan,
@@ -54,7 +54,7 @@ def test_places_of_a_pair_are_distinct():
 
 def test_places_are_uniform():
     """Every place, and every place as k-th position, is drawn equally often (chi-square, 24 places)."""
-    places = distinct_places(np.arange(48_000, dtype=np.uint64) * np.uint64(0x1234567), np.full(48_000, 24), 6)
+    places = draw_locations(np.arange(48_000, dtype=np.uint64) * np.uint64(0x1234567), np.full(48_000, 24), 6)
     for column in places.T:
         counts = np.bincount(column, minlength=24)
         assert ((counts - 2000) ** 2 / 2000).sum() < 60  # 23 degrees of freedom: 1 in 30,000
@@ -62,7 +62,7 @@ def test_places_are_uniform():
 
 def test_when_there_is_no_room_every_place_is_used_before_any_again():
     """Seven positions on three places: each place two or three times, evenly through time."""
-    places = distinct_places(np.arange(50, dtype=np.uint64), np.full(50, 3), 7)
+    places = draw_locations(np.arange(50, dtype=np.uint64), np.full(50, 3), 7)
     for row in places:
         assert sorted(row[:3]) == [0, 1, 2]
         assert sorted(row[3:6]) == [0, 1, 2]

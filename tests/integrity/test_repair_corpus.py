@@ -27,7 +27,7 @@ def one_file_of_each(path: Path) -> list[str]:
         "sources.zarr/zarr.json",
         "sources.zarr/background_48/c/0/0/0/0",
         "sources.zarr/foreground_shape/c/0/0",
-        *(sorted(p.relative_to(path).as_posix() for p in (path / part).rglob("*.*"))[-1] for part in layout.PARTS),
+        *(sorted(p.relative_to(path).as_posix() for p in (path / part).rglob("*.*"))[-1] for part in layout.FOLDERS),
     ]
 
 
@@ -58,7 +58,7 @@ def test_a_damaged_file_of_a_corpus_is_named_and_recreated(
     assert written == (set() if damage is add else set(names))
 
 
-@pytest.mark.parametrize("part", layout.PARTS)
+@pytest.mark.parametrize("part", layout.FOLDERS)
 def test_whole_folders_of_pictures_are_drawn_again(tmp_path: Path, viewed: Path, part: str) -> None:
     """A missing folder, of all backgrounds or of one."""
     path = linked(viewed, tmp_path / "c")

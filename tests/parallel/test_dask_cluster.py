@@ -74,10 +74,10 @@ def test_a_cluster_draws_the_same_bytes_though_a_worker_is_killed(
     def slow_down() -> None:
         import time
 
-        from dsgen.corpus import build
+        from dsgen.corpus import pictures
 
-        write = build._write
-        build._write = lambda *block: (time.sleep(0.01), write(*block))
+        write = pictures._write
+        pictures._write = lambda *block: (time.sleep(0.01), write(*block))
 
     client.run(slow_down)
     monkeypatch.chdir(tmp_path)
@@ -85,7 +85,7 @@ def test_a_cluster_draws_the_same_bytes_though_a_worker_is_killed(
     folders = pictures / "backgrounds", pictures / "foregrounds"
     result = composite(Path("c"), *folders, SMALL, cluster=client.scheduler.address)
     killer.join()
-    assert (result["drawn"], result["left"]) == (72, 0)
+    assert (result.drawn, result.left) == (72, 0)
     assert digest(tmp_path / "c") == digest(corpus)
 
 
