@@ -320,15 +320,15 @@ def pack(
         shares = validation_share, test_share
         source = Pictures(images, masks, depths, backgrounds, size, png_unit, *shares, seed)
         result = pack_source(source, out, **options)
-    if "unfinished" in result:
-        typer.echo(f"{result['store']}: {result['packed']:,} rows packed now; other parts have still to end")
+    if not result.finished:
+        typer.echo(f"{result.store}: {result.packed:,} rows packed now; other parts still have work to do")
         return
-    left_out = "" if max_flip_error is None else f", {result['left_out']:,} left out of the splits"
-    drawn = f"{result['image_bytes_per_row']:,} image bytes a row" if not recipe else "a recipe"
+    left_out = "" if max_flip_error is None else f", {result.left_out:,} left out of the splits"
+    drawn = f"{result.image_bytes_per_row:,} image bytes a row" if not recipe else "a recipe"
     typer.echo(
-        f"{result['store']}: {result['rows']:,} rows in {result['shards']} shards, "
-        f"{'with' if result['depth'] else 'without'} depth, {result['bytes'] / 1e6:,.1f} MB "
-        f"({drawn}){left_out}; {result['packed']:,} packed now, {result['already_there']:,} were there"
+        f"{result.store}: {result.rows:,} rows in {result.shards} shards, "
+        f"{'with' if result.depth else 'without'} depth, {(result.bytes or 0) / 1e6:,.1f} MB "
+        f"({drawn}){left_out}; {result.packed:,} packed now, {result.already_there:,} were there"
     )
 
 

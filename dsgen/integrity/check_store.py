@@ -27,6 +27,7 @@ from dsgen.store import schema
 from dsgen.store.corpus_source import CorpusSource
 from dsgen.store.layout import INDEX_JSON, PACKING, SHA256SUMS, shard_name
 from dsgen.store.reader import Shard
+from dsgen.store.records import FileEntry
 from dsgen.store.sealing import open_shard, sums_and_index
 
 _ZIP = ".zip"
@@ -247,8 +248,8 @@ def expect(found: Inspected) -> None:
     try:
         shards = {name: open_shard(found.files, name) for name in found.names}
         plan = plan_of(list(shards.values()))
-        tables: dict[str, dict[str, list[Any]]] = {
-            name: {file: [found.sizes[file], digest] for file, digest in found.own(name).items()}
+        tables = {
+            name: {file: FileEntry(found.sizes[file], str(digest)) for file, digest in found.own(name).items()}
             for name in found.names
         }
         versions = [shard.attributes["dsgen"] for shard in shards.values()]

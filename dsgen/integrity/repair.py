@@ -142,7 +142,7 @@ def _remake(source: Any, scratch: Path, names: list[str], found: Any, workers: i
     from dsgen.store.packing import pack_shards
 
     tables = pack_shards(source, scratch, [found.names.index(name) for name in names], found.made_from(), workers)
-    made = {name: {file: digest for file, (_, digest) in table.items()} for name, table in tables.items()}
+    made = {name: {file: entry.sha256 for file, entry in table.items()} for name, table in tables.items()}
     for name, table in made.items():
         # where SHA256SUMS is damaged too, the bytes that are there vouch for a file as well
         listed, own = found.listed[name], found.own(name)
