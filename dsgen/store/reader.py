@@ -319,22 +319,23 @@ class StoreHandle:
 
     def __init__(self, path: Path | str):
         self.path = path
-        self._opened: tuple[int, Store] = os.getpid(), Store(path)
-        self.sha256 = self._opened[1].sha256
+        store = Store(path)
+        self.sha256 = store.sha256
+        self._process, self._store = os.getpid(), store
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_opened": (0, None)}
+        return self.__dict__ | {"_process": None, "_store": None}
 
     def open(self) -> Store:
         """Return the store, opened by this process."""
-        if self._opened[0] != os.getpid():
+        if self._process != os.getpid():
             store = Store(self.path)
             if store.sha256 != self.sha256:
                 raise DsgenError(
                     self.path, "not the store it was when the loader was made", "make a new loader or dataset"
                 )
-            self._opened = os.getpid(), store
-        return self._opened[1]
+            self._process, self._store = os.getpid(), store
+        return self._store
 
 
 @contextmanager
