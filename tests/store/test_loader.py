@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 
 from dsgen.corpus.corpus import Corpus
 from dsgen.corpus.plan import SPLITS
-from dsgen.errors import DsgenError
+from dsgen.errors import DsgenError, InvalidValueError
 from dsgen.store.loader import Loader
 from dsgen.store.packing import pack, pack_source
 from dsgen.store.picture_source import Pictures
@@ -219,6 +219,19 @@ def test_through_a_dataloader_without_workers(three_shards: Path) -> None:
     through: DataLoader[Any] = DataLoader(loader, batch_size=None)
     assert len(through) == len(loader)
     assert [batch["row"].tolist() for batch in through] == order(loader)
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+@pytest.mark.parametrize("workers", [0, 1])
+def test_data_loader_with_a_batch_size_is_told_what_to_do(three_shards: Path, workers: int) -> None:
+    """Batches of batches are refused before anything is read; a collate function of the user's is not."""
+    loader = Loader(three_shards, None, 9)
+    for options in ({}, {"batch_size": 4}):
+        batches: DataLoader[Any] = DataLoader(loader, num_workers=workers, **options)  # type: ignore[arg-type]
+        with pytest.raises(InvalidValueError, match=r"use DataLoader\(loader, batch_size=None, num_workers=1\)"):
+            next(iter(batches))
+    rows = [row for group in DataLoader(loader, batch_size=2, collate_fn=list) for row in order(group)]
+    assert rows == order(loader)
 
 
 def test_drop_last(three_shards: Path) -> None:
