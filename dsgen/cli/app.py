@@ -105,7 +105,7 @@ def composite(
         part=None if part is None else parse_part(part),
         cluster=scheduler_address(backend, scheduler),
     )
-    splits = ", ".join(f"{count:,} {name}" for name, count in result["splits"].items())
+    splits = ", ".join(f"{count:,} {name}" for name, count in result.splits.items())
     typer.echo(
         f"{result['corpus']}: {result['rows']:,} composites of {result['backgrounds']} backgrounds and "
         f"{result['foregrounds']} foregrounds ({splits}); {result['drawn']:,} drawn now, "
@@ -365,11 +365,11 @@ def export(
         rows_per_file=rows_per_file,
         jobs=jobs,
     )
-    splits = ", ".join(f"{count:,} {name}" for name, count in result["splits"].items())
+    splits = ", ".join(f"{count:,} {name}" for name, count in result.splits.items())
     typer.echo(
-        f"{result['out']}: {result['rows']:,} rows ({splits}) in {result['files']:,} {result['format']} files, "
-        f"{result['bytes'] / 1e6:,.1f} MB; {result['exported']:,} exported now, "
-        f"{result['already_there']:,} were there"
+        f"{result.out}: {result.rows:,} rows ({splits}) in {result.files:,} {result.format} files, "
+        f"{result.bytes / 1e6:,.1f} MB; {result.exported:,} exported now, "
+        f"{result.already_there:,} were there"
     )
 
 
