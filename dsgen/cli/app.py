@@ -105,7 +105,7 @@ def composite(
         part=None if part is None else parse_part(part),
         cluster=scheduler_address(backend, scheduler),
     )
-    splits = ", ".join(f"{count:,} {name}" for name, count in result.splits.items())
+    splits = ", ".join(f"{count:,} {name}" for name, count in result["splits"].items())
     typer.echo(
         f"{result['corpus']}: {result['rows']:,} composites of {result['backgrounds']} backgrounds and "
         f"{result['foregrounds']} foregrounds ({splits}); {result['drawn']:,} drawn now, "

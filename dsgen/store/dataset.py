@@ -8,6 +8,7 @@ import operator
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -158,7 +159,6 @@ def _to_tensor(name: str, values: np.ndarray) -> torch.Tensor:
 
 def _import_tv_tensors() -> Any:
     try:
-        from torchvision import tv_tensors
+        return import_module("torchvision.tv_tensors")
     except ImportError as error:
         raise MissingPackageError("torchvision", "not installed", "pip install torchvision") from error
-    return tv_tensors

@@ -80,7 +80,7 @@ def mean_and_std(sums: Sums, scale: float) -> dict[str, list[float] | None]:
     count = sums["count"]
     if not count:
         return {"mean": None, "std": None}
-    squares = sums.get("squares", sums["sum"])  # the squares of zeros and ones add up to their sum
+    squares = sums["squares"] if "squares" in sums else sums["sum"]  # the squares of zeros and ones add up to their sum
     return {
         "mean": [total / count / scale for total in sums["sum"]],
         "std": [
