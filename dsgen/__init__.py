@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from dsgen.evaluation.predict import predict
     from dsgen.integrity.repair import repair
     from dsgen.integrity.verify import verify
-    from dsgen.store.export import export_store as export
+    from dsgen.store.dataset import StoreDataset
+    from dsgen.store.export.export import export_store as export
     from dsgen.store.loader import Loader
     from dsgen.store.packing import pack
     from dsgen.store.reader import Store
@@ -43,6 +44,7 @@ __all__ = [
     "Parameters",
     "Settings",
     "Store",
+    "StoreDataset",
     "UNet",
     "composite",
     "evaluate",
@@ -63,10 +65,11 @@ _HOMES = {
     "Parameters": "corpus.build",
     "Settings": "training.settings",
     "Store": "store.reader",
+    "StoreDataset": "store.dataset",
     "UNet": "training.unet",
     "composite": "corpus.build",
     "evaluate": "evaluation.evaluate",
-    "export": "store.export:export_store",
+    "export": "store.export.export:export_store",
     "label_corpus": "depth.label_corpus",
     "label_folder": "depth.label_folder",
     "pack": "store.packing",

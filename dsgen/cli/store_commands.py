@@ -86,31 +86,21 @@ def pack(
 
         shares = validation_share, test_share
         source = Pictures(images, masks, depths, backgrounds, size, png_unit, *shares, seed)
-    result = as_dict(
-        pack_source(
-            source,
-            out,
-            shards=shards,
-            recipe=recipe,
-            zipped=zipped,
-            part=work,
-            cluster=cluster,
-            jobs=jobs,
-        )
+    result = pack_source(
+        source, out, shards=shards, recipe=recipe, zipped=zipped, part=work, cluster=cluster, jobs=jobs
     )
-    result.setdefault("finished", not result.pop("unfinished", False))
-    return Reply(_packed_text(result, recipe, max_flip_error is not None), result)
+    return Reply(_packed_text(as_dict(result), recipe, max_flip_error is not None), as_dict(result))
 
 
-def _packed_text(result: dict[str, Any], recipe: bool, limited: bool) -> str:
-    if not result["finished"]:
-        return f"{result['store']}: {result['packed']:,} rows packed now; other parts are not finished yet"
-    left_out = f", {result['left_out']:,} left out of the splits" if limited else ""
-    kind = "a recipe" if recipe else f"{result['image_bytes_per_row']:,} image bytes a row"
+def _packed_text(packed: dict[str, Any], recipe: bool, limited: bool) -> str:
+    if not packed["finished"]:
+        return f"{packed['store']}: {packed['packed']:,} rows packed now; other parts are not finished yet"
+    left_out = f", {packed['left_out']:,} left out of the splits" if limited else ""
+    kind = "a recipe" if recipe else f"{packed['image_bytes_per_row']:,} image bytes a row"
     return (
-        f"{result['store']}: {result['rows']:,} rows in {plural(result['shards'], 'shard')}, "
-        f"{'with' if result['depth'] else 'without'} depth, {megabytes(result['bytes'])} ({kind}){left_out}; "
-        f"{result['packed']:,} packed now, {result['already_there']:,} already existed"
+        f"{packed['store']}: {packed['rows']:,} rows in {plural(packed['shards'], 'shard')}, "
+        f"{'with' if packed['depth'] else 'without'} depth, {megabytes(packed['bytes'])} ({kind}){left_out}; "
+        f"{packed['packed']:,} packed now, {packed['already_there']:,} already existed"
     )
 
 
@@ -139,26 +129,24 @@ def export(
     if out.suffix == ".onnx":
         refuse_ignored(context, "a network is exported", *_OF_STORES)
         return _export_network(Path(source), out)
-    from dsgen.store.export import export_store
+    from dsgen.store.export.export import export_store
 
-    result = as_dict(
-        export_store(
-            source,
-            out,
-            file_format,
-            split=split,
-            image_format=image_format,
-            backgrounds=backgrounds,
-            rows_per_file=rows_per_file,
-            jobs=jobs,
-        )
+    result = export_store(
+        source,
+        out,
+        file_format,
+        split=split,
+        image_format=image_format,
+        backgrounds=backgrounds,
+        rows_per_file=rows_per_file,
+        jobs=jobs,
     )
     text = (
-        f"{result['out']}: {result['rows']:,} rows ({counts(result['splits'])}) in "
-        f"{plural(result['files'], result['format'] + ' file')}, {megabytes(result['bytes'])}; "
-        f"{result['exported']:,} exported now, {result['already_there']:,} already existed"
+        f"{result.out}: {result.rows:,} rows ({counts(result.splits)}) in "
+        f"{plural(result.files, result.format + ' file')}, {megabytes(result.bytes)}; "
+        f"{result.exported:,} exported now, {result.already_there:,} already existed"
     )
-    return Reply(text, result)
+    return Reply(text, as_dict(result))
 
 
 def _export_network(run: Path, out: Path) -> Reply:

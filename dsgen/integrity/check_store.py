@@ -28,6 +28,7 @@ from dsgen.store import schema
 from dsgen.store.corpus_source import CorpusSource
 from dsgen.store.layout import INDEX_JSON, PACKING, SHA256SUMS, shard_name
 from dsgen.store.reader import Shard
+from dsgen.store.records import FileEntry
 from dsgen.store.sealing import ZIP_SUFFIX, open_shard, sums_and_index
 
 _SHARD = re.compile(r"(shard-\d+-of-(\d+)\.zarr(?:\.zip)?)(?:/|$)")
@@ -233,8 +234,10 @@ def expect_records(inspection: Inspection) -> None:
     try:
         shards = {name: open_shard(inspection.files, name) for name in inspection.names}
         plan = _join_plan(list(shards.values()))
-        tables: dict[str, dict[str, list[Any]]] = {
-            name: {file: [inspection.sizes[file], digest] for file, digest in inspection.own(name).items()}
+        tables = {
+            name: {
+                file: FileEntry(inspection.sizes[file], str(digest)) for file, digest in inspection.own(name).items()
+            }
             for name in inspection.names
         }
         versions = [shard.attributes["dsgen"] for shard in shards.values()]

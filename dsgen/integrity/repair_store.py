@@ -98,7 +98,7 @@ def _rebuild(source: CorpusSource, scratch: Path, names: list[str], inspection: 
     """Pack shards again and return the hashes of their files, which must be those they were finished with."""
     numbers = [inspection.names.index(name) for name in names]
     packed = pack_shards(source, scratch, numbers, inspection.made_from(), workers)
-    tables = {name: {file: digest for file, (_, digest) in table.items()} for name, table in packed.items()}
+    tables = {name: {file: entry.sha256 for file, entry in table.items()} for name, table in packed.items()}
     for name, table in tables.items():
         # where SHA256SUMS is damaged too, the bytes found vouch for a file as well
         listed, own = inspection.listed[name], inspection.own(name)

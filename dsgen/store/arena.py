@@ -1,4 +1,4 @@
-"""Memory that decoded chunks are kept in, reused from chunk to chunk."""
+"""The memory that chunks are decoded into and batches are made in, reused from chunk to chunk and batch to batch."""
 
 import sys
 
@@ -11,41 +11,44 @@ Batch = dict[str, Tensor]
 
 
 class Arena:
-    """Memory that is used over and over: `regions` for chunks of up to `samples` samples, and batches.
+    """`regions` for chunks of up to `samples` samples each, and room for batches.
 
-    `chunks` are part -> (regions * samples, ...), of all parts but backgrounds.
+    `chunks` holds, by field, an array (regions * samples, ...) of every field but the background. At most `batches`
+    batches are kept for reuse.
     """
 
-    def __init__(self, parts: tuple[str, ...], side: int, regions: int, samples: int, batch_size: int, batches: int):
+    def __init__(self, fields: tuple[str, ...], size: int, regions: int, samples: int, batch_size: int, batches: int):
         self.regions, self.samples, self.batch_size = regions, samples, batch_size
-        self._shapes = {part: (side, side, 3) if part in ("image", "background") else (side, side) for part in parts}
+        self._shapes = {
+            field: (size, size, 3) if field in ("image", "background") else (size, size) for field in fields
+        }
         self._batches: list[dict[str, np.ndarray]] = []
-        self._most = batches
-        self.chunks = self._empty(regions * samples)
+        self._max_batches = batches
+        self.chunks = self._allocate(regions * samples)
         self.chunks.pop("background", None)
 
-    def _empty(self, count: int) -> dict[str, np.ndarray]:
-        return {part: np.empty((count, *shape), DTYPES[part]) for part, shape in self._shapes.items()}
+    def _allocate(self, count: int) -> dict[str, np.ndarray]:
+        return {field: np.empty((count, *shape), DTYPES[field]) for field, shape in self._shapes.items()}
 
     def batch(self, rows: np.ndarray, device: torch.device | None) -> Batch:
-        """Make room for a batch: that of an earlier one of which no tensor is left, or new."""
-        if device is not None and device.type == "cuda":  # torch keeps what was pinned, and knows when it may be reused
+        """Return an empty batch: the memory of an earlier batch of which no tensor is left, or new memory."""
+        if device is not None and device.type == "cuda":  # torch caches pinned memory, and knows when it is free
             with torch.cuda.device(device):
                 batch = {
-                    part: torch.empty((len(rows), *shape), dtype=getattr(torch, DTYPES[part]), pin_memory=True)
-                    for part, shape in self._shapes.items()
+                    field: torch.empty((len(rows), *shape), dtype=getattr(torch, DTYPES[field]), pin_memory=True)
+                    for field, shape in self._shapes.items()
                 }
             return batch | {"row": torch.from_numpy(rows)}
-        for room in self._batches:
-            if all(sys.getrefcount(room[part]) == _UNUSED for part in room):
+        for arrays in self._batches:
+            if all(sys.getrefcount(arrays[field]) == _UNUSED for field in arrays):
                 break
         else:
-            room = self._empty(self.batch_size)
-            if len(self._batches) < self._most:
-                self._batches.append(room)
-        batch = {part: torch.from_numpy(values[: len(rows)]) for part, values in room.items()}
+            arrays = self._allocate(self.batch_size)
+            if len(self._batches) < self._max_batches:
+                self._batches.append(arrays)
+        batch = {field: torch.from_numpy(values[: len(rows)]) for field, values in arrays.items()}
         return batch | {"row": torch.from_numpy(rows)}
 
 
-_PROBE = {"part": np.empty(0)}
-_UNUSED = sys.getrefcount(_PROBE["part"])  # of an array to which there is but one reference, from a dict
+_PROBE = {"field": np.empty(0)}
+_UNUSED = sys.getrefcount(_PROBE["field"])  # of an array with a single reference to it, from a dict

@@ -1,4 +1,4 @@
-"""Chunks of a store: coded, decoded, and put together into Zarr shards."""
+"""Encode and decode the chunks of a store, and join chunks into Zarr shards."""
 
 import google_crc32c
 import numpy as np
@@ -9,19 +9,22 @@ LEVEL = 3
 NO_CHUNK = 2**64 - 1
 
 
-def encode_block(part: str, values: np.ndarray, chunk: int, block: int) -> bytes:
-    """Code a block of `image`, `mask` or `depth`, (n,...), as a Zarr shard: its chunks, then where each of them is."""
+def encode_block(field: str, values: np.ndarray, chunk: int, block: int) -> bytes:
+    """Encode a block of `image`, `mask` or `depth`, (n,...), as a Zarr shard: its chunks, then the table of them.
+
+    `chunk` and `block` are counts of samples; n is at most `block`.
+    """
     codes = []
     for start in range(0, len(values), chunk):
         piece = values[start : start + chunk]
-        if len(piece) < chunk:  # a chunk has its full shape, also the last
+        if len(piece) < chunk:  # every chunk has its full shape, the last one too
             piece = np.concatenate([piece, np.zeros((chunk - len(piece), *piece.shape[1:]), piece.dtype)])
-        codes.append(encode_chunk(part, piece))
+        codes.append(encode_chunk(field, piece))
     return join_chunks(codes, chunk, block)
 
 
 def join_chunks(codes: list[bytes], chunk: int, block: int) -> bytes:
-    """Put coded chunks together to a block, the inverse of `split_block`."""
+    """Join encoded chunks into a block; the inverse of `split_block`."""
     ends = np.cumsum([len(code) for code in codes])
     table = np.full((block // chunk, 2), NO_CHUNK, "<u8")
     table[: len(codes), 0] = ends - [len(code) for code in codes]
@@ -30,24 +33,24 @@ def join_chunks(codes: list[bytes], chunk: int, block: int) -> bytes:
 
 
 def split_block(content: bytes, chunk: int, block: int) -> list[bytes]:
-    """Take a coded block apart into its coded chunks, without decoding; `ValueError` where its table is damaged."""
+    """Split an encoded block into its encoded chunks; raise `ValueError` if its table is damaged."""
     index = np.frombuffer(check_checksum(content[-16 * (block // chunk) - 4 :]), "<u8").reshape(-1, 2)
     return [content[start : start + length] for start, length in index.tolist() if start != NO_CHUNK]
 
 
 def decode_depth(code: bytes, chunk: np.ndarray) -> np.ndarray:
-    """Decode a coded chunk of depth into `chunk`, (n,S,S) u2, and return it; `ValueError` where it is damaged."""
+    """Decode an encoded chunk of depth into `chunk`, (n,S,S) u2, and return it; raise `ValueError` if it is damaged."""
     code = check_checksum(code)
-    if code[4:8] != chunk.nbytes.to_bytes(4, "little"):  # the decoded length in blosc's header
+    if code[4:8] != chunk.nbytes.to_bytes(4, "little"):  # the decoded length, from blosc's header
         raise ValueError("another length than its shape says")
     blosc.decompress(code, chunk)
     return chunk
 
 
-def encode_chunk(part: str, chunk: np.ndarray) -> bytes:
-    """Code one chunk: depth by blosc with a checksum behind it, everything else by zstd with its own."""
+def encode_chunk(field: str, chunk: np.ndarray) -> bytes:
+    """Encode one chunk: depth by blosc followed by a checksum, everything else by zstd, which has its own."""
     chunk = np.ascontiguousarray(chunk)
-    if part == "depth":
+    if field == "depth":
         code = blosc.compress(chunk.astype("<u2", copy=False), b"zstd", LEVEL, blosc.BITSHUFFLE, typesize=2)
         return with_checksum(bytes(code))
     return bytes(Zstd(level=LEVEL, checksum=True).encode(chunk))
@@ -59,7 +62,7 @@ def with_checksum(content: bytes) -> bytes:
 
 
 def check_checksum(content: bytes) -> bytes:
-    """Take off the CRC-32C that zarr appends, if it is right."""
+    """Verify the CRC-32C that zarr appends, and return the content without it; raise `ValueError` if it is wrong."""
     if google_crc32c.value(content[:-4]) != int.from_bytes(content[-4:], "little"):
         raise ValueError("checksum wrong")
     return content[:-4]

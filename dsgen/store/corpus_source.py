@@ -1,50 +1,30 @@
-"""What a store is packed from, and the corpus as such a source."""
+"""A corpus as a source of a store."""
 
 import json
 import logging
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from dsgen.corpus import layout
 from dsgen.corpus.corpus import Corpus
 from dsgen.corpus.plan import SPLITS
-from dsgen.errors import DsgenError, InvalidValueError
+from dsgen.errors import DamagedError, DsgenError, InvalidValueError, check_rules
 from dsgen.io.filesystem import LocalFiles
 from dsgen.store import codecs, schema
+from dsgen.store.source import SourceKey
 
 log = logging.getLogger("dsgen")
 
 
-class Source(Protocol):
-    """What a store can be packed from: rows of the plan, and their pixels."""
-
-    plan: np.ndarray
-    size: int
-    chunk: int
-    parts: tuple[str, ...]
-    made_from: dict[str, Any]
-    attributes: dict[str, Any]
-    key: tuple[Any, ...]
-    folders: list[Path]
-
-    def pictures(self, first: int, last: int) -> dict[str, np.ndarray]:
-        """Return `image`, and `mask` and `depth` where `parts` has them, of rows `first` to `last`, exclusive."""
-
-    def background(self, number: int) -> np.ndarray:
-        """Return a background, (S,S,3) u1."""
-
-    def coded_depth(self, first: int, last: int) -> list[bytes] | None:
-        """Return the chunks of depth of these rows as they are to be stored, where they are there in that form."""
-
-    def cutouts(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return all foregrounds, (f,H,W,4) u1, and their heights and widths, (f,2), for a recipe."""
-
-
 class CorpusSource:
-    """The rows of a corpus, checked; `corpus_sha256`, if given, is the corpus meant; its depth unless not `depth`."""
+    """The rows of a corpus, checked; a `Source`.
+
+    With `max_flip_error`, rows whose depth is doubtful leave their split. `corpus_sha256` is the hash that the corpus
+    must have. Without `depth` its labels are ignored.
+    """
 
     def __init__(
         self,
@@ -55,11 +35,11 @@ class CorpusSource:
     ):
         self._corpus = corpus = Corpus(path)
         if corpus_sha256 not in (None, corpus.sha256):
-            raise DsgenError(path, "changed while it was packed", "run dsgen pack again")
+            raise DsgenError(path, "the corpus changed while it was being packed", "run dsgen pack again")
         self.size = corpus.size
         self.chunk = schema.chunk_rows(corpus.positions, corpus.size)
         labels = _depth_labels(corpus, quiet=corpus_sha256 is not None) if depth else None
-        self.parts: tuple[str, ...] = ("image", "mask", *(["depth"] if labels is not None else []), "background")
+        self.fields: tuple[str, ...] = ("image", "mask", *(["depth"] if labels is not None else []), "background")
         self.made_from = {
             "format": schema.FORMAT,
             "corpus_sha256": corpus.sha256,
@@ -73,13 +53,13 @@ class CorpusSource:
         self.attributes = {name: corpus.manifest[name] for name in ("backgrounds", "foregrounds")}
         self.folders = [corpus.path]
         self._labels = LocalFiles(corpus.path / layout.DEPTH)
-        self.key = (CorpusSource, str(Path(path).absolute()), max_flip_error, corpus.sha256, depth)
+        self.key = SourceKey(CorpusSource, (str(Path(path).absolute()), max_flip_error, corpus.sha256, depth))
 
     def pictures(self, first: int, last: int) -> dict[str, np.ndarray]:
-        """Draw rows and read their depth."""
+        """Draw rows `first` to `last`, exclusive, and read their depth."""
         image, mask = self._corpus.render(self.plan[first:last])
         found = {"image": image, "mask": mask}
-        if "depth" in self.parts:
+        if "depth" in self.fields:
             assert self._corpus.depth is not None
             codes = self.coded_depth(first, last)
             if codes is None:
@@ -92,7 +72,7 @@ class CorpusSource:
 
     @cached_property
     def _label_layout(self) -> schema.ArrayLayout | None:
-        """How the labels are coded, where that is as a store codes depth, in the same chunks."""
+        """How the labels are encoded, if it is as a store encodes depth, in the same chunks; else None."""
         try:
             found = schema.ArrayLayout.parse("depth", json.loads(self._labels.read(f"depth/{schema.ROOT}")))
         except (ValueError, KeyError):
@@ -100,7 +80,7 @@ class CorpusSource:
         return found if found.is_depth and found.chunk == self.chunk else None
 
     def coded_depth(self, first: int, last: int) -> list[bytes] | None:
-        """Return the labels' own chunks: taking them over takes half the time of coding them anew."""
+        """Return the labels' own chunks if they fit: copying them takes half the time of encoding them again."""
         labels = self._label_layout
         if labels is None or first % self.chunk:
             return None
@@ -110,7 +90,7 @@ class CorpusSource:
             chunks = codecs.split_block(content, labels.chunk, labels.each)
             start = number * labels.each
             codes += chunks[max(first - start, 0) // self.chunk : -(-(last - start) // self.chunk)]
-        # labels of an earlier dsgen have no checksum
+        # labels of earlier versions have no checksum
         return codes if "crc32c" in labels.codecs else [codecs.with_checksum(code) for code in codes]
 
     def background(self, number: int) -> np.ndarray:
@@ -118,25 +98,24 @@ class CorpusSource:
         return self._corpus.background(number)
 
     def cutouts(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return all foregrounds in the corners of frames just large enough, and their heights and widths."""
-        pictures = [self._corpus.foreground(number) for number in range(len(self.attributes["foregrounds"]))]
-        shapes = np.array([picture.shape[:2] for picture in pictures])
-        frames = np.zeros((len(pictures), *shapes.max(axis=0).tolist(), 4), np.uint8)
-        for frame, picture in zip(frames, pictures, strict=True):
-            frame[: picture.shape[0], : picture.shape[1]] = picture
+        """Return all foregrounds, each in the corner of an equally large frame, and their heights and widths."""
+        cutouts = [self._corpus.foreground(number) for number in range(len(self.attributes["foregrounds"]))]
+        shapes = np.array([cutout.shape[:2] for cutout in cutouts])
+        frames = np.zeros((len(cutouts), *shapes.max(axis=0).tolist(), 4), np.uint8)
+        for frame, cutout in zip(frames, cutouts, strict=True):
+            frame[: cutout.shape[0], : cutout.shape[1]] = cutout
         return frames, shapes
 
 
 def _leave_out(corpus: Corpus, max_flip_error: float | None) -> dict[str, Any]:
-    """Take the rows with doubtful depth out of their splits, in the plan of the corpus as opened; say how many."""
+    """Take the rows with doubtful depth out of their splits, in the plan of the open corpus; say how many."""
     if max_flip_error is None:
         return {}
-    if not max_flip_error > 0:
-        raise InvalidValueError("--max-flip-error", f"got {max_flip_error}, expected more than 0, such as 0.2")
+    check_rules([(max_flip_error > 0, "max_flip_error", max_flip_error, "more than 0, such as 0.2")])
     if corpus.flip_error is None:
         raise InvalidValueError(
             "--max-flip-error",
-            f"{corpus.path / layout.DEPTH} holds no flip errors",
+            f"{corpus.path / layout.DEPTH} has no flip errors",
             "remove it and run dsgen depth --check-flip",
         )
     doubtful = corpus.flip_error > max_flip_error
@@ -147,24 +126,26 @@ def _leave_out(corpus: Corpus, max_flip_error: float | None) -> dict[str, Any]:
 
 
 def _depth_labels(corpus: Corpus, quiet: bool = False) -> dict[str, Any] | None:
-    """Return how the depth labels were made, or None, with a warning, where there are none."""
+    """Return how the depth labels were made; None if there are none, with a warning unless `quiet`."""
     path = corpus.path / layout.DEPTH
     if corpus.relative is not None:
         raise DsgenError(
             path,
-            f"labelled by {corpus.depth_attributes['model']}, which answers no metres",
+            f"labelled by {corpus.depth_attributes['model']}, whose depth is relative, not in metres",
             "remove it and label with --metric-reference, or with a metric model",
         )
     if corpus.depth is None:
         if not quiet:
             log.warning(
-                "%s: no depth labels, packed without; run dsgen depth %s first to have them", corpus.path, corpus.path
+                "%s: no depth labels, packing without depth; to have it, run dsgen depth %s first",
+                corpus.path,
+                corpus.path,
             )
         return None
     attributes = corpus.depth_attributes
     expected = (len(corpus), corpus.size, corpus.size)
     if corpus.depth.shape != expected or corpus.depth.dtype != np.uint16:
-        raise DsgenError(
+        raise DamagedError(
             path,
             f"got depth of {corpus.depth.dtype} {corpus.depth.shape}, expected uint16 {expected}",
             "remove it and run dsgen depth again",
@@ -173,7 +154,7 @@ def _depth_labels(corpus: Corpus, quiet: bool = False) -> dict[str, Any] | None:
     if lacking or not attributes.get("complete"):
         raise DsgenError(
             path,
-            f"labels unfinished, {lacking:,} of {len(corpus):,} rows lack depth",
-            f"run dsgen depth {corpus.path} to go on, or remove {path} to pack without",
+            f"labelling is unfinished, {lacking:,} of {len(corpus):,} rows lack depth",
+            f"run dsgen depth {corpus.path} to resume it, or remove {path} to pack without depth",
         )
     return {name: value for name, value in attributes.items() if name != "complete"}

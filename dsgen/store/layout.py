@@ -1,8 +1,9 @@
-"""The names of a store's files."""
+"""The names of a store's files and folders."""
 
 INDEX_JSON = "index.json"
 SHA256SUMS = "SHA256SUMS"
 PACKING = "packing"
+ZIP_SUFFIX = ".zip"
 
 
 def shard_name(shard: int, shards: int) -> str:

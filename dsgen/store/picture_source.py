@@ -1,8 +1,9 @@
-"""Pictures that are no corpus, such as RGB-D frames, as a source to pack: the same store, loader and trainer.
+"""Pictures that are no corpus, such as RGB-D frames, as a source of a store.
 
-Folders of images and, as far as there are any, of masks, depths and clean backgrounds, paired by file name without
-its ending. Every picture is cut to its centre square and scaled to the store's size, like backgrounds of a corpus:
-images by area, masks likewise and then by half, depth to the nearest pixel. A row is a picture, in order of name.
+They come as a folder of images and, optionally, folders of masks, depth maps and clean backgrounds, paired by file
+name without its extension. Every picture is cropped to its centre square and scaled to the store's size, like the
+backgrounds of a corpus: images by area, masks by area and then thresholded at half, depth to the nearest pixel. A row
+is one image, in order of name.
 """
 
 import hashlib
@@ -16,9 +17,18 @@ import numpy as np
 
 from dsgen.corpus.plan import DTYPE, assign_splits, split_counts
 from dsgen.corpus.sources import list_pictures
-from dsgen.errors import DamagedError, DsgenError, InvalidValueError, NotFoundError, raise_all
+from dsgen.errors import (
+    DamagedError,
+    DsgenError,
+    InvalidValueError,
+    NotFoundError,
+    check_rules,
+    raise_all,
+    reason_of,
+)
 from dsgen.io import images
 from dsgen.store import schema
+from dsgen.store.source import SourceKey
 from dsgen.units import MAX_DEPTH_MM
 
 log = logging.getLogger("dsgen")
@@ -27,11 +37,14 @@ _CHUNK = 20
 
 
 class Pictures:
-    """Rows of pictures, paired and checked; a `Source` of `pack`.
+    """Rows of pictures, paired and checked; a `Source`.
 
-    `png_unit_m` is what 1 in a depth PNG stands for, in metres; `.npy` depths are float metres. 0, negative and not
-    finite depths are invalid. The shares say how many pictures are held out, by name. Raises one `DsgenError` for all
-    that is wrong with any picture; `checked` skips looking at them again, in a worker.
+    `size` is the side of the stored images in pixels. `png_unit_m` is what 1 in a depth PNG stands for, in metres;
+    `.npy` files hold float metres. Depth that is 0, negative or not finite is invalid. The shares say how many
+    images are held out, by name. `checked` is the hash of pictures that were checked before: a worker need not check
+    them again.
+
+    Raises `InvalidValueError` for bad options, and one `DsgenError` for everything that is wrong with any picture.
     """
 
     def __init__(
@@ -47,21 +60,23 @@ class Pictures:
         seed: int = 0,
         checked: str | None = None,
     ):
-        if not 16 <= size <= 4096:
-            raise InvalidValueError("--size", f"got {size}, expected 16 to 4096 pixels")
-        if not 0 < png_unit_m <= 1:
-            raise InvalidValueError(
-                "--png-unit", f"got {png_unit_m}, expected metres above 0 and up to 1, such as 0.001"
-            )
-        if not (0 <= validation_share < 1 and 0 <= test_share < 1 - validation_share):
-            raise InvalidValueError(
-                "--validation-share, --test-share",
-                f"got {validation_share}, {test_share}, expected 0 to below 1 in all",
-            )
+        shares_fit = 0 <= validation_share < 1 and 0 <= test_share < 1 - validation_share
+        check_rules(
+            [
+                (16 <= size <= 4096, "size", size, "16 to 4096 pixels"),
+                (0 < png_unit_m <= 1, "png_unit", png_unit_m, "metres above 0 and up to 1, such as 0.001"),
+                (
+                    shares_fit,
+                    "--validation-share, --test-share",
+                    f"{validation_share}, {test_share}",
+                    "0 or more each, and less than 1 together",
+                ),
+            ]
+        )
         self.size, self._unit_m = size, png_unit_m
         folders = {"image": image_folder, "mask": mask_folder, "depth": depth_folder, "background": background_folder}
-        self._paths = _pair({part: Path(folder) for part, folder in folders.items() if folder is not None})
-        self.parts = tuple(self._paths)
+        self._paths = _pair({field: Path(folder) for field, folder in folders.items() if folder is not None})
+        self.fields = tuple(self._paths)
         sha256 = checked or self._check()
         names = [path.stem for path in self._paths["image"]]
         count = len(names)
@@ -72,7 +87,7 @@ class Pictures:
         self.made_from: dict[str, Any] = {
             "format": schema.FORMAT,
             "pictures_sha256": sha256,
-            "parts": list(self.parts),
+            "parts": list(self.fields),
             "rows": count,
             "size": size,
             "seed": seed,
@@ -80,21 +95,21 @@ class Pictures:
             "test_share": test_share,
             "chunk_rows": self.chunk,
             "block_rows": schema.block_rows(self.chunk, size),
-            "depth": {"model": "files", "png_unit_m": png_unit_m, "units": "mm"} if "depth" in self.parts else None,
+            "depth": {"model": "files", "png_unit_m": png_unit_m, "units": "mm"} if "depth" in self.fields else None,
         }
         self.attributes = {"pictures": [path.name for path in self._paths["image"]]}
         options = (size, png_unit_m, validation_share, test_share, seed)
         self.folders = [Path(folder).absolute() for folder in folders.values() if folder is not None]
-        places = (folder and str(Path(folder).absolute()) for folder in folders.values())
-        self.key = (Pictures, *places, *options, sha256)
+        paths = (folder and str(Path(folder).absolute()) for folder in folders.values())
+        self.key = SourceKey(Pictures, (*paths, *options, sha256))
 
     @property
     def splits(self) -> dict[str, int]:
-        """How many pictures every split has."""
+        """How many rows every split has."""
         return split_counts(self.plan)
 
     def _check(self) -> str:
-        """Decode every picture once, list all that is wrong, and hash names and bytes."""
+        """Decode every picture once, raise everything that is wrong, and return a hash of names and bytes."""
         digest = hashlib.sha256()
         errors: list[DsgenError] = []
         with ThreadPoolExecutor() as pool:
@@ -106,25 +121,25 @@ class Pictures:
 
     def _check_row(self, row: int) -> tuple[bytes, list[DsgenError]]:
         errors, digest, shapes = [], hashlib.sha256(), {}
-        for part, paths in self._paths.items():
+        for field, paths in self._paths.items():
             path = paths[row]
-            digest.update(f"{part}\0{path.name}\0".encode() + hashlib.sha256(path.read_bytes()).digest())
+            digest.update(f"{field}\0{path.name}\0".encode() + hashlib.sha256(path.read_bytes()).digest())
             try:
-                shapes[part] = self._read(part, path).shape[:2]
+                shapes[field] = self._read(field, path).shape[:2]
             except DsgenError as error:
                 errors.append(error)
-        for part, shape in shapes.items():
+        for field, shape in shapes.items():
             if "image" in shapes and shape != shapes["image"]:
                 height, width = shapes["image"]
                 reason = (
                     f"{shape[1]}x{shape[0]} pixels, expected {width}x{height} like {self._paths['image'][row].name}"
                 )
-                errors.append(DsgenError(self._paths[part][row], reason, "scale it"))
+                errors.append(DsgenError(self._paths[field][row], reason, "scale it"))
         return digest.digest(), errors
 
-    def _read(self, part: str, path: Path) -> np.ndarray:
-        """Decode a picture: RGB u1, mask u1 of 0 or 255, or depth f4 in metres, 0 invalid."""
-        if part == "mask":
+    def _read(self, field: str, path: Path) -> np.ndarray:
+        """Decode a picture: RGB u1, a mask u1 of 0 or 255, or depth f4 in metres, 0 invalid."""
+        if field == "mask":
             grey = images.read_picture(path)[..., 0]
             if 0 < grey.max() < 128:
                 raise DsgenError(
@@ -133,82 +148,84 @@ class Pictures:
                     "scale the values",
                 )
             return np.where(grey >= 128, 255, 0).astype(np.uint8)
-        if part == "depth":
+        if field == "depth":
             depth_m = _read_depth(path, self._unit_m)
             if not (depth_m > 0).any():
-                raise DamagedError(path, "no valid depth, expected some values above 0", "leave the picture out")
+                raise DamagedError(path, "no valid depth, expected some values above 0", "leave this picture out")
             if depth_m.max() * 1000 > MAX_DEPTH_MM:
                 raise DsgenError(
                     path,
                     f"depth up to {depth_m.max():,.1f} m, expected at most 65.535 m",
-                    "check --png-unit, or set farther values to 0",
+                    "check --png-unit, or set larger values to 0",
                 )
             return depth_m
         return images.read_picture(path)
 
-    def _scaled(self, part: str, row: int) -> np.ndarray:
-        picture = images.centre_square(self._read(part, self._paths[part][row]))
-        if part == "depth":
+    def _scaled(self, field: str, row: int) -> np.ndarray:
+        picture = images.centre_square(self._read(field, self._paths[field][row]))
+        if field == "depth":
             nearest = cv2.resize(picture, (self.size, self.size), interpolation=cv2.INTER_NEAREST_EXACT)
             return np.rint(nearest * 1000).astype(np.uint16)
         scaled = images.resize(picture, self.size, self.size)
-        return np.where(scaled >= 128, 255, 0).astype(np.uint8) if part == "mask" else scaled
+        return np.where(scaled >= 128, 255, 0).astype(np.uint8) if field == "mask" else scaled
 
     def pictures(self, first: int, last: int) -> dict[str, np.ndarray]:
         """Read and scale rows `first` to `last`, exclusive."""
         return {
-            part: np.stack([self._scaled(part, row) for row in range(first, last)])
-            for part in self.parts
-            if part != "background"
+            field: np.stack([self._scaled(field, row) for row in range(first, last)])
+            for field in self.fields
+            if field != "background"
         }
 
     def background(self, number: int) -> np.ndarray:
-        """Return the clean background of picture `number`, (S,S,3) u1."""
+        """Return the clean background of image `number`, (S,S,3) u1."""
         return self._scaled("background", number)
 
     def coded_depth(self, first: int, last: int) -> list[bytes] | None:  # noqa: ARG002
-        """There is none in a store's form."""
+        """Return None: the files are not encoded as a store is."""
         return None
 
     def cutouts(self) -> tuple[np.ndarray, np.ndarray]:
-        """There are none: pictures cannot be drawn."""
-        raise InvalidValueError("--recipe", "for a corpus, whose pictures can be drawn again", "leave it out")
+        """Raise `InvalidValueError`: there are no foregrounds to draw."""
+        raise InvalidValueError("--recipe", "only for a corpus, whose composites can be drawn again", "leave it out")
 
 
 def _pair(folders: dict[str, Path]) -> dict[str, list[Path]]:
-    """List the folders' files so that the same place in every list is the same picture; name all that lack one."""
+    """List the files of every folder, all in the same order; raise for every image without its counterpart."""
     by_name: dict[str, dict[str, Path]] = {}
     errors: list[DsgenError] = []
-    for part, folder in folders.items():
-        paths = _list_depths(folder) if part == "depth" else list_pictures(folder, f"{part}s")
-        by_name[part] = {}
+    for field, folder in folders.items():
+        paths = _list_depths(folder) if field == "depth" else list_pictures(folder, f"{field}s")
+        by_name[field] = {}
         for path in paths:
-            if path.stem in by_name[part]:
-                other = by_name[part][path.stem].name
-                errors.append(DsgenError(path, f"has the name of {other} but for the ending", "rename or remove one"))
-            by_name[part][path.stem] = path
+            if path.stem in by_name[field]:
+                other = by_name[field][path.stem].name
+                errors.append(
+                    DsgenError(path, f"differs from {other} only in its extension", "rename or remove one of the two")
+                )
+            by_name[field][path.stem] = path
     names = sorted(by_name["image"])
-    for part, found in by_name.items():
+    for field, found in by_name.items():
         lacking = [name for name in names if name not in found]
         extra = sorted(set(found) - set(names))
         if lacking:
             shown = ", ".join(lacking[:5]) + (", ..." if len(lacking) > 5 else "")
-            reason = f"no {part} for {len(lacking)} of {len(names)} images ({shown})"
-            errors.append(NotFoundError(folders[part], reason, "add them, or remove these images"))
+            reason = f"no {field} for {len(lacking)} of {len(names)} images ({shown})"
+            errors.append(NotFoundError(folders[field], reason, "add them, or remove these images"))
         if extra:
             log.warning(
-                "%s: %d files have no image of their name, not used: %s ...", folders[part], len(extra), extra[0]
+                "%s: ignoring %d files without an image of the same name: %s ...", folders[field], len(extra), extra[0]
             )
     raise_all(errors)
-    return {part: [found[name] for name in names] for part, found in by_name.items()}
+    return {field: [found[name] for name in names] for field, found in by_name.items()}
 
 
 def _list_depths(folder: Path) -> list[Path]:
     if not folder.is_dir():
-        raise NotFoundError("--depths", f"{folder} is no folder, expected one with 16-bit PNG or .npy files")
+        raise NotFoundError("--depths", f"{folder} does not exist, expected a folder with 16-bit PNG or .npy files")
     found = sorted(path for path in folder.iterdir() if path.suffix.lower() in (".png", ".npy"))
     if not found:
-        raise InvalidValueError("--depths", f"{folder} holds no depth maps, expected 16-bit PNG or .npy files")
+        raise NotFoundError("--depths", f"{folder} holds no depth maps, expected 16-bit PNG or .npy files")
     return found
 
 
@@ -218,15 +235,15 @@ def _read_depth(path: Path, png_unit_m: float) -> np.ndarray:
         try:
             depth = np.load(path, allow_pickle=False)
         except (OSError, ValueError) as error:
-            raise DamagedError(path, f"cannot be read ({error}), expected float metres", "replace it") from error
+            raise DamagedError(
+                path, f"cannot be read ({reason_of(error, path)}), expected float metres", "replace it"
+            ) from error
         if depth.ndim != 2 or depth.dtype.kind != "f":
             raise DsgenError(path, f"got {depth.dtype} {depth.shape}, expected (height, width) of float metres")
         depth = depth.astype(np.float32)
     else:
         raw = images.read_depth_png(path)
         if raw.ndim != 2 or raw.dtype == np.uint8:
-            raise DsgenError(
-                path, f"got {raw.dtype} {raw.shape}, expected a 16-bit grey PNG, whose unit is known", "convert it"
-            )
+            raise DsgenError(path, f"got {raw.dtype} {raw.shape}, expected a 16-bit grey PNG", "convert it")
         depth = (raw.astype(np.float64) * png_unit_m).astype(np.float32)
     return np.where(np.isfinite(depth) & (depth > 0), depth, 0).astype(np.float32)

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property, partial
@@ -11,16 +12,17 @@ from typing import Any
 import numpy as np
 from numcodecs.zstd import Zstd
 
-from dsgen.corpus.plan import DTYPE
+from dsgen.corpus.layout import CORPUS_JSON
+from dsgen.corpus.plan import DTYPE, SPLITS
 from dsgen.corpus.render import Cutout, render
-from dsgen.errors import DamagedError, DsgenError, NotFoundError
+from dsgen.errors import DamagedError, DsgenError, InvalidValueError, NotFoundError, reason_of
 from dsgen.io.cache import Cache
 from dsgen.io.filesystem import Files, open_files
 from dsgen.io.json_files import parse_json
 from dsgen.io.zip_files import ZipFiles
 from dsgen.store.codecs import NO_CHUNK, check_checksum, decode_depth
-from dsgen.store.layout import INDEX_JSON, PACKING
-from dsgen.store.schema import FORMAT, PICTURES, ROOT, ArrayLayout
+from dsgen.store.layout import INDEX_JSON, PACKING, ZIP_SUFFIX
+from dsgen.store.schema import FORMAT, ROOT, SAMPLE_FIELDS, ArrayLayout
 
 _CACHED_BYTES = 2**26
 
@@ -28,12 +30,14 @@ _CACHED_BYTES = 2**26
 class Shard:
     """One shard, read-only. Threads may share it.
 
-    `parts` are those of `image`, `mask`, `depth` and `background` that can be read.
+    `parts` are those of `image`, `mask`, `depth` and `background` that can be read, `rows` and `chunk` the samples of
+    the shard and of a chunk, `size` the side of the images in pixels. Raises `DamagedError` for a shard that cannot
+    be read.
     """
 
-    def __init__(self, place: Path | str | Files):
-        self.files = _shard_files(place) if isinstance(place, Path | str) else place
-        self._indices: dict[str, np.ndarray] = {}  # where each file has its chunks: offset, length
+    def __init__(self, path: Path | str | Files):
+        self.files = _shard_files(path) if isinstance(path, Path | str) else path
+        self._indices: dict[str, np.ndarray] = {}  # by file, the offset and length of each of its chunks
         self._cutouts = Cache(_CACHED_BYTES)
         with _reading(self.files):
             root = json.loads(self.files.read(ROOT))
@@ -46,20 +50,20 @@ class Shard:
             }
             self.rows: int = self._arrays["row"].shape[0]
             self.recipe = "foreground_cutout" in self._arrays
-            there = {*self._arrays} | ({"image", "mask"} if self.recipe else set())
-            self.parts = tuple(name for name in (*PICTURES, "background") if name in there)
-            seen = self._arrays.get("image") or self._arrays["background"]
-            self.size: int = seen.shape[1]
-            self.chunk: int = seen.chunk if seen.name == "image" else self.attributes["made_from"]["chunk_rows"]
+            readable = {*self._arrays} | ({"image", "mask"} if self.recipe else set())
+            self.parts = tuple(name for name in (*SAMPLE_FIELDS, "background") if name in readable)
+            colour = self._arrays.get("image") or self._arrays["background"]
+            self.size: int = colour.shape[1]
+            self.chunk: int = colour.chunk if colour.name == "image" else self.attributes["made_from"]["chunk_rows"]
 
     def missing_files(self, sizes: Mapping[str, int] | None = None) -> list[str]:
-        """Name the files of the shard that should be there and are not; zarr would read zeros in their place."""
-        there = self.files.sizes() if sizes is None else sizes
-        return [name for array in self._arrays.values() for name in array.file_names if name not in there]
+        """Name the missing files of the shard, in whose place zarr would read zeros."""
+        existing = self.files.sizes() if sizes is None else sizes
+        return [name for array in self._arrays.values() for name in array.file_names if name not in existing]
 
-    def read(self, part: str, first: int, last: int) -> np.ndarray:
+    def read(self, field: str, first: int, last: int) -> np.ndarray:
         """Read samples `first` to `last`, exclusive, of `image`, `mask` or `depth`."""
-        return self.samples(first, last, (part,))[part]
+        return self.samples(first, last, (field,))[field]
 
     def samples(
         self,
@@ -68,31 +72,31 @@ class Shard:
         parts: tuple[str, ...] | None = None,
         out: Mapping[str, np.ndarray] | None = None,
     ) -> dict[str, np.ndarray]:
-        """Read samples `first` to `last`, exclusive, of `parts`, or of all of image, mask and depth there are.
+        """Read samples `first` to `last`, exclusive, of `parts`; by default of all but the backgrounds.
 
-        A whole chunk is decoded straight into `out`, part -> C-contiguous array of its shape and dtype, if given, and
-        these arrays are returned; whatever else is asked for is read as without.
+        A whole chunk is decoded straight into the arrays of `out`, by field, if it is passed, and these arrays are
+        returned. They must be C-contiguous and have the chunk's shape and dtype. Any other range ignores `out`.
         """
-        wanted = [part for part in self.parts if part != "background"] if parts is None else parts
+        wanted = [field for field in self.parts if field != "background"] if parts is None else parts
         found: dict[str, np.ndarray] = {}
         whole = first % self.chunk == 0 and last - first == self.chunk
         if self.recipe and not {"image", "mask"}.isdisjoint(wanted):
             found["image"], found["mask"] = self._draw(first, last)
-        for part in wanted:
-            if part in found:
+        for field in wanted:
+            if field in found:
                 continue
-            with _reading(self.files, f"{part} {first}..{last - 1}"):
+            with _reading(self.files, f"{field} {first}..{last - 1}"):
                 starts = range(first - first % self.chunk, last, self.chunk)
-                into = out.get(part) if out is not None and whole else None
+                into = out.get(field) if out is not None and whole else None
                 pieces = [
-                    self._decode(self._arrays[part], s, into)[max(first - s, 0) : min(last, self.rows) - s]
+                    self._decode(self._arrays[field], s, into)[max(first - s, 0) : min(last, self.rows) - s]
                     for s in starts
                 ]
-            found[part] = pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
-        return {part: found[part] for part in wanted}
+            found[field] = pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+        return {field: found[field] for field in wanted}
 
     def _draw(self, first: int, last: int) -> tuple[np.ndarray, np.ndarray]:
-        """Draw images and masks of a recipe's samples."""
+        """Draw the images and masks of a recipe's samples."""
         rows = self._plan[first:last]
         backgrounds = {b: self.background(b) for b in np.unique(rows["background"]).tolist()}
         pairs = np.unique(rows[["foreground", "flip"]]).tolist()
@@ -100,7 +104,7 @@ class Shard:
 
     @cached_property
     def _plan(self) -> np.ndarray:
-        """The plan's rows, with `background` as an index into the shard's own."""
+        """The rows of the plan, where `background` is an index into the backgrounds of the shard."""
         plan = np.empty(self.rows, DTYPE)
         for name in DTYPE.names or ():
             plan[name] = self.column("background_index" if name == "background" else name)
@@ -116,16 +120,16 @@ class Shard:
         return self._cutouts.get((number, flip), make)
 
     def _decode(self, array: ArrayLayout, start: int, out: np.ndarray | None = None) -> np.ndarray:
-        """Decode the chunk that begins at sample `start`, into `out` if given.
+        """Decode the chunk that starts at sample `start`, into `out` if it is passed.
 
-        Does what zarr does with the codecs of `metadata_files`, in less than half the time: zarr reads a file's index
-        each time and spends more on its own machinery than on decoding.
+        This does what zarr does with the codecs of `metadata_files`, in less than half the time: zarr reads a file's
+        index every time, and spends more time on its own machinery than on decoding.
         """
         name = array.file(start // array.each)
         if not array.sharded:
             code = self.files.read(name)
             if "crc32c" not in array.codecs and code[:4] != b"\x28\xb5\x2f\xfd":
-                raise ValueError("not coded by zstd")
+                raise ValueError("not encoded by zstd")
         else:
             index = self._indices.get(name)
             if index is None:
@@ -136,7 +140,7 @@ class Shard:
                 self._indices[name] = index
             offset, length = index[start % array.each // array.chunk].tolist()
             if offset == NO_CHUNK:
-                raise ValueError("left out of its file")
+                raise ValueError("not in its file")
             code = self.files.read_range(name, offset, length)
         chunk = np.empty((array.chunk, *array.shape[1:]), array.dtype) if out is None else out
         if "crc32c" in array.codecs:
@@ -157,38 +161,46 @@ class Shard:
             return np.concatenate(pieces)[: self.rows]
 
 
-def _shard_files(place: Path | str) -> Files:
-    """The files of a shard: those of a folder, a URL, or a zip."""
-    if str(place).endswith(".zip"):
-        folder, _, name = str(place).rpartition("/")
+def _shard_files(path: Path | str) -> Files:
+    """Return the files of a shard that is a folder, a URL or a zip file."""
+    if str(path).endswith(ZIP_SUFFIX):
+        folder, _, name = str(path).rpartition("/")
         return ZipFiles(open_files(folder or "."), name)
-    return open_files(place)
+    return open_files(path)
 
 
 class Store:
     """A finished store, read-only and cheap to open. Threads may share it; it can be pickled, and used after a fork.
 
-    `place` is a folder or a URL. `index` is what `index.json` says, `sha256` the hash of its bytes, `splits` the rows
-    of every split, `size` the side in pixels, `parts` those of `image`, `mask`, `depth` and `background` that it has.
-    Raises `DsgenError` for an unfinished store and for one with missing files.
+    `path` is a folder or a URL. `index` is the content of `index.json`, `sha256` the hash of its bytes, `splits` the
+    rows of every split, `size` the side of the images in pixels, `parts` those of `image`, `mask`, `depth` and
+    `background` that it has.
+
+    >>> store = Store("shards")  # doctest: +SKIP
+    >>> store.rows, store.size, store.splits["train"]  # doctest: +SKIP
+    (400000, 224, 320000)
+    >>> samples = store.read(0, 20)  # doctest: +SKIP
+    >>> samples["image"].shape, samples["depth"].dtype  # doctest: +SKIP
+    ((20, 224, 224, 3), dtype('uint16'))
+
+    Raises `NotFoundError` if there is no store, an unfinished one, or one with missing files, and `DamagedError` if a
+    file cannot be read.
     """
 
-    def __init__(self, place: Path | str):
-        self.path = place
-        self.files = open_files(place)
+    def __init__(self, path: Path | str):
+        self.path = path
+        self.files = open_files(path)
         try:
             content = self.files.read(INDEX_JSON)
         except FileNotFoundError as error:
-            begun = any(name.startswith(("shard-", PACKING)) for name in self.files.top())
-            what = "an unfinished store" if begun else "no store"
-            raise DsgenError(place, f"{what} (no {INDEX_JSON})", f"run dsgen pack --out {place}") from error
+            raise self._not_found() from error
         self.sha256 = hashlib.sha256(content).hexdigest()
-        self.index: dict[str, Any] = parse_json(content, f"{place}/{INDEX_JSON}")
+        self.index: dict[str, Any] = parse_json(content, f"{path}/{INDEX_JSON}")
         if self.index.get("format") != FORMAT:
             raise DsgenError(
-                f"{place}/{INDEX_JSON}",
+                f"{path}/{INDEX_JSON}",
                 f"format {self.index.get('format')}, expected {FORMAT}",
-                "use the dsgen that made it",
+                "use the version of dsgen that made it",
             )
         self.rows: int = self.index["rows"]
         self.size: int = self.index["size"]
@@ -203,9 +215,19 @@ class Store:
     def __reduce__(self) -> tuple[Any, ...]:
         return Store, (self.path,)
 
+    def _not_found(self) -> NotFoundError:
+        """Say what the folder is instead of a store, and what to do."""
+        names = self.files.top()
+        if CORPUS_JSON in names:
+            remedy = f"run dsgen pack on {self.path} and use the store that it writes"
+            return NotFoundError(self.path, f"a corpus, expected a store (no {INDEX_JSON})", remedy)
+        started = any(name.startswith(("shard-", PACKING)) for name in names)
+        what = "an unfinished store" if started else "no store"
+        return NotFoundError(self.path, f"{what} (no {INDEX_JSON})", f"run dsgen pack --out {self.path}")
+
     def _open(self, name: str, rows: int, sizes: Mapping[str, int]) -> Shard:
         remedy = f"remove it and run dsgen pack --out {self.path} again"
-        if name.endswith(".zip"):
+        if name.endswith(ZIP_SUFFIX):
             below = None
             found = name in sizes
         else:
@@ -213,11 +235,13 @@ class Store:
             found = bool(below)
         if not found:
             raise NotFoundError(
-                f"{self.path}/{name}", f"missing, {INDEX_JSON} lists it", f"run dsgen pack --out {self.path} again"
+                f"{self.path}/{name}",
+                f"missing, although {INDEX_JSON} lists it",
+                f"run dsgen pack --out {self.path} again",
             )
         shard = Shard(ZipFiles(self.files, name) if below is None else self.files.child(name))
         if shard.rows != rows:
-            raise DsgenError(f"{self.path}/{name}", f"{shard.rows} rows, expected {rows} as {INDEX_JSON} says", remedy)
+            raise DamagedError(f"{self.path}/{name}", f"{shard.rows} rows, expected {rows} by {INDEX_JSON}", remedy)
         with _reading(shard.files):
             missing = shard.missing_files(below)
         if missing:
@@ -226,19 +250,39 @@ class Store:
 
     @cached_property
     def plan(self) -> np.ndarray:
-        """The plan of the corpus, as the columns of the shards have it."""
+        """The plan of the corpus, read from the columns of the shards."""
         plan = np.empty(self.rows, DTYPE)
         for shard, first, last in zip(self.shards, self.first_rows, self.first_rows[1:], strict=False):
             for name in DTYPE.names or ():
                 plan[name][first:last] = shard.column("background_number" if name == "background" else name)
         return plan
 
+    def rows_of(self, split: str | None) -> np.ndarray:
+        """Return the rows of a split in order, (n,) i8, or all rows for None.
+
+        Raises `InvalidValueError` for a name that is no split, and `DamagedError` for a split without rows.
+        """
+        if split is None:
+            return np.arange(self.rows)
+        if split not in SPLITS:
+            raise InvalidValueError.expected("split", split, f"one of {', '.join(SPLITS)}, or None for all rows")
+        rows = np.flatnonzero(self.plan["split"] == SPLITS.index(split))
+        if not len(rows):
+            counts = ", ".join(f"{count:,} {name}" for name, count in self.splits.items())
+            raise DamagedError(
+                self.path,
+                f"no rows in split {split!r} ({counts})",
+                "a row belongs to a split if both its pictures do: make the corpus from more pictures, or with a "
+                f"larger share for {split}",
+            )
+        return rows
+
     @cached_property
     def _background_index(self) -> np.ndarray:
         return np.concatenate([shard.column("background_index") for shard in self.shards])
 
     def backgrounds(self, rows: np.ndarray) -> list[np.ndarray]:
-        """Return the background, (S,S,3) u1, of every row; rows of the same background get the same array."""
+        """Return the background, (S,S,3) u1, of every row; rows with the same background share one array."""
         shards = np.searchsorted(self.first_rows, rows, side="right") - 1
         keys = list(zip(shards.tolist(), self._background_index[rows].tolist(), strict=True))
         found = {
@@ -248,30 +292,62 @@ class Store:
         return [found[key] for key in keys]
 
     def read(self, first: int, last: int) -> dict[str, np.ndarray]:
-        """Read rows `first` to `last`, exclusive: all `parts` the store has, and `row`."""
+        """Read rows `first` to `last`, exclusive: every field of `parts`, and `row`.
+
+        `image` and `background` are (n,S,S,3) uint8 RGB, `mask` (n,S,S) uint8, 0 or 255, `depth` (n,S,S) uint16
+        millimetres, 0 = no depth, `row` (n,) int64.
+        """
         if not 0 <= first < last <= self.rows:
-            raise DsgenError(self.path, f"rows {first} to {last}, expected a range within 0 to {self.rows}")
+            raise InvalidValueError(self.path, f"rows {first} to {last}, expected a range within 0 to {self.rows}")
         pieces = [
             shard.samples(max(first - start, 0), min(last - start, shard.rows))
             for shard, start in zip(self.shards, self.first_rows.tolist(), strict=False)
             if max(first - start, 0) < min(last - start, shard.rows)
         ]
-        pictures = {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
+        samples = {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
         rows = np.arange(first, last)
         if "background" in self.parts:
-            pictures["background"] = np.stack(self.backgrounds(rows))
-        return pictures | {"row": rows}
+            samples["background"] = np.stack(self.backgrounds(rows))
+        return samples | {"row": rows}
+
+
+class StoreHandle:
+    """A store that every process opens for itself, as neither locks nor connections survive a fork in good order.
+
+    It can be pickled. Raises `DsgenError` if the store at the path has been replaced by another.
+    """
+
+    def __init__(self, path: Path | str):
+        self.path = path
+        store = Store(path)
+        self.sha256 = store.sha256
+        self._process, self._store = os.getpid(), store
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_process": None, "_store": None}
+
+    def open(self) -> Store:
+        """Return the store, opened by this process."""
+        if self._process != os.getpid():
+            store = Store(self.path)
+            if store.sha256 != self.sha256:
+                raise DsgenError(
+                    self.path, "not the store it was when the loader was made", "make a new loader or dataset"
+                )
+            self._process, self._store = os.getpid(), store
+        return self._store
 
 
 @contextmanager
 def _reading(files: Files, what: str = "metadata") -> Iterator[None]:
-    """Turn what codecs and parsers raise on missing or damaged files, which is anything, into a `DsgenError`."""
+    """Turn whatever codecs and parsers raise on missing or damaged files into a `DamagedError`."""
     try:
         yield
     except DsgenError:
         raise
     except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DamagedError(
-            files, f"cannot read {what} ({reason}), the shard is damaged", "remove it and run dsgen pack again"
+            files,
+            f"cannot read {what} ({reason_of(error)}), the shard is damaged",
+            "remove it and run dsgen pack again",
         ) from error

@@ -1,7 +1,7 @@
-"""The Zarr schema of a store, written and read here only.
+"""The Zarr schema of a store. Only this module writes and reads it.
 
-A store is a folder, or a URL, of shards with `SHA256SUMS`, a line for every file in the format of `sha256sum -c`, and
-`index.json`, which is written last. A shard is a self-contained Zarr v3 group of consecutive rows of the corpus,
+A store is a folder or a URL. It holds shards, `SHA256SUMS` with a line for every file, in the format of `sha256sum -c`,
+and `index.json`, which is written last. A shard is a self-contained Zarr v3 group of consecutive rows of the corpus,
 readable with plain zarr or xarray:
 
     image             (sample, y, x, channel)   u1   RGB
@@ -12,15 +12,15 @@ readable with plain zarr or xarray:
     row               (sample)                  i8   the row of the plan; then its columns, `background` as
                                                      `background_number`
 
-What a store has not is absent: depth when the corpus was not labelled, masks or backgrounds of pictures that came
-without. Pictures are coded in chunks of samples that share a background, which plain zstd then stores nearly once. A
-block of chunks is one file, a Zarr shard; in a zip file (`shard-*.zarr.zip`) every chunk is an entry. A recipe has no
-image and mask; it has
+Arrays without content are absent: depth if the corpus was not labelled, masks or backgrounds if pictures came without
+them. A chunk holds samples that share a background, so that plain zstd stores the background nearly once. A block of
+chunks is one file, a Zarr shard; in a zip file (`shard-*.zarr.zip`) every chunk is an entry. A recipe has no image and
+mask. Instead it has
 
     foreground_cutout (cutout, y, x, rgba)      u1   straight alpha, each in the top left corner
     foreground_shape  (cutout, side)            u2   height and width
 
-from which `Shard` draws them, the same to the bit. Every chunk of pictures carries a checksum.
+from which `Shard` draws them, bit for bit the same. Every chunk of pixels carries a checksum.
 """
 
 import warnings
@@ -31,13 +31,13 @@ from typing import Any
 import numpy as np
 
 from dsgen.corpus.plan import DTYPE, SPLITS
-from dsgen.errors import DamagedError, NotFoundError
+from dsgen.errors import DamagedError, NotFoundError, reason_of
 from dsgen.io.filesystem import Files
 from dsgen.store.codecs import LEVEL, encode_chunk
 from dsgen.store.layout import INDEX_JSON, SHA256SUMS
 
 FORMAT = 1
-PICTURES = ("image", "mask", "depth")
+SAMPLE_FIELDS = ("image", "mask", "depth")
 ROOT = "zarr.json"
 _CHUNK_SAMPLES, _CHUNK_BYTES = 20, 2**24
 _BLOCK_SAMPLES, _BLOCK_BYTES = 1000, 2**25
@@ -63,7 +63,10 @@ _DESCRIBED: dict[str, dict[str, Any]] = {
 
 
 def chunk_rows(positions: int, size: int) -> int:
-    """Say how many samples make a chunk: about 20, whole runs of `positions` or an even part of one, 16 MiB at most."""
+    """Return how many samples make a chunk: about 20 and 16 MiB at most.
+
+    They are whole runs of `positions`, or an even fraction of one run.
+    """
     if positions <= _CHUNK_SAMPLES:
         rows = positions * (_CHUNK_SAMPLES // positions)
     else:
@@ -72,34 +75,34 @@ def chunk_rows(positions: int, size: int) -> int:
 
 
 def block_rows(chunk: int, size: int) -> int:
-    """Say how many samples make a file: whole chunks, 1,000 samples or 32 MiB of raw image at most."""
+    """Return how many samples make a file: whole chunks, 1,000 samples or 32 MiB of raw images at most."""
     return chunk * max(1, min(_BLOCK_SAMPLES, _BLOCK_BYTES // (size * size * 3)) // chunk)
 
 
 @dataclass(frozen=True)
 class Geometry:
-    """The shapes of a shard: `chunk` samples are coded together, `block` samples are a file; sides in pixels.
+    """The shapes of a shard: `chunk` samples are encoded together, `block` samples are a file; `size` is in pixels.
 
-    `parts` are those of `PICTURES` and `background` that are there as arrays. `foregrounds`, (number, height, width),
-    belong to a recipe.
+    `fields` are those of `SAMPLE_FIELDS` and `background` that are stored as arrays. `foregrounds`, (number, height,
+    width), belongs to a recipe.
     """
 
     rows: int
     size: int
     chunk: int
     block: int
-    parts: tuple[str, ...]
+    fields: tuple[str, ...]
     backgrounds: int = 0
     foregrounds: tuple[int, int, int] | None = None
 
 
-def block_name(part: str, block: int) -> str:
+def block_name(field: str, block: int) -> str:
     """Name the file of a block of `image`, `mask` or `depth` within its shard."""
-    return f"{part}/c/{block}/0/0" + ("/0" if part == "image" else "")
+    return f"{field}/c/{block}/0/0" + ("/0" if field == "image" else "")
 
 
 def background_files(numbers: np.ndarray, background: Callable[[int], np.ndarray]) -> Iterator[tuple[str, bytes]]:
-    """Yield name and content of every file of the array `background`; `background(number)` is (S,S,3) u1."""
+    """Yield name and content of every file of the array `background`; `background(number)` returns (S,S,3) u1."""
     for i, number in enumerate(numbers.tolist()):
         yield f"background/c/{i}/0/0/0", encode_chunk("background", background(number))
 
@@ -112,7 +115,7 @@ def foreground_files(cutouts: np.ndarray, shapes: np.ndarray) -> Iterator[tuple[
 
 
 def column_files(rows: np.ndarray, first_row: int) -> Iterator[tuple[str, bytes]]:
-    """Yield the files of the columns for `rows` of the plan, which begin at row `first_row`."""
+    """Yield the files of the columns for `rows` of the plan, the first of which is row `first_row` of the store."""
     values = {name: rows[name] for name in DTYPE.names or () if name != "background"} | {
         "background_number": rows["background"],
         "background_index": np.unique(rows["background"], return_inverse=True)[1],
@@ -126,21 +129,21 @@ def column_files(rows: np.ndarray, first_row: int) -> Iterator[tuple[str, bytes]
 
 
 def metadata_files(geometry: Geometry, attributes: Mapping[str, Any], *, sharded: bool = True) -> dict[str, bytes]:
-    """Make the `zarr.json` of a shard and of its arrays, by name, the shard's own last; zarr itself writes them.
+    """Return the `zarr.json` of a shard and of its arrays, by name, the shard's own last; zarr itself encodes them.
 
-    Not `sharded` is for zip files, where every chunk is an entry of its own.
+    Zip files are not `sharded`: every chunk is an entry of its own.
     """
     import zarr
     from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
 
     plain: list[Any] = [ZstdCodec(level=LEVEL, checksum=True)]
     smooth: list[Any] = [BloscCodec(cname="zstd", clevel=LEVEL, shuffle="bitshuffle", typesize=2), Crc32cCodec()]
-    kept: dict[str, Any] = {}
-    group = zarr.create_group(zarr.storage.MemoryStore(kept), attributes=dict(attributes))
+    memory: dict[str, Any] = {}
+    group = zarr.create_group(zarr.storage.MemoryStore(memory), attributes=dict(attributes))
     side = geometry.size
 
     def add(
-        name: str, shape: tuple[int, ...], chunks: tuple[int, ...], dimensions: tuple[str, ...], **more: Any
+        name: str, shape: tuple[int, ...], chunks: tuple[int, ...], dimensions: tuple[str, ...], **options: Any
     ) -> None:
         common: dict[str, Any] = {
             "compressors": plain,
@@ -148,17 +151,17 @@ def metadata_files(geometry: Geometry, attributes: Mapping[str, Any], *, sharded
             "dtype": "uint8",
             "attributes": _DESCRIBED.get(name, {}),
         }
-        group.create_array(name, shape=shape, chunks=chunks, dimension_names=dimensions, **(common | more))
+        group.create_array(name, shape=shape, chunks=chunks, dimension_names=dimensions, **(common | options))
 
-    for name in PICTURES:
-        if name in geometry.parts:
+    for name in SAMPLE_FIELDS:
+        if name in geometry.fields:
             tail: tuple[int, ...] = (side, side, 3) if name == "image" else (side, side)
-            more: dict[str, Any] = {"shards": (geometry.block, *tail)} if sharded else {}
+            options: dict[str, Any] = {"shards": (geometry.block, *tail)} if sharded else {}
             if name == "depth":
-                more |= {"dtype": "uint16", "compressors": smooth}
+                options |= {"dtype": "uint16", "compressors": smooth}
             dimensions = ("sample", "y", "x", "channel")[: 1 + len(tail)]
-            add(name, (geometry.rows, *tail), (geometry.chunk, *tail), dimensions, **more)
-    if "background" in geometry.parts:
+            add(name, (geometry.rows, *tail), (geometry.chunk, *tail), dimensions, **options)
+    if "background" in geometry.fields:
         shape = (geometry.backgrounds, side, side, 3)
         add("background", shape, (1, *shape[1:]), ("picture", "y", "x", "channel"))
     if geometry.foregrounds is not None:
@@ -169,11 +172,11 @@ def metadata_files(geometry: Geometry, attributes: Mapping[str, Any], *, sharded
         chunks = (min(geometry.rows, _COLUMN_CHUNK),)
         add(name, (geometry.rows,), chunks, ("sample",), dtype=dtype, attributes=about)
     with warnings.catch_warnings():
-        # xarray warns without it; zarr-python warns that others need not know it
+        # without it xarray warns; with it zarr-python warns that other libraries may not know it
         warnings.filterwarnings("ignore", message="Consolidated metadata")
-        zarr.consolidate_metadata(zarr.storage.MemoryStore(kept))
-    names = sorted((name for name in kept if name.endswith(ROOT)), key=lambda name: (name == ROOT, name))
-    return {name: kept[name].to_bytes() for name in names}
+        zarr.consolidate_metadata(zarr.storage.MemoryStore(memory))
+    names = sorted((name for name in memory if name.endswith(ROOT)), key=lambda name: (name == ROOT, name))
+    return {name: memory[name].to_bytes() for name in names}
 
 
 def sums_line(name: str, sha256: str) -> str:
@@ -182,7 +185,7 @@ def sums_line(name: str, sha256: str) -> str:
 
 
 def read_sums(files: Files) -> dict[str, str]:
-    """Return the SHA-256 of every file of a store, by name, as `SHA256SUMS` has them."""
+    """Return the SHA-256 of every file of a store, by name, from `SHA256SUMS`."""
     try:
         lines = files.read(SHA256SUMS).decode().splitlines()
         return {name: digest for digest, name in (line.split("  ", 1) for line in lines)}
@@ -192,15 +195,15 @@ def read_sums(files: Files) -> dict[str, str]:
         ) from error
     except ValueError as error:
         raise DamagedError(
-            f"{files}/{SHA256SUMS}", f"damaged ({error})", f"remove {INDEX_JSON} and run dsgen pack again"
+            f"{files}/{SHA256SUMS}", f"damaged ({reason_of(error)})", f"remove {INDEX_JSON} and run dsgen pack again"
         ) from error
 
 
 @dataclass(frozen=True)
 class ArrayLayout:
-    """An array as its `zarr.json` has it: `chunk` and `each` are the samples of a chunk and of a file.
+    """An array, from its `zarr.json`: `chunk` and `each` are the samples of a chunk and of a file.
 
-    `sharded` files hold where their chunks are, be it one only.
+    A `sharded` file ends with a table of its chunks, even if it has only one.
     """
 
     name: str
@@ -213,7 +216,7 @@ class ArrayLayout:
 
     @classmethod
     def parse(cls, name: str, metadata: dict[str, Any]) -> "ArrayLayout":
-        """Read an array's `zarr.json`, refusing what `metadata_files` does not write."""
+        """Parse an array's `zarr.json`; raise `ValueError` for anything that `metadata_files` does not write."""
         shape, codecs = tuple(metadata["shape"]), metadata["codecs"]
         grid = metadata["chunk_grid"]["configuration"]["chunk_shape"]
         each = chunk = grid[0]
@@ -236,7 +239,7 @@ class ArrayLayout:
 
     @property
     def is_depth(self) -> bool:
-        """Whether it is coded as `encode_block` codes depth, but perhaps for the checksum."""
+        """Whether it is encoded as `encode_block` encodes depth, except perhaps for the checksum."""
         return "blosc" in self.codecs and self.dtype == np.dtype("<u2")
 
     @property

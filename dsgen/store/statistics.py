@@ -1,14 +1,31 @@
-"""Exact sums over the pixels of a store, and the means and deviations that follow from them."""
+"""Exact sums over the pixels of a store, and the means and standard deviations that follow from them.
+
+The sums of an array are a dict: `count` of values counted, `sum` and `squares` a channel. They are whole numbers, so
+adding them up in any order gives the same result.
+"""
 
 import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import cv2
 import numpy as np
 
+Sums = dict[str, Any]
 
-def image_sums(image: np.ndarray) -> dict[str, Any]:
-    """Count pixels and add up values and squares of every channel of (n,S,S,3) u1, exactly."""
+
+def block_sums(fields: Mapping[str, np.ndarray]) -> dict[str, Sums]:
+    """Return the sums of a block's `image`, and of its `mask` and `depth` where there are any."""
+    sums = {"image": image_sums(fields["image"])}
+    if "mask" in fields:
+        sums["mask"] = {"count": fields["mask"].size, "sum": [int(np.count_nonzero(fields["mask"]))]}
+    if "depth" in fields:
+        sums["depth"] = depth_sums(fields["depth"])
+    return sums
+
+
+def image_sums(image: np.ndarray) -> Sums:
+    """Count pixels and add up the values and squares of every channel of (n,S,S,3) u1, exactly."""
     side = image.shape[2]
     lines = image.reshape(-1, side, 3)
     step = max(1, 2**24 // side)  # calcHist counts in float32, which holds whole numbers up to 2**24
@@ -25,8 +42,8 @@ def image_sums(image: np.ndarray) -> dict[str, Any]:
     }
 
 
-def depth_sums(depth_mm: np.ndarray) -> dict[str, Any]:
-    """Count valid pixels and add up values and squares of (n,S,S) u2, exactly."""
+def depth_sums(depth_mm: np.ndarray) -> Sums:
+    """Count the valid pixels of (n,S,S) u2 and add up their values and squares, exactly."""
     count = total = squares = 0
     for one in depth_mm:
         wide = one.astype(np.uint32)
@@ -36,34 +53,34 @@ def depth_sums(depth_mm: np.ndarray) -> dict[str, Any]:
     return {"count": count, "sum": [total], "squares": [squares]}
 
 
-def scale_sums(sums: dict[str, Any], times: int) -> dict[str, Any]:
+def scale_sums(sums: Sums, times: int) -> Sums:
     """Return the sums of pixels that occur `times` times."""
     return {
         name: [v * times for v in value] if isinstance(value, list) else value * times for name, value in sums.items()
     }
 
 
-def add_sums(parts: list[dict[str, Any]]) -> dict[str, Any]:
+def add_sums(several: Sequence[Sums]) -> Sums:
     """Add up the sums of one array, name by name and channel by channel."""
     return {
-        name: [sum(values) for values in zip(*(part[name] for part in parts), strict=True)]
-        if isinstance(parts[0][name], list)
-        else sum(part[name] for part in parts)
-        for name in parts[0]
+        name: [sum(values) for values in zip(*(sums[name] for sums in several), strict=True)]
+        if isinstance(several[0][name], list)
+        else sum(sums[name] for sums in several)
+        for name in several[0]
     }
 
 
-def add_all_sums(parts: list[dict[str, Any]]) -> dict[str, Any]:
-    """Add up the sums of every picture array."""
-    return {name: add_sums([part[name] for part in parts]) for name in parts[0]}
+def add_all_sums(several: Sequence[Mapping[str, Sums]]) -> dict[str, Sums]:
+    """Add up the sums of every array, by its name."""
+    return {name: add_sums([sums[name] for sums in several]) for name in several[0]}
 
 
-def mean_and_std(sums: dict[str, Any], scale: float) -> dict[str, list[float] | None]:
-    """Mean and standard deviation of whole-number sums, divided by `scale`; None where nothing was counted."""
+def mean_and_std(sums: Sums, scale: float) -> dict[str, list[float] | None]:
+    """Return mean and standard deviation from exact sums, divided by `scale`; None where nothing was counted."""
     count = sums["count"]
     if not count:
         return {"mean": None, "std": None}
-    squares = sums.get("squares", sums["sum"])  # of zeros and ones the sum is the sum of squares
+    squares = sums["squares"] if "squares" in sums else sums["sum"]  # the squares of zeros and ones add up to their sum
     return {
         "mean": [total / count / scale for total in sums["sum"]],
         "std": [

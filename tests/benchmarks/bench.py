@@ -199,10 +199,10 @@ def bench_store(folder: Path, processes: int) -> None:
     opened = Corpus(corpus)
     some = opened.plan[:: max(1, len(opened) // 500)]
     jpeg = statistics.mean(len(images.encode_jpeg(picture)) for picture in opened.render(some)[0])
-    report("store, image bytes a sample", f"{made['image_bytes_per_row']:,} (lossless)")
+    report("store, image bytes a sample", f"{made.image_bytes_per_row:,} (lossless)")
     report("the same as quality-95 JPEG", f"{jpeg:,.0f}")
-    report("ratio", f"{made['image_bytes_per_row'] / jpeg:.2f}")
-    report("pack", f"{made['rows'] / seconds:,.0f} rows/s with {processes} processes")
+    report("ratio", f"{made.image_bytes_per_row / jpeg:.2f}")
+    report("pack", f"{made.rows / seconds:,.0f} rows/s with {processes} processes")
     for workers in (0, 2):
         loader = Loader(folder / "shards", split=None, batch_size=32, workers=workers)
         for label in ("first pass", "second pass"):

@@ -16,6 +16,8 @@ from dsgen.corpus.build import CompositeResult
 from dsgen.evaluation.evaluate import EvaluationResult
 from dsgen.evaluation.onnx import OnnxResult
 from dsgen.evaluation.predict import PredictResult
+from dsgen.store.export.export import ExportResult
+from dsgen.store.packing import PackResult
 from dsgen.training.fit import TrainResult
 from dsgen.views.info import CorpusInfo
 from dsgen.views.preview import PreviewResult
@@ -81,29 +83,29 @@ RESULTS: dict[str, Any] = {
         **LABELS,
     },
     "dsgen.depth.label_folder.label_folder": {"folder": Path("in"), "out": Path("out"), "failed": [], **LABELS},
-    "dsgen.store.packing.pack_source": {
-        "store": "shards",
-        "rows": 1234,
-        "packed": 1000,
-        "already_there": 234,
-        "finished": True,
-        "shards": 6,
-        "depth": True,
-        "left_out": 12,
-        "bytes": 12_345_678,
-        "image_bytes_per_row": 10_915,
-        "splits": SPLITS,
-    },
-    "dsgen.store.export.export_store": {
-        "out": Path("tars"),
-        "format": "webdataset",
-        "rows": 1200,
-        "files": 2,
-        "exported": 1000,
-        "already_there": 200,
-        "bytes": 12_345_678,
-        "splits": {"train": 1000, "validation": 200},
-    },
+    "dsgen.store.packing.pack_source": PackResult(
+        store="shards",
+        rows=1234,
+        packed=1000,
+        already_there=234,
+        finished=True,
+        shards=6,
+        depth=True,
+        left_out=12,
+        bytes=12_345_678,
+        image_bytes_per_row=10_915,
+        splits=SPLITS,
+    ),
+    "dsgen.store.export.export.export_store": ExportResult(
+        out="tars",
+        format="webdataset",
+        rows=1200,
+        files=2,
+        exported=1000,
+        already_there=200,
+        bytes=12_345_678,
+        splits={"train": 1000, "validation": 200},
+    ),
     "dsgen.evaluation.onnx.export_onnx": OnnxResult(
         out=Path("model.onnx"),
         bytes=8_700_000,

@@ -334,7 +334,9 @@ def test_relative_labels_are_not_called_metres(tmp_path: Path, corpus: Path, wei
     assert opened.depth_attributes["units"] == "1"
     assert opened.labelled_rows() == 72
     assert "no metres" in describe(tmp_path / "c").table()
-    with pytest.raises(DsgenError, match=r"which answers no metres; remove it and label with --metric-reference"):
+    with pytest.raises(
+        DsgenError, match=r"whose depth is relative, not in metres; remove it and label with --metric-reference"
+    ):
         pack(tmp_path / "c", tmp_path / "s", shards=1)
     with pytest.raises(DsgenError, match="metric_reference densedepth"):
         label_corpus(tmp_path / "c", model=from_brightness, kind="inverse", device="cpu", metric_reference=str(weights))
@@ -374,7 +376,7 @@ def test_rows_with_doubtful_depth_leave_their_split(tmp_path: Path, corpus: Path
     limit = float(np.median(opened.flip_error))
     wrong = (opened.flip_error > limit) & (opened.plan["split"] != SPLITS.index("unused"))
     result = pack(tmp_path / "c", tmp_path / "s", shards=1, max_flip_error=limit, jobs=1)
-    assert result["left_out"] == wrong.sum() > 0
+    assert result.left_out == wrong.sum() > 0
     store = Store(tmp_path / "s")
     assert (store.plan["split"][wrong] == SPLITS.index("unused")).all()
     assert store.rows == 72

@@ -15,6 +15,7 @@ from dsgen.io.filesystem import LocalFiles, hash_tree
 from dsgen.store import codecs, reader, schema
 from dsgen.store.layout import INDEX_JSON, SHA256SUMS, shard_name
 from dsgen.store.packing import pack
+from dsgen.store.records import FileEntry
 from dsgen.store.sealing import open_shard, sums_and_index
 
 
@@ -79,8 +80,9 @@ def rewrite(path: Path, name: str, content: bytes) -> None:
     digests = dict(hash_tree(LocalFiles(path), sizes, 1))
     names = sorted({file.partition("/")[0] for file in sizes})
     shards = {shard: open_shard(LocalFiles(path), shard) for shard in names}
-    tables: dict[str, dict[str, list[object]]] = {
-        shard: {file: [sizes[file], digests[file]] for file in sizes if file.startswith(shard)} for shard in names
+    tables = {
+        shard: {file: FileEntry(sizes[file], str(digests[file])) for file in sizes if file.startswith(shard)}
+        for shard in names
     }
     plan = reader.Store(path).plan
     sums, index = sums_and_index(plan, shards, tables)

@@ -27,8 +27,9 @@ from dsgen.io import images
 from dsgen.io.images import encode_jpeg
 from dsgen.io.json_files import read_json
 from dsgen.parallel.locks import LOCK
-from dsgen.store import export
-from dsgen.store.export import export_store
+from dsgen.store.export import samples
+from dsgen.store.export.cards import are_held_out
+from dsgen.store.export.export import export_store
 from dsgen.store.packing import pack
 from dsgen.store.reader import Store
 
@@ -89,7 +90,7 @@ def test_webdataset_reads_it(tmp_path: Path, store: Path) -> None:
     """Every sample of every split, exactly, by the library itself, at the address that the index names."""
     result = export_store(store, tmp_path / "out", split="all", backgrounds=True, rows_per_file=7, jobs=1)
     opened = Store(store)
-    assert (result["rows"], result["exported"], result["already_there"]) == (72, 72, 0)
+    assert (result.rows, result.exported, result.already_there) == (72, 72, 0)
     index = read_json(tmp_path / "out" / "export.json")
     assert index["complete"] is True
     for split, part in index["splits"].items():
@@ -133,7 +134,7 @@ def test_hugging_face_datasets_reads_it(tmp_path: Path, store: Path, by_card: bo
 def test_parquet_keeps_a_background_once(tmp_path: Path, store: Path) -> None:
     """Backgrounds add one picture each a row group, not one a row."""
     plain, full = (
-        export_store(store, tmp_path / name, "parquet", split="all", backgrounds=wanted, jobs=1)["bytes"]
+        export_store(store, tmp_path / name, "parquet", split="all", backgrounds=wanted, jobs=1).bytes
         for name, wanted in (("plain", False), ("full", True))
     )
     rows = Store(store).read(0, 1)
@@ -156,7 +157,7 @@ def test_workers_do_not_show(tmp_path: Path, store: Path, file_format: str) -> N
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from dsgen.store import export
+from dsgen.store.export import export
 
 def samples_then_kill(*arguments):
     for sample in samples(*arguments):
@@ -166,8 +167,8 @@ def samples_then_kill(*arguments):
             os.kill(os.getpid(), signal.SIGKILL)
         yield sample
 
-samples, left = export._samples, int(sys.argv[4])
-export._samples = samples_then_kill
+samples, left = export.encode_samples, int(sys.argv[4])
+export.encode_samples = samples_then_kill
 export.export_store(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], split="all", rows_per_file=5, jobs=1)
 """
 
@@ -184,8 +185,8 @@ def test_killed_process_continues(tmp_path: Path, store: Path, file_format: str,
     assert "README.md" not in left
     assert sum(name.endswith(".partial") for name in left) == 1
     result = export_store(store, tmp_path / "out", file_format, split="all", rows_per_file=5, jobs=1)
-    assert result["already_there"] == pytest.approx(after, abs=8)
-    assert result["already_there"] + result["exported"] == 72
+    assert result.already_there == pytest.approx(after, abs=8)
+    assert result.already_there + result.exported == 72
     assert files(tmp_path / "out") == files(tmp_path / "whole")
 
 
@@ -194,12 +195,12 @@ def test_only_damaged_and_lost_files_are_made_again(tmp_path: Path, store: Path)
     out = tmp_path / "out"
     export_store(store, out, rows_per_file=5, jobs=1)
     before = files(out)
-    assert export_store(store, out, rows_per_file=5, jobs=1)["exported"] == 0
+    assert export_store(store, out, rows_per_file=5, jobs=1).exported == 0
     first, second, *others = sorted(out.glob("train-*.tar"))
     first.unlink()
     second.write_bytes(second.read_bytes()[:-1])
     stamps = [path.stat().st_mtime_ns for path in others]
-    assert export_store(store, out, rows_per_file=5, jobs=1)["exported"] == 10
+    assert export_store(store, out, rows_per_file=5, jobs=1).exported == 10
     assert files(out) == before
     assert [path.stat().st_mtime_ns for path in others] == stamps
 
@@ -210,7 +211,7 @@ def test_an_error_leaves_no_partial_file(tmp_path: Path, store: Path, monkeypatc
     def fail(*_: object, **__: object) -> bytes:
         raise OSError(28, "no space left")
 
-    monkeypatch.setattr(export, "encode_png", fail)
+    monkeypatch.setattr(samples, "encode_png", fail)
     with pytest.raises(OSError, match="no space left"):
         export_store(store, tmp_path / "out", jobs=1)
     assert set(files(tmp_path / "out")) == {"export.json"}
@@ -251,10 +252,10 @@ def test_a_store_without_depth(tmp_path: Path, corpus: Path, file_format: str) -
 def test_card_claims_held_out_pictures_only_where_they_are(store: Path) -> None:
     """A background in two splits is noticed."""
     plan = Store(store).plan.copy()
-    assert export._are_held_out(plan)
+    assert are_held_out(plan)
     train = split_rows(Store(store), "train")
     plan["split"][train[0]] = SPLITS.index("validation")
-    assert not export._are_held_out(plan)
+    assert not are_held_out(plan)
 
 
 @pytest.mark.parametrize("runs", [True, False])
@@ -299,11 +300,11 @@ def forget(out: Path) -> None:
 OTHERS: list[tuple[Callable[[Path], None] | None, dict[str, Any], str]] = [
     (add_file, {}, r"holds other files \(holiday.jpeg\)"),
     (forget, {}, r"holds other files \(train-00000-of-00001.tar"),
-    (None, {"image_format": "jpeg"}, r"got image format jpeg \(the export has png\)"),
-    (None, {"backgrounds": True}, r"got backgrounds True \(the export has False\)"),
-    (None, {"rows_per_file": 9}, r"got rows per file 9 \(the export has 1000\)"),
-    (None, {"split": "train"}, r"got splits \['train'\] \(the export has \['train', 'validation'\]\)"),
-    (None, {"file_format": "parquet"}, r"got format parquet \(the export has webdataset\)"),
+    (None, {"image_format": "jpeg"}, r"\n  image_format jpeg \(the export has png\)"),
+    (None, {"backgrounds": True}, r"\n  backgrounds True \(the export has False\)"),
+    (None, {"rows_per_file": 9}, r"\n  rows_per_file 9 \(the export has 1000\)"),
+    (None, {"split": "train"}, r"\n  splits train \(the export has train,validation\)$"),
+    (None, {"file_format": "parquet"}, r"\n  format parquet \(the export has webdataset\)"),
 ]
 
 
@@ -326,7 +327,10 @@ def test_other_stores_are_refused(tmp_path: Path, store: Path, corpus: Path) -> 
     """An unfinished export is no reason to go on with another store; a file is no folder."""
     export_store(store, tmp_path / "out", jobs=1)
     pack(corpus, tmp_path / "other", shards=1, jobs=1)
-    with pytest.raises(DsgenError, match="exported from another store or with other settings: got store sha256"):
+    with pytest.raises(
+        DsgenError,
+        match=r"exported from another store or with other settings; .*\n  store_sha256 [0-9a-f]{64} \(the export has",
+    ):
         export_store(tmp_path / "other", tmp_path / "out", jobs=1)
     (tmp_path / "file").touch()
     with pytest.raises(DsgenError, match="a file, expected a folder"):

@@ -6,7 +6,6 @@ import pickle
 import shutil
 import threading
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,63 +13,28 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from support.corpora import SMALL, draw_background, draw_cutout
+from support.corpora import draw_background
+from support.loading import count_reads, order, reading_threads
 from torch.utils.data import DataLoader
 
-from dsgen.corpus.build import composite
 from dsgen.corpus.corpus import Corpus
-from dsgen.corpus.plan import SPLITS, make_plan
-from dsgen.errors import DsgenError
-from dsgen.store.loader import Loader, as_floats
-from dsgen.store.order import LANES, epoch_order
+from dsgen.corpus.plan import SPLITS
+from dsgen.errors import DsgenError, InvalidValueError
+from dsgen.store.loader import Loader
 from dsgen.store.packing import pack, pack_source
 from dsgen.store.picture_source import Pictures
 from dsgen.store.reader import Shard
 
 
-@pytest.fixture(scope="module")
-def shards(tmp_path_factory: pytest.TempPathFactory, labelled_corpus: Path) -> Path:
-    """A store of three shards with depth, 72 rows in 6 chunks; not to be written to."""
-    out = tmp_path_factory.mktemp("store") / "shards"
-    pack(labelled_corpus, out, shards=3, jobs=1)
-    return out
-
-
-@pytest.fixture(scope="module")
-def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store of 10 backgrounds x 12 foregrounds x 2 flips x 4 positions at 32 pixels, 960 rows in 48 chunks."""
-    folder = tmp_path_factory.mktemp("many")
-    for kind in ("backgrounds", "foregrounds"):
-        (folder / kind).mkdir()
-    for n in range(10):
-        Image.fromarray(draw_background(n)).save(folder / "backgrounds" / f"room{n}.png")
-    for n in range(12):
-        Image.fromarray(draw_cutout(n)).save(folder / "foregrounds" / f"person{n}.png")
-    parameters = replace(SMALL, size=32, label_size=32, fg_height=12)
-    composite(folder / "c", folder / "backgrounds", folder / "foregrounds", parameters, jobs=1, pictures=False)
-    pack(folder / "c", folder / "shards", shards=2, jobs=1)
-    return folder / "shards"
-
-
-def order(loader: Loader) -> list[list[int]]:
-    """The rows of every batch."""
-    return [batch["row"].tolist() for batch in loader]
-
-
-def reading_threads() -> list[str]:
-    """The loader's threads that are alive."""
-    return [t.name for t in threading.enumerate() if t.name.startswith("dsgen-")]
-
-
 @pytest.mark.parametrize("split", ["train", "validation", "unused", None])
 @pytest.mark.parametrize(("shuffle", "workers"), [(True, 0), (True, 2), (False, 0), (False, 2)])
 def test_every_row_of_the_split_once(
-    shards: Path, labelled_corpus: Path, split: str | None, shuffle: bool, workers: int
+    three_shards: Path, labelled_corpus: Path, split: str | None, shuffle: bool, workers: int
 ) -> None:
     """An epoch is the split's rows, each once, in full batches but the last."""
     plan = Corpus(labelled_corpus).plan
     expected = np.arange(len(plan)) if split is None else np.flatnonzero(plan["split"] == SPLITS.index(split))
-    loader = Loader(shards, split, 5, shuffle=shuffle, workers=workers)
+    loader = Loader(three_shards, split, 5, shuffle=shuffle, workers=workers)
     batches = order(loader)
     rows = [row for batch in batches for row in batch]
     assert loader.rows == len(expected) > 5
@@ -81,12 +45,12 @@ def test_every_row_of_the_split_once(
 
 
 @pytest.mark.parametrize(("ranks", "shuffle"), [(1, True), (1, False), (3, True)])
-def test_samples_are_those_of_the_corpus(shards: Path, labelled_corpus: Path, ranks: int, shuffle: bool) -> None:
+def test_samples_are_those_of_the_corpus(three_shards: Path, labelled_corpus: Path, ranks: int, shuffle: bool) -> None:
     """Every tensor of every row, of whole chunks and of parts of them."""
     corpus = Corpus(labelled_corpus)
     assert corpus.depth is not None
     labels = corpus.depth[:]
-    batches = [b for r in range(ranks) for b in Loader(shards, None, 11, rank=r, ranks=ranks, shuffle=shuffle)]
+    batches = [b for r in range(ranks) for b in Loader(three_shards, None, 11, rank=r, ranks=ranks, shuffle=shuffle)]
     assert sum(len(batch["row"]) for batch in batches) == len(labels)
     for batch in batches:
         rows = batch["row"].numpy()
@@ -135,98 +99,6 @@ def test_order_hangs_on_no_batch_size_memory_or_rank(many: Path) -> None:
         assert [parts[i % ranks][i // ranks] for i in range(len(sequence))] == sequence
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_memory_used_again_and_again(many: Path, workers: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With a small pool few chunks are kept at a time, each is read once, and every sample is the right one."""
-    loader = Loader(many, None, 16, pool=8, workers=workers)
-    whole = loader._store.read(0, loader.rows)
-    reads = count_reads(monkeypatch)
-    for epoch in range(2):
-        loader.set_epoch(epoch)
-        for batch in loader:
-            rows = batch["row"].numpy()
-            for part in ("image", "mask", "background"):
-                np.testing.assert_array_equal(batch[part].numpy(), whole[part][rows])
-        assert len(reads) == len(set(reads)) == 48
-        reads.clear()
-    assert loader._spare is not None
-    assert loader._spare.regions < 24
-
-
-@pytest.mark.parametrize("lengths", [[1], [3], [1, 2, 3], [5] * 7, [20] * 50, [1, 40] * 30])
-@pytest.mark.parametrize("pool", [8, 96])
-def test_epoch_order_is_a_permutation(lengths: list[int], pool: int) -> None:
-    """Any number of chunks of any lengths: every sample once, in another order for another seed or epoch."""
-    total = sum(lengths)
-    orders = [epoch_order(np.array(lengths), seed, epoch, pool) for seed, epoch in ((0, 0), (0, 1), (1, 0), (0, 0))]
-    for samples in orders:
-        assert sorted(samples.tolist()) == list(range(total))
-    np.testing.assert_array_equal(orders[0], orders[3])
-    if total > 20:
-        assert (orders[0] != orders[1]).any()
-        assert (orders[0] != orders[2]).any()
-
-
-@pytest.fixture(scope="module")
-def full_plan() -> np.ndarray:
-    """The training rows of a corpus of full size: 100 backgrounds x 100 foregrounds x 2 flips x 20 positions."""
-    names = [f"{n:03d}" for n in range(100)]
-    plan = make_plan(names, names, np.tile([110, 60], (100, 1)))
-    return plan[plan["split"] == SPLITS.index("train")]
-
-
-def distinct(values: np.ndarray, samples: np.ndarray, batch_size: int = 64) -> np.ndarray:
-    """Count the different values in each full batch of a sequence of samples."""
-    count = len(samples) // batch_size
-    drawn = np.sort(values[samples[: count * batch_size]].reshape(count, batch_size), axis=1)
-    return (np.diff(drawn, axis=1) != 0).sum(axis=1) + 1
-
-
-def test_default_mixes_like_a_draw_from_all_rows(full_plan: np.ndarray) -> None:
-    """A batch of 64 of full-size data has over 0.95 of the pairs and backgrounds of a uniform draw, 0.8 at the ends."""
-    lengths = np.full(len(full_plan) // 20, 20)
-    loader = object.__new__(Loader)  # the default at 224 pixels with depth, without a store of that size
-    loader.size, loader.parts = 224, ("image", "mask", "depth", "background")
-    loader._first = np.cumsum([0, *lengths])
-    samples = epoch_order(lengths, 0, 0, loader._fitting_pool(1000))
-    uniform = np.random.default_rng(0).permutation(len(full_plan))
-    pair = full_plan["background"].astype(np.int64) * 100 + full_plan["foreground"]
-    for values in (pair, full_plan["background"]):
-        ideal, got = distinct(values, uniform).mean(), distinct(values, samples)
-        assert got.mean() > 0.95 * ideal
-        assert got[:10].mean() > 0.8 * ideal
-        assert got[-10:].mean() > 0.8 * ideal
-        assert got.min() > 0.6 * ideal
-
-
-def test_few_chunks_are_in_use_at_a_time(full_plan: np.ndarray) -> None:
-    """Never more than the pool and one for each lane, and of the samples of one chunk no two are close together."""
-    chunk = np.arange(len(full_plan)) // 20
-    samples = epoch_order(np.bincount(chunk), 0, 0, 96)
-    places = np.argsort(chunk[samples], kind="stable").reshape(-1, 20)
-    live = np.zeros(len(samples) + 1, np.int64)
-    np.add.at(live, places[:, 0], 1)
-    np.add.at(live, places[:, -1] + 1, -1)
-    assert live.cumsum().max() <= 96 + LANES
-    gaps = np.diff(places, axis=1)[len(places) // 4 : -len(places) // 4]
-    assert np.percentile(gaps, 1) > 24
-
-
-def test_ranks_that_divide_the_lanes_share_few_chunks(full_plan: np.ndarray) -> None:
-    """With 2, 4 or 8 ranks a chunk is one rank's, but for those cut between lanes."""
-    samples = epoch_order(np.full(len(full_plan) // 20, 20), 0, 0, 96)
-    for ranks in (2, 4, 8):
-        of = [set((samples[r::ranks] // 20).tolist()) for r in range(ranks)]
-        assert sum(map(len, of)) <= len(full_plan) // 20 + LANES - 1
-
-
-def test_order_of_full_size_is_made_at_once(full_plan: np.ndarray) -> None:
-    """Going forward to any place in 400,000 rows takes less than two seconds of computing."""
-    started = time.process_time()
-    assert len(epoch_order(np.full(20_000, 20), 0, 0, 96)[399_000:]) == 1000
-    assert time.process_time() - started < 2
-
-
 @pytest.mark.parametrize("drop_last", [False, True])
 @pytest.mark.parametrize(("split", "batch_size", "ranks"), [(None, 7, 1), (None, 7, 2), (None, 5, 3), (None, 64, 7)])
 def test_ranks_share_without_overlap_or_loss(
@@ -257,25 +129,12 @@ def test_last_rows_too_few_for_all_ranks_join_the_batch_before(many: Path) -> No
 
 def test_too_many_ranks_or_too_large_full_batches(many: Path) -> None:
     """What would leave a rank without a batch is refused."""
-    with pytest.raises(DsgenError, match=r"960 rows in split None, expected 1000 or more for 1000 ranks; take fewer"):
+    with pytest.raises(DsgenError, match=r"960 rows in split None, expected 1000 or more for 1000 ranks; use fewer"):
         Loader(many, None, ranks=1000)
-    with pytest.raises(DsgenError, match=r"expected 1200 or more for 2 ranks and full batches of 600; take smaller"):
+    with pytest.raises(DsgenError, match=r"expected 1200 or more for 2 ranks and full batches of 600; use smaller"):
         Loader(many, None, 600, ranks=2, drop_last=True)
     with pytest.raises(DsgenError, match="rank: got 2 of 2 ranks"):
         Loader(many, None, rank=2, ranks=2)
-
-
-def count_reads(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
-    """Note every read of a chunk from now on."""
-    reads: list[tuple[str, int]] = []
-    original = Shard.samples
-
-    def counted(self: Shard, start: int, *more: Any) -> dict[str, np.ndarray]:
-        reads.append((str(self.files), start // self.chunk))
-        return original(self, start, *more)
-
-    monkeypatch.setattr(Shard, "samples", counted)
-    return reads
 
 
 @pytest.mark.parametrize(("workers", "ranks", "batch_size"), [(2, 1, 16), (0, 1, 9), (1, 2, 8), (2, 4, 4), (0, 3, 5)])
@@ -332,10 +191,10 @@ def test_rows_left_for_too_few_ranks_are_said(many: Path, caplog: pytest.LogCapt
 @pytest.mark.parametrize(
     ("other", "message"),
     [
-        ({"pool": 16}, "pool: got 16, the state to go on from has 8, another order; give the same"),
-        ({"seed": 1}, "seed: got 1, the state to go on from has 0"),
-        ({"split": "train"}, "split: got 'train', the state to go on from has None"),
-        ({"shuffle": False}, "shuffle: got False, the state to go on from has True"),
+        ({"pool": 16}, r"the state is of another order; make the loader as it was\n  pool 16 \(the state has 8\)$"),
+        ({"seed": 1}, r"\n  seed 1 \(the state has 0\)$"),
+        ({"split": "train"}, r"\n  split train \(the state has none\)$"),
+        ({"shuffle": False}, r"\n  shuffle False \(the state has True\)$"),
     ],
 )
 def test_state_of_another_order_is_refused(many: Path, other: dict[str, Any], message: str) -> None:
@@ -346,94 +205,48 @@ def test_state_of_another_order_is_refused(many: Path, other: dict[str, Any], me
         Loader(many, **options).load_state_dict(state)
 
 
-def test_state_of_another_store_is_refused(many: Path, shards: Path) -> None:
+def test_state_of_another_store_is_refused(many: Path, three_shards: Path) -> None:
     """A store is known by its hash, and has so many rows."""
-    with pytest.raises(DsgenError, match=r"store: got '[0-9a-f]{64}', the state to go on from has"):
-        Loader(shards, None).load_state_dict(Loader(many, None).state_dict())
+    with pytest.raises(DsgenError, match=r"\n  store [0-9a-f]{64} \(the state has [0-9a-f]{64}\)"):
+        Loader(three_shards, None).load_state_dict(Loader(many, None).state_dict())
     with pytest.raises(DsgenError, match="samples: got 1000, expected 0 to 960"):
         Loader(many, None).load_state_dict({"seed": 0, "epoch": 0, "samples": 1000})
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_floats(shards: Path, workers: int) -> None:
-    """Pictures 0..1 as BCHW, masks 0 or 1, depth in metres to the millimetre."""
-    exact = list(Loader(shards, None, 9, workers=workers))
-    for batch, whole in zip(Loader(shards, None, 9, workers=workers, floats=True), exact, strict=True):
-        assert all(values.dtype == torch.float32 for name, values in batch.items() if name != "row")
-        torch.testing.assert_close(batch["image"], whole["image"].permute(0, 3, 1, 2) / 255, rtol=0, atol=0)
-        torch.testing.assert_close(batch["background"], whole["background"].permute(0, 3, 1, 2) / 255, rtol=0, atol=0)
-        assert batch["image"].is_contiguous(memory_format=torch.channels_last)
-        assert torch.equal(batch["mask"][:, 0], (whole["mask"] > 0).float())
-        depth_m = torch.from_numpy(whole["depth"].numpy() / 1000).float()
-        torch.testing.assert_close(batch["depth"][:, 0], depth_m, rtol=1e-6, atol=0)
-        assert torch.equal(batch["row"], whole["row"])
-
-
-def test_depth_beyond_what_a_signed_integer_holds() -> None:
-    """The farthest depth, 65.535 m, survives, and none stays 0."""
-    depth = torch.from_numpy(np.array([[[0, 1, 32767, 32768, 65535]]], np.uint16))
-    assert as_floats({"depth": depth})["depth"].flatten().tolist() == pytest.approx([0, 0.001, 32.767, 32.768, 65.535])
-
-
-def test_on_the_cpu_a_device_changes_nothing(shards: Path) -> None:
-    """No pinned memory and no copies."""
-    batch = next(iter(Loader(shards, None, 9, device="cpu")))
-    assert batch["image"].dtype == torch.uint8
-    assert not batch["image"].is_pinned()
-    with pytest.raises(DsgenError, match="got 'tpu', this machine has"):
-        Loader(shards, None, device="tpu")
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("floats", [False, True])
-def test_on_a_gpu_batches_are_the_same(shards: Path, floats: bool) -> None:
-    """Copied ahead from pinned memory and turned into floats there: the same values."""
-    expected = list(Loader(shards, None, 9, floats=floats))
-    for batch, whole in zip(Loader(shards, None, 9, floats=floats, device="cuda"), expected, strict=True):
-        assert batch["image"].is_cuda
-        for name, values in whole.items():
-            torch.testing.assert_close(batch[name].cpu(), values, rtol=1e-6, atol=0)
-
-
-def test_through_a_dataloader_without_workers(shards: Path) -> None:
+def test_through_a_dataloader_without_workers(three_shards: Path) -> None:
     """The same batches."""
-    loader = Loader(shards, None, 9)
+    loader = Loader(three_shards, None, 9)
     through: DataLoader[Any] = DataLoader(loader, batch_size=None)
     assert len(through) == len(loader)
     assert [batch["row"].tolist() for batch in through] == order(loader)
 
 
-def test_drop_last(shards: Path) -> None:
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+@pytest.mark.parametrize("workers", [0, 1])
+def test_data_loader_with_a_batch_size_is_told_what_to_do(three_shards: Path, workers: int) -> None:
+    """Batches of batches are refused before anything is read; a collate function of the user's is not."""
+    loader = Loader(three_shards, None, 9)
+    for options in ({}, {"batch_size": 4}):
+        batches: DataLoader[Any] = DataLoader(loader, num_workers=workers, **options)  # type: ignore[arg-type]
+        with pytest.raises(InvalidValueError, match=r"use DataLoader\(loader, batch_size=None, num_workers=1\)"):
+            next(iter(batches))
+    rows = [row for group in DataLoader(loader, batch_size=2, collate_fn=list) for row in order(group)]
+    assert rows == order(loader)
+
+
+def test_drop_last(three_shards: Path) -> None:
     """Only full batches, and `len` says so."""
-    loader = Loader(shards, None, 7, drop_last=True)
+    loader = Loader(three_shards, None, 7, drop_last=True)
     batches = order(loader)
     assert len(batches) == len(loader) == 10
     assert {len(batch) for batch in batches} == {7}
-    assert len(Loader(shards, None, 7)) == 11
-
-
-@pytest.mark.parametrize("workers", [0, 2])
-def test_memory_is_not_used_again_while_it_is_seen(many: Path, workers: int) -> None:
-    """Batches, views of them, and arrays of views keep their values; the memory of others is used again."""
-    loader = Loader(many, None, 16, workers=workers, pool=8)
-    kept, copies, places = [], [], set()
-    for k, batch in enumerate(loader):
-        places.add(batch["mask"].data_ptr())
-        if k in (0, 20):
-            kept += [batch["image"], batch["mask"][3:5].numpy()]
-            copies += [batch["image"].clone(), batch["mask"][3:5].numpy().copy()]
-        elif k == 10:
-            kept.append(batch["background"].permute(0, 3, 1, 2)[2])
-            copies.append(kept[-1].clone())
-    del batch
-    assert all((one == other).all() for one, other in zip(kept, copies, strict=True))
-    assert len(places) < 12
+    assert len(Loader(three_shards, None, 7)) == 11
 
 
 @pytest.mark.parametrize("workers", [0, 1, 3])
-def test_error_reaches_the_caller(tmp_path: Path, shards: Path, workers: int) -> None:
+def test_error_reaches_the_caller(tmp_path: Path, three_shards: Path, workers: int) -> None:
     """A file lost after opening stops the epoch with its name, and the threads."""
-    path = Path(shutil.copytree(shards, tmp_path / "shards"))
+    path = Path(shutil.copytree(three_shards, tmp_path / "shards"))
     loader = Loader(path, None, 11, workers=workers)
     (path / "shard-00001-of-00003.zarr/image/c/0/0/0/0").unlink()
     with pytest.raises(DsgenError, match=r"shard-00001-of-00003\.zarr: cannot read image"):
@@ -442,9 +255,9 @@ def test_error_reaches_the_caller(tmp_path: Path, shards: Path, workers: int) ->
 
 
 @pytest.mark.parametrize("way", ["close", "drop", "break"])
-def test_abandoned_half_way_threads_stop(shards: Path, way: str) -> None:
+def test_abandoned_half_way_threads_stop(three_shards: Path, way: str) -> None:
     """An iterator left early takes its threads along."""
-    iterator = iter(Loader(shards, None, 11, workers=2))
+    iterator = iter(Loader(three_shards, None, 11, workers=2))
     next(iterator)
     assert reading_threads()
     if way == "close":
@@ -457,61 +270,28 @@ def test_abandoned_half_way_threads_stop(shards: Path, way: str) -> None:
     assert not reading_threads()
 
 
-def test_empty_split_says_what_to_do(shards: Path) -> None:
+def test_empty_split_says_what_to_do(three_shards: Path) -> None:
     """A split without rows is an error with the counts and the remedy."""
     with pytest.raises(DsgenError, match=r"no rows in split 'test' \(.*0 test.*more pictures, or with a larger share"):
-        Loader(shards, "test")
+        Loader(three_shards, "test")
 
 
-def test_bad_arguments(shards: Path, tmp_path: Path) -> None:
+def test_bad_arguments(three_shards: Path, tmp_path: Path) -> None:
     """What cannot be is refused by name, value and rule."""
-    with pytest.raises(DsgenError, match="split: got 'trian', expected one of train, validation"):
-        Loader(shards, "trian")
-    with pytest.raises(DsgenError, match="batch size: got 0"):
-        Loader(shards, batch_size=0)
+    with pytest.raises(DsgenError, match="--split: got trian, expected one of train, validation"):
+        Loader(three_shards, "trian")
+    with pytest.raises(DsgenError, match="--batch-size: got 0"):
+        Loader(three_shards, batch_size=0)
     with pytest.raises(DsgenError, match="seed: got -1"):
-        Loader(shards, seed=-1)
+        Loader(three_shards, seed=-1)
     with pytest.raises(DsgenError, match="pool: got 20, expected a multiple of 8"):
-        Loader(shards, pool=20)
+        Loader(three_shards, pool=20)
     with pytest.raises(DsgenError, match="workers: got -1"):
-        Loader(shards, workers=-1)
+        Loader(three_shards, workers=-1)
     with pytest.raises(DsgenError, match=r"memory_mb: got 1, expected \d+ or more for batches of 32 at 48x48"):
-        Loader(shards, memory_mb=1)
+        Loader(three_shards, memory_mb=1)
     with pytest.raises(DsgenError, match="no store"):
         Loader(tmp_path)
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        {},
-        {"ranks": 2},
-        {"ranks": 3},
-        {"shuffle": False, "batch_size": 200},
-        {"pool": 8},
-        {"floats": True},
-        {"workers": 8},
-        {"workers": 0},
-    ],
-)
-def test_stated_need_of_memory_is_enough(many: Path, options: dict[str, Any]) -> None:
-    """The memory the error asks for is accepted, and an epoch comes to its end with it."""
-    with pytest.raises(DsgenError) as raised:
-        Loader(many, None, memory_mb=1, **options)
-    need = int(str(raised.value).split("expected ")[1].split()[0])
-    rows = 960 // options.get("ranks", 1)
-    loader = Loader(many, None, memory_mb=need, **options)
-    assert sum(map(len, order(loader))) == rows
-    assert loader._spare is not None
-    assert sum(room.nbytes for room in loader._spare.chunks.values()) < need * 10**6
-
-
-def test_pool_is_as_large_as_memory_allows(many: Path) -> None:
-    """96 chunks, or as many as fit; ranks and batches have no say."""
-    assert Loader(many, None).pool == 96
-    pools = {Loader(many, None, b, memory_mb=13, ranks=r).pool for r, b in ((1, 8), (1, 16), (2, 8), (4, 4))}
-    assert len(pools) == 1
-    assert 8 <= pools.pop() < 96
 
 
 def test_store_without_depth(tmp_path: Path, corpus: Path) -> None:
@@ -522,10 +302,10 @@ def test_store_without_depth(tmp_path: Path, corpus: Path) -> None:
     assert set(next(iter(loader))) == {"image", "background", "mask", "row"}
 
 
-def test_store_drawn_as_it_is_read(tmp_path: Path, corpus: Path, shards: Path) -> None:
+def test_store_drawn_as_it_is_read(tmp_path: Path, corpus: Path, three_shards: Path) -> None:
     """A recipe gives the same pictures as a store of them."""
     pack(corpus, tmp_path / "s", shards=3, jobs=1, recipe=True)
-    drawn, packed = Loader(tmp_path / "s", None, 9), Loader(shards, None, 9)
+    drawn, packed = Loader(tmp_path / "s", None, 9), Loader(three_shards, None, 9)
     for batch, other in zip(drawn, packed, strict=True):
         for part in ("row", "image", "mask", "background"):
             assert torch.equal(batch[part], other[part])
@@ -568,12 +348,12 @@ def test_store_deleted_while_it_is_read(tmp_path: Path, many: Path, workers: int
     assert not reading_threads()
 
 
-def test_store_made_anew_is_noticed(tmp_path: Path, many: Path, shards: Path) -> None:
+def test_store_made_anew_is_noticed(tmp_path: Path, many: Path, three_shards: Path) -> None:
     """A loader that crosses to another process reads the store it was made for, or says that it is gone."""
     path = Path(shutil.copytree(many, tmp_path / "shards"))
     pickled = pickle.dumps(Loader(path, None))
     shutil.rmtree(path)
-    shutil.copytree(shards, path)
+    shutil.copytree(three_shards, path)
     with pytest.raises(DsgenError, match="not the store it was when the loader was made"):
         next(iter(pickle.loads(pickled)))
 
@@ -600,7 +380,7 @@ def test_collected_by_a_thread_of_its_own(many: Path) -> None:
     assert not reading_threads()
 
 
-def test_loader_can_be_pickled(shards: Path) -> None:
+def test_loader_can_be_pickled(three_shards: Path) -> None:
     """A loader crosses to another process and gives the same batches there."""
-    loader = Loader(shards, None, 6, seed=5)
+    loader = Loader(three_shards, None, 6, seed=5)
     assert order(pickle.loads(pickle.dumps(loader))) == order(loader)

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import torch
+from support.loading import order
 from torch.utils.data import DataLoader
 
 from dsgen.errors import DsgenError
@@ -28,19 +29,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:This DataLoader will create"),
 ]
-
-
-@pytest.fixture(scope="module")
-def shards(tmp_path_factory: pytest.TempPathFactory, labelled_corpus: Path) -> Path:
-    """A store of three shards with depth, 72 rows; not to be written to."""
-    out = tmp_path_factory.mktemp("store") / "shards"
-    pack(labelled_corpus, out, shards=3, jobs=1)
-    return out
-
-
-def order(batches: Any) -> list[list[int]]:
-    """The rows of every batch."""
-    return [batch["row"].tolist() for batch in batches]
 
 
 def through(loader: Loader, workers: int, context: str = "fork", **options: Any) -> "DataLoader[Any]":
@@ -68,9 +56,9 @@ def in_fork(work: Callable[[], bool]) -> bool:
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
-def test_dataloader_gives_the_same_batches_for_any_workers(shards: Path, count: int) -> None:
+def test_dataloader_gives_the_same_batches_for_any_workers(three_shards: Path, count: int) -> None:
     """Forked workers of a parent that has read before, whole epoch and from the middle on."""
-    loader = Loader(shards, None, 7, seed=5)
+    loader = Loader(three_shards, None, 7, seed=5)
     expected = order(loader)
     loader.set_epoch(0)
     batches = through(loader, count)
@@ -84,9 +72,9 @@ def test_dataloader_gives_the_same_batches_for_any_workers(shards: Path, count: 
 
 
 @pytest.mark.parametrize("context", ["spawn", pytest.param("forkserver", marks=pytest.mark.slow)])
-def test_dataloader_that_does_not_fork(shards: Path, context: str) -> None:
+def test_dataloader_that_does_not_fork(three_shards: Path, context: str) -> None:
     """The same batches in processes made afresh, which are told of a new epoch too when they stay alive."""
-    loader = Loader(shards, None, 7, seed=5)
+    loader = Loader(three_shards, None, 7, seed=5)
     batches = through(loader, 1, context, persistent_workers=True)
     for epoch in range(2):
         loader.set_epoch(epoch)
@@ -95,9 +83,9 @@ def test_dataloader_that_does_not_fork(shards: Path, context: str) -> None:
         assert order(batches) == expected
 
 
-def test_persistent_workers_are_told_the_epoch(shards: Path) -> None:
+def test_persistent_workers_are_told_the_epoch(three_shards: Path) -> None:
     """Forked workers that stay alive follow `set_epoch`."""
-    loader = Loader(shards, None, 7)
+    loader = Loader(three_shards, None, 7)
     batches = through(loader, 2, persistent_workers=True)
     seen = []
     for epoch in range(2):
@@ -107,26 +95,26 @@ def test_persistent_workers_are_told_the_epoch(shards: Path) -> None:
     assert seen[0] != seen[1]
 
 
-def test_floats_in_forked_workers(shards: Path) -> None:
+def test_floats_in_forked_workers(three_shards: Path) -> None:
     """Also after the parent has computed with torch."""
-    loader = Loader(shards, None, 9, floats=True)
+    loader = Loader(three_shards, None, 9, floats=True)
     expected = list(loader)
     for batch, whole in zip(through(loader, 2), expected, strict=True):
         assert all(torch.equal(batch[name], whole[name]) for name in whole)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_bare_fork_after_reading(shards: Path, workers: int) -> None:
+def test_bare_fork_after_reading(three_shards: Path, workers: int) -> None:
     """A forked process gets the right batches from the loader its parent has read with."""
-    loader = Loader(shards, None, 6, seed=5, workers=workers)
+    loader = Loader(three_shards, None, 6, seed=5, workers=workers)
     expected = order(loader)
     assert in_fork(lambda: order(loader) == expected)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_bare_fork_while_reading(shards: Path, workers: int) -> None:
+def test_bare_fork_while_reading(three_shards: Path, workers: int) -> None:
     """In a fork an iterator of the parent says that it cannot go on, a new one works, and the parent's goes on."""
-    loader = Loader(shards, None, 6, seed=5, workers=workers)
+    loader = Loader(three_shards, None, 6, seed=5, workers=workers)
     expected = order(loader)
     iterator = iter(loader)
     first = [next(iterator)["row"].tolist()]
@@ -159,15 +147,15 @@ def error_through_workers(loader: Loader, kill: bool = False) -> str:
             worker.kill()
 
 
-def test_killed_worker_is_an_error(shards: Path) -> None:
+def test_killed_worker_is_an_error(three_shards: Path) -> None:
     """A worker that the kernel takes away stops the epoch, by whichever of the errors its pipes end with."""
-    assert in_fork(lambda: error_through_workers(Loader(shards, None, 1), kill=True) != "none")
+    assert in_fork(lambda: error_through_workers(Loader(three_shards, None, 1), kill=True) != "none")
 
 
 @pytest.mark.parametrize("harm", ["truncated", "deleted"])
-def test_damage_seen_by_a_worker(tmp_path: Path, shards: Path, harm: str) -> None:
+def test_damage_seen_by_a_worker(tmp_path: Path, three_shards: Path, harm: str) -> None:
     """What a worker cannot read is the same error as in one process."""
-    path = Path(shutil.copytree(shards, tmp_path / "shards"))
+    path = Path(shutil.copytree(three_shards, tmp_path / "shards"))
     loader = Loader(path, None, 7)
     file = path / "shard-00001-of-00003.zarr/image/c/0/0/0/0"
     if harm == "truncated":
@@ -175,22 +163,22 @@ def test_damage_seen_by_a_worker(tmp_path: Path, shards: Path, harm: str) -> Non
         expected = r"DamagedError: .*shard-00001-of-00003\.zarr: cannot read image"
     else:
         shutil.rmtree(path)
-        expected = "DsgenError: .*no store"
+        expected = "NotFoundError: .*no store"
     assert in_fork(lambda: re.search(expected, error_through_workers(loader), re.DOTALL) is not None)
 
 
-def test_cuda_in_a_worker_is_refused(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cuda_in_a_worker_is_refused(three_shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Devices are for the main process."""
     monkeypatch.setattr("dsgen.store.loader.get_worker_info", lambda: SimpleNamespace(id=0, num_workers=1))
-    loader = Loader(shards, None, 7)
+    loader = Loader(three_shards, None, 7)
     loader.device = torch.device("cuda", 0)
     with pytest.raises(DsgenError, match="got cuda:0 in a DataLoader worker, expected None"):
         order(loader)
 
 
-def test_left_early_workers_and_threads_end(shards: Path) -> None:
+def test_left_early_workers_and_threads_end(three_shards: Path) -> None:
     """Of a DataLoader dropped in mid-epoch no process stays."""
-    iterator: Iterator[Any] = iter(through(Loader(shards, None, 1), 2))
+    iterator: Iterator[Any] = iter(through(Loader(three_shards, None, 1), 2))
     next(iterator)
     workers = list(iterator._workers)  # type: ignore[attr-defined]
     del iterator
@@ -201,13 +189,13 @@ def test_left_early_workers_and_threads_end(shards: Path) -> None:
 
 
 @pytest.mark.parametrize("how", ["end", pytest.param("raise KeyboardInterrupt", marks=pytest.mark.slow)])
-def test_interpreter_ends_with_an_iterator_open(shards: Path, how: str) -> None:
+def test_interpreter_ends_with_an_iterator_open(three_shards: Path, how: str) -> None:
     """The process ends, with the status it would have and not a word, also of iterators that outlive most modules."""
     program = f"""
         import logging, threading
         import dsgen.store.loader
         iterator, logging.kept, threading.kept, dsgen.store.loader.kept = (
-            iter(dsgen.store.loader.Loader({str(shards)!r}, None, 4)) for _ in range(4)
+            iter(dsgen.store.loader.Loader({str(three_shards)!r}, None, 4)) for _ in range(4)
         )
         for begun in (iterator, logging.kept, threading.kept, dsgen.store.loader.kept):
             next(begun)

@@ -27,7 +27,7 @@ from dsgen.parallel.locks import LOCK
 from dsgen.parallel.parts import Part
 from dsgen.store import codecs, schema
 from dsgen.store.layout import PACKING, shard_name
-from dsgen.store.packing import pack, shard_bounds
+from dsgen.store.packing import PackResult, pack, shard_bounds
 from dsgen.store.reader import Store
 
 
@@ -77,9 +77,9 @@ def test_every_row_is_exact(tmp_path: Path, labelled_corpus: Path, shards: int) 
     """Pictures, labels, backgrounds and columns of every row, at any number of shards."""
     result = pack(labelled_corpus, tmp_path / "s", shards=shards, jobs=1)
     check_rows(tmp_path / "s", Corpus(labelled_corpus))
-    assert result["rows"] == result["packed"] == 72
-    assert result["shards"] == shards
-    assert result["depth"] is True
+    assert result.rows == result.packed == 72
+    assert result.shards == shards
+    assert result.depth is True
     assert not [name for name in files(tmp_path / "s") if "partial" in name or PACKING in name]
 
 
@@ -151,7 +151,7 @@ def test_impossible_number_of_shards(tmp_path: Path, corpus: Path, shards: int) 
 def test_unlabelled_is_packed_with_a_notice(tmp_path: Path, corpus: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Without labels there is a store without depth, and a warning."""
     with caplog.at_level(logging.WARNING, "dsgen"):
-        assert pack(corpus, tmp_path / "s", shards=2, jobs=1)["depth"] is False
+        assert pack(corpus, tmp_path / "s", shards=2, jobs=1).depth is False
     assert "no depth labels" in caplog.text
     assert Store(tmp_path / "s").has_depth is False
     assert not list((tmp_path / "s").glob("*/depth"))
@@ -222,9 +222,9 @@ def test_finished_blocks_are_not_redone(
         with pytest.raises(Stop):
             pack(corpus, tmp_path / "s", shards=2, jobs=1)
     result = pack(corpus, tmp_path / "s", shards=2, jobs=1)
-    assert (result["packed"], result["already_there"]) == (12, 60)
+    assert (result.packed, result.already_there) == (12, 60)
     again = pack(corpus, tmp_path / "s", shards=2, jobs=1)
-    assert (again["packed"], again["already_there"]) == (0, 72)
+    assert (again.packed, again.already_there) == (0, 72)
 
 
 def test_half_written_block_is_redone(
@@ -239,7 +239,7 @@ def test_half_written_block_is_redone(
     unfinished = tmp_path / "s/shard-00001-of-00002.zarr"
     (unfinished / "mask/c/0/0/0").unlink()
     (unfinished / "image/c/1/0/0/0.partial").write_bytes(b"half")
-    assert pack(corpus, tmp_path / "s", shards=2, jobs=1)["packed"] == 20
+    assert pack(corpus, tmp_path / "s", shards=2, jobs=1).packed == 20
     assert files(tmp_path / "s") == files(tmp_path / "whole")
 
 
@@ -248,7 +248,7 @@ def test_lost_shard_is_made_again(tmp_path: Path, corpus: Path) -> None:
     pack(corpus, tmp_path / "s", shards=3, jobs=1)
     was = files(tmp_path / "s")
     shutil.rmtree(tmp_path / "s/shard-00001-of-00003.zarr")
-    assert pack(corpus, tmp_path / "s", shards=3, jobs=1)["packed"] == 20
+    assert pack(corpus, tmp_path / "s", shards=3, jobs=1).packed == 20
     assert files(tmp_path / "s") == was
 
 
@@ -330,7 +330,7 @@ def test_smaller_than_jpeg(tmp_path: Path) -> None:
     corpus = Corpus(tmp_path / "c")
     image, _ = corpus.render(corpus.plan[:10])
     jpegs = [cv2.imencode(".jpg", one, [cv2.IMWRITE_JPEG_QUALITY, 95])[1].size for one in image]
-    assert result["image_bytes_per_row"] < 0.8 * np.mean(jpegs)
+    assert result.image_bytes_per_row < 0.8 * np.mean(jpegs)
 
 
 def test_corpus_made_anew_is_opened_anew(tmp_path: Path, corpus: Path) -> None:
@@ -361,7 +361,7 @@ def test_zip_and_recipe_hold_the_same_samples(tmp_path: Path, labelled_corpus: P
         for first, last in ((0, 72), (17, 43), (71, 72)):
             for name, values in other.read(first, last).items():
                 np.testing.assert_array_equal(values, expected[name][first:last])
-    assert results[2]["bytes"] < results[0]["bytes"]
+    assert results[2].bytes < results[0].bytes
     assert [p.name for p in sorted((tmp_path / "1").glob("shard-*"))] == [
         f"shard-0000{k}-of-00002.zarr.zip" for k in range(2)
     ]
@@ -401,10 +401,10 @@ def test_parts_make_the_whole(
     out = tmp_path / "s"
     for number in (3, 1, 1):
         result = pack(labelled_corpus, out, shards=2, part=Part(number, 3), jobs=1)
-        assert result["unfinished"]
+        assert result == PackResult(str(out), 72, result.packed, finished=False)
         with pytest.raises(DsgenError, match="an unfinished store"):
             Store(out)
-    assert "unfinished" not in pack(labelled_corpus, out, shards=2, part=Part(2, 3), jobs=1)
+    assert pack(labelled_corpus, out, shards=2, part=Part(2, 3), jobs=1).finished
     assert {name: content for name, content in files(out).items() if LOCK not in name} == whole
 
 

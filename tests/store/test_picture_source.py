@@ -100,7 +100,7 @@ def test_everything_wrong_is_listed_at_once(folders: dict[str, Path]) -> None:
         ({"size": 8}, "--size: got 8"),
         ({"png_unit_m": 0}, "--png-unit: got 0"),
         ({"png_unit_m": 0.02}, "expected at most 65.535 m; check --png-unit"),
-        ({"validation_share": 0.8, "test_share": 0.3}, "expected 0 to below 1 in all"),
+        ({"validation_share": 0.8, "test_share": 0.3}, "expected 0 or more each, and less than 1 together"),
     ],
 )
 def test_options_that_cannot_be(folders: dict[str, Path], options: dict[str, Any], message: str) -> None:
@@ -112,7 +112,7 @@ def test_options_that_cannot_be(folders: dict[str, Path], options: dict[str, Any
 def test_other_pictures_are_refused(folders: dict[str, Path], tmp_path: Path) -> None:
     """A changed picture is another source; the same one goes on; a recipe is not possible."""
     pack_source(Pictures(*folders.values(), size=16), tmp_path / "s", shards=1, jobs=1)
-    assert pack_source(Pictures(*folders.values(), size=16), tmp_path / "s", shards=1, jobs=1)["packed"] == 0
+    assert pack_source(Pictures(*folders.values(), size=16), tmp_path / "s", shards=1, jobs=1).packed == 0
     Image.fromarray(draw_background(99, 48, 60)).save(folders["images"] / "frame00.jpg")
     with pytest.raises(DsgenError, match="pictures sha256"):
         pack_source(Pictures(*folders.values(), size=16), tmp_path / "s", shards=1, jobs=1)

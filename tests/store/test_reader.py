@@ -13,7 +13,7 @@ import xarray
 import zarr
 
 from dsgen.corpus.corpus import Corpus
-from dsgen.errors import DsgenError
+from dsgen.errors import DsgenError, NotFoundError
 from dsgen.store.codecs import encode_block, split_block
 from dsgen.store.packing import pack
 from dsgen.store.reader import Shard, Store
@@ -129,10 +129,16 @@ def test_damaged_block_is_not_taken_apart() -> None:
 def test_unfinished_store_is_refused(copy: Path, tmp_path: Path) -> None:
     """Without an index there is no store."""
     (copy / "index.json").unlink()
-    with pytest.raises(DsgenError, match="an unfinished store"):
+    with pytest.raises(NotFoundError, match=r"an unfinished store \(no index.json\); run dsgen pack --out"):
         Store(copy)
-    with pytest.raises(DsgenError, match="no store"):
+    with pytest.raises(NotFoundError, match=r"no store \(no index.json\); run dsgen pack --out"):
         Store(tmp_path / "nowhere")
+
+
+def test_corpus_in_place_of_a_store(corpus: Path) -> None:
+    """Is called one, with the command that packs it."""
+    with pytest.raises(NotFoundError, match=rf"a corpus, expected a store .*; run dsgen pack on {corpus} and use"):
+        Store(corpus)
 
 
 def test_other_format_is_refused(copy: Path) -> None:

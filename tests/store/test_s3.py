@@ -94,8 +94,8 @@ def test_packed_to_s3_is_the_local_store(bucket: str, labelled_corpus: Path, tmp
     url = f"{bucket}/a/shards"
     result = pack(labelled_corpus, url, shards=2, jobs=2)
     pack(labelled_corpus, tmp_path / "s", shards=2, jobs=1)
-    assert result["packed"] == 72
-    assert pack(labelled_corpus, url, shards=2, jobs=1)["packed"] == 0
+    assert result.packed == 72
+    assert pack(labelled_corpus, url, shards=2, jobs=1).packed == 0
     local, remote = Store(tmp_path / "s"), Store(url)
     assert contents(remote.files) == contents(local.files)
     expected = local.read(0, 72)

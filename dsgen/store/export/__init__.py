@@ -1,0 +1,12 @@
+"""Export a store for other tools: WebDataset tar files, or a folder for Hugging Face `datasets` (parquet).
+
+    webdataset    train-00000-of-00003.tar       000000123.image.png, .mask.png, .depth.png, .json, key = row
+    parquet       data/train-00000-of-00003.parquet, README.md       one row each, features in the schema
+
+Images are PNG, lossless, or JPEG of quality 95; masks 8-bit PNG, 0 or 255; depth 16-bit PNG, millimetres, 0 = none.
+
+Rows are written split by split, in the order of the plan. A file holds up to `rows_per_file` of them. Its bytes depend
+on the store, the rows and the settings alone. It is streamed to disk and takes its name once it is complete, so a file
+that exists is not written again. `export.json` is written first, and says what the folder is exported from; it is
+rewritten last, as `complete`, with the rows and bytes of every file.
+"""

@@ -1,0 +1,208 @@
+"""Export a store: divide it into files, write those that are missing, and note what was written."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from dsgen import __version__
+from dsgen.errors import InvalidValueError
+from dsgen.io.atomic import partial_path, write_bytes, write_json
+from dsgen.io.json_files import read_json
+from dsgen.parallel.locks import exclusive_lock
+from dsgen.parallel.pool import run_blocks, worker_count
+from dsgen.store.export.cards import write_card
+from dsgen.store.export.parquet import import_parquet, write_parquet
+from dsgen.store.export.plan import (
+    CARD,
+    EXPORT_JSON,
+    IMAGE_SUFFIXES,
+    SUFFIXES,
+    ExportFile,
+    ExportSettings,
+    check_choice,
+    check_out,
+    choose_fields,
+    choose_splits,
+    count_rows,
+    divide,
+    is_complete,
+)
+from dsgen.store.export.samples import encode_samples
+from dsgen.store.export.webdataset import write_tar
+from dsgen.store.reader import Store
+
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class ExportResult:
+    """What a run of `export_store` did, and the export it left."""
+
+    out: str
+    """The folder."""
+    format: str
+    """`webdataset` or `parquet`."""
+    rows: int
+    """Rows of the whole export."""
+    files: int
+    exported: int
+    """Rows that this run wrote."""
+    already_there: int
+    """Rows that earlier runs wrote."""
+    bytes: int
+    """Bytes of all files."""
+    splits: dict[str, int]
+    """Rows of every split that was exported."""
+
+
+def export_store(
+    store: Path | str,
+    out: Path,
+    file_format: str = "webdataset",
+    *,
+    split: str | None = None,
+    image_format: str = "png",
+    backgrounds: bool = False,
+    rows_per_file: int = 1000,
+    jobs: int | None = None,
+) -> ExportResult:
+    """Write a store as `webdataset` or `parquet` files; resume if some of them exist already.
+
+    `split` is train, validation, test or unused, or `all` four; by default the first three are exported.
+    `image_format` is `png`, lossless, or `jpeg`. `backgrounds` adds the background to every sample: one more image a
+    sample in a tar file; in parquet an image that repeats within a hundred rows costs nothing.
+
+    Raises `InvalidValueError` for a bad option and a folder that holds other files, and `ConflictError` for an export
+    of another store or with other settings.
+
+    >>> result = export_store("shards", Path("out"), "parquet", split="train")  # doctest: +SKIP
+    >>> result.rows, result.files  # doctest: +SKIP
+    (320000, 320)
+    """
+    workers = worker_count(jobs)
+    check_choice("--format", file_format, SUFFIXES)
+    check_choice("--image-format", image_format, IMAGE_SUFFIXES)
+    if rows_per_file < 1:
+        raise InvalidValueError.expected("rows_per_file", rows_per_file, "1 or more", "leave it out for 1000")
+    if file_format == "parquet":
+        import_parquet()
+    opened = Store(store)
+    settings = ExportSettings(file_format, choose_fields(opened, backgrounds), image_format)
+    splits = choose_splits(opened, split)
+    made_from = {
+        "store_sha256": opened.sha256,
+        "format": file_format,
+        "splits": splits,
+        "image_format": image_format,
+        "backgrounds": backgrounds,
+        "rows_per_file": rows_per_file,
+    }
+    files = [file for name in splits for file in divide(name, opened.splits[name], rows_per_file, file_format)]
+    check_out(out, made_from, files)
+    with exclusive_lock(out):
+        missing = _write_missing(opened, out, made_from, settings, files, workers)
+    return ExportResult(
+        out=str(out),
+        format=file_format,
+        rows=count_rows(files),
+        files=len(files),
+        exported=count_rows(missing),
+        already_there=count_rows(files) - count_rows(missing),
+        bytes=sum((out / file.name).stat().st_size for file in files),
+        splits={name: opened.splits[name] for name in splits},
+    )
+
+
+def _write_missing(
+    store: Store,
+    out: Path,
+    made_from: dict[str, Any],
+    settings: ExportSettings,
+    files: list[ExportFile],
+    workers: int,
+) -> list[ExportFile]:
+    """Write the files that are missing or cut short, then card and index; return those files."""
+    before = read_json(out / EXPORT_JSON) if (out / EXPORT_JSON).exists() else {}
+    missing = [file for file in files if not is_complete(out, file, before)]
+    if not missing and before.get("complete"):
+        return missing
+    for file in missing:  # as long as the index still says what size it should have
+        (out / file.name).unlink(missing_ok=True)
+    write_json(out / EXPORT_JSON, {"format": VERSION, "complete": False, "made_from": made_from})
+    blocks = [(store.path, store.sha256, out, file, settings) for file in missing]
+    total = count_rows(files)
+    run_blocks(export_file, blocks, jobs=workers, title="export", total=total, done=total - count_rows(missing))
+    index = _make_index(store, out, made_from, settings, files)
+    if settings.file_format == "parquet" and not (out / CARD).exists():  # users write their licence into it
+        write_bytes(out / CARD, write_card(store, index, settings).encode())
+    write_json(out / EXPORT_JSON, index)
+    return missing
+
+
+@lru_cache(maxsize=1)
+def _open(path: Path | str, _sha256: str) -> Store:
+    return Store(path)
+
+
+@lru_cache(maxsize=1)
+def _split_rows(path: Path | str, sha256: str, split: str) -> np.ndarray:
+    return _open(path, sha256).rows_of(split)
+
+
+def export_file(store: Path | str, sha256: str, out: Path, file: ExportFile, settings: ExportSettings) -> int:
+    """Write one file of an export; return its rows."""
+    opened = _open(store, sha256)
+    rows = _split_rows(store, sha256, file.split)[file.first : file.last]
+    write = write_tar if settings.file_format == "webdataset" else write_parquet
+    with _write_file(out / file.name) as stream:
+        write(stream, encode_samples(opened, rows, settings), settings)
+    return len(rows)
+
+
+@contextmanager
+def _write_file(path: Path) -> Iterator[BinaryIO]:
+    """Yield a file to write to; it takes its final name if the block ends without an error."""
+    path.parent.mkdir(exist_ok=True)
+    unfinished = partial_path(path)
+    try:
+        with unfinished.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        unfinished.replace(path)
+    except BaseException:
+        unfinished.unlink(missing_ok=True)
+        raise
+
+
+def _make_index(
+    store: Store, out: Path, made_from: dict[str, Any], settings: ExportSettings, files: list[ExportFile]
+) -> dict[str, Any]:
+    """Return the content of `export.json` of a complete export."""
+    index: dict[str, Any] = {
+        "format": VERSION,
+        "dsgen": __version__,
+        "complete": True,
+        "made_from": made_from,
+        "rows": count_rows(files),
+        "size": store.size,
+        "splits": {},
+        "pictures": {f"{field}.{settings.suffix(field)}": settings.describe(field) for field in settings.fields},
+        "units": settings.units,
+        "depth": store.index.get("depth"),
+        "files": {
+            file.name: {"split": file.split, "rows": file.rows, "bytes": (out / file.name).stat().st_size}
+            for file in files
+        },
+    }
+    for split in made_from["splits"]:
+        own = [file for file in files if file.split == split]
+        brace = f"{{00000..{len(own) - 1:05d}}}"
+        index["splits"][split] = {"rows": count_rows(own), "files": own[0].name.replace("00000", brace, 1)}
+    return index

@@ -1,0 +1,147 @@
+"""What an export writes: its settings, and the files that the rows of a store are divided into."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dsgen.corpus.plan import DTYPE, SPLITS
+from dsgen.errors import ConflictError, DamagedError, InvalidValueError, find_differences
+from dsgen.io.atomic import partial_path
+from dsgen.io.json_files import read_json
+from dsgen.parallel.locks import LOCK
+from dsgen.store.reader import Store
+
+EXPORT_JSON = "export.json"
+CARD = "README.md"
+SUFFIXES = {"webdataset": "tar", "parquet": "parquet"}
+IMAGE_SUFFIXES = {"png": "png", "jpeg": "jpg"}
+JPEG_QUALITY = 95
+COLUMN_NAMES = {"background": "background_number"}  # as in the store, where `background` is an array of images
+
+
+@dataclass(frozen=True)
+class ExportSettings:
+    """What the bytes of a file depend on besides the store and its rows. `fields` are the images of a sample."""
+
+    file_format: str
+    fields: tuple[str, ...]
+    image_format: str
+
+    @property
+    def units(self) -> dict[str, str]:
+        """The units of the numbers."""
+        units = {"depth": "millimetre", "top": "pixel", "left": "pixel"}
+        return units if "depth" in self.fields else {name: units[name] for name in ("top", "left")}
+
+    def suffix(self, field: str) -> str:
+        """Return the extension of an encoded image, without the dot."""
+        return IMAGE_SUFFIXES[self.image_format] if field in ("image", "background") else "png"
+
+    @property
+    def kinds(self) -> dict[str, str]:
+        """The type of every column of a table: `Image`, or a name that both Arrow and `datasets` know."""
+        numbers = {COLUMN_NAMES.get(name, name): DTYPE[name].name for name in DTYPE.names or ()}
+        return dict.fromkeys(self.fields, "Image") | {"row": "int64"} | numbers | {"split": "string"}
+
+    def describe(self, field: str) -> str:
+        """Describe an image of a sample."""
+        encoding = "PNG, lossless" if self.image_format == "png" else f"JPEG, quality {JPEG_QUALITY}"
+        return {
+            "image": f"composite, RGB, 8 bits, {encoding}",
+            "mask": "mask of the foreground, grey PNG, 8 bits, 0 or 255",
+            "depth": (
+                "planar depth, grey PNG, 16 bits, millimetres, 0 = none; decode it by itself, decoders of "
+                "colour pictures keep 8 bits of it"
+            ),
+            "background": f"the background alone, RGB, 8 bits, {encoding}",
+        }[field]
+
+
+@dataclass(frozen=True)
+class ExportFile:
+    """A file to write: rows `first` to `last`, exclusive, counted within the split."""
+
+    name: str
+    split: str
+    first: int
+    last: int
+
+    @property
+    def rows(self) -> int:
+        """How many rows the file has."""
+        return self.last - self.first
+
+
+def check_choice(option: str, value: str, choices: Iterable[str]) -> None:
+    """Raise `InvalidValueError` unless the value is one of the choices."""
+    if value not in choices:
+        raise InvalidValueError.expected(option, value, " or ".join(choices))
+
+
+def choose_fields(store: Store, backgrounds: bool) -> tuple[str, ...]:
+    """Return the images of a sample: what the store has of image, mask, depth and, if asked for, background."""
+    if backgrounds and "background" not in store.parts:
+        raise InvalidValueError("--backgrounds", f"{store.path} has none", "leave it out")
+    wanted = ("image", "mask", "depth", "background") if backgrounds else ("image", "mask", "depth")
+    return tuple(name for name in wanted if name in store.parts)
+
+
+def choose_splits(store: Store, split: str | None) -> list[str]:
+    """Return the splits to write: those that were asked for and have rows."""
+    filled = [name for name in SPLITS if store.splits[name]]
+    if split not in (None, "all", *filled):
+        raise InvalidValueError("--split", f"got {split}, expected one that has rows: {', '.join(filled)}", "or all")
+    chosen = [name for name in filled if split in (name, "all") or (split is None and name != "unused")]
+    if not chosen:
+        raise DamagedError(store.path, "no rows in train, validation or test", "choose --split all")
+    return chosen
+
+
+def divide(split: str, rows: int, rows_per_file: int, file_format: str) -> list[ExportFile]:
+    """Divide the rows of a split into files with the names that WebDataset and Hugging Face expect."""
+    count = -(-rows // rows_per_file)
+    folder = "data/" if file_format == "parquet" else ""
+    return [
+        ExportFile(
+            f"{folder}{split}-{k:05d}-of-{count:05d}.{SUFFIXES[file_format]}",
+            split,
+            k * rows_per_file,
+            min((k + 1) * rows_per_file, rows),
+        )
+        for k in range(count)
+    ]
+
+
+def count_rows(files: Iterable[ExportFile]) -> int:
+    """Add up the rows of files."""
+    return sum(file.rows for file in files)
+
+
+def is_complete(out: Path, file: ExportFile, before: dict[str, Any]) -> bool:
+    """Say whether a file exists and has the size that a finished export noted in `before`, its `export.json`."""
+    path = out / file.name
+    noted = before.get("files", {}).get(file.name)
+    return path.is_file() and (noted is None or path.stat().st_size == noted["bytes"])
+
+
+def check_out(out: Path, made_from: dict[str, Any], files: list[ExportFile]) -> None:
+    """Refuse a folder that holds anything but an export, and an export of anything else."""
+    if out.exists() and not out.is_dir():
+        raise InvalidValueError(out, "a file, expected a folder or nothing", "choose another name")
+    if not out.is_dir():
+        return
+    known = {LOCK}
+    if (out / EXPORT_JSON).is_file():
+        was = read_json(out / EXPORT_JSON).get("made_from", {})
+        differences = find_differences(made_from, was)
+        if differences:
+            reason = "exported from another store or with other settings"
+            remedy = "use the same, choose another folder, or remove this one"
+            raise ConflictError(out, reason, remedy, differences, "export")
+        known |= {EXPORT_JSON, CARD, *(file.name for file in files)}
+    known |= {partial_path(Path(name)).as_posix() for name in (EXPORT_JSON, *known)}
+    existing = sorted(path.relative_to(out).as_posix() for path in out.rglob("*") if not path.is_dir())
+    others = [name for name in existing if name not in known]
+    if others:
+        raise InvalidValueError(out, f"holds other files ({', '.join(others[:5])})", "choose another name")

@@ -1,0 +1,60 @@
+"""The samples of an export: the columns of every row, and its encoded images."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from dsgen.corpus.plan import DTYPE, SPLITS
+from dsgen.io.images import encode_jpeg, encode_png
+from dsgen.store.export.plan import COLUMN_NAMES, JPEG_QUALITY, ExportSettings
+from dsgen.store.reader import Store
+
+
+@dataclass(frozen=True)
+class EncodedSample:
+    """A row: its `columns`, named as in the store, the split by name; and its encoded `images`, by field."""
+
+    columns: dict[str, Any]
+    images: dict[str, bytes]
+
+
+def encode_samples(store: Store, rows: np.ndarray, settings: ExportSettings) -> Iterator[EncodedSample]:
+    """Yield the sample of every row, in order, reading one chunk of the store at a time."""
+    background, background_code = np.empty(0), b""
+    for first, last, chosen in _runs(store, rows):
+        arrays = store.read(first, last)
+        for row in chosen.tolist():
+            images = {}
+            for field in settings.fields:
+                image = arrays[field][row - first]
+                if field == "background":  # rows that follow each other mostly share it
+                    if not np.array_equal(image, background):
+                        background, background_code = image, _encode(field, image, settings)
+                    images[field] = background_code
+                else:
+                    images[field] = _encode(field, image, settings)
+            yield EncodedSample(_columns(store, row), images)
+
+
+def _runs(store: Store, rows: np.ndarray) -> Iterator[tuple[int, int, np.ndarray]]:
+    """Divide ascending rows by the chunk they are in; yield the range to read, last exclusive, and its rows."""
+    shards = np.searchsorted(store.first_rows, rows, side="right") - 1
+    chunks = (rows - store.first_rows[shards]) // store.shards[0].chunk
+    edges = np.flatnonzero((np.diff(shards) != 0) | (np.diff(chunks) != 0)) + 1
+    for chosen in np.split(rows, edges):
+        yield int(chosen[0]), int(chosen[-1]) + 1, chosen
+
+
+def _columns(store: Store, row: int) -> dict[str, Any]:
+    """Return the number of a row and its entries in the plan."""
+    values = dict(zip(DTYPE.names or (), store.plan[row].item(), strict=True))
+    columns = {COLUMN_NAMES.get(name, name): value for name, value in values.items()}
+    return {"row": row} | columns | {"split": SPLITS[columns["split"]]}
+
+
+def _encode(field: str, image: np.ndarray, settings: ExportSettings) -> bytes:
+    if field in ("image", "background") and settings.image_format == "jpeg":
+        return encode_jpeg(image, JPEG_QUALITY)
+    return encode_png(image, runs=field == "mask")

@@ -1,0 +1,103 @@
+"""The records of an unfinished store: the folder `packing/`, which says how far a pack has got.
+
+    packing/made_from.json              what the store is packed from, and how
+    packing/block-000000000000.json     a finished block, by its first row: statistics, size and hash of its files
+    packing/shard-00000-of-00006.zarr.json      a sealed shard: size and hash of every file
+
+A finished store has no such folder.
+"""
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from dsgen.io.filesystem import LocalFiles, UrlFiles
+from dsgen.io.json_files import encode_json, parse_json
+from dsgen.store.layout import PACKING
+from dsgen.store.statistics import Sums
+
+MADE_FROM = f"{PACKING}/made_from.json"
+THREADS = 8  # for many small reads or writes, each of which waits for the disk or the network
+
+
+class FileEntry(NamedTuple):
+    """Size and hash of a file. JSON has it as a list of the two."""
+
+    nbytes: int
+    sha256: str
+
+    @classmethod
+    def of(cls, content: bytes) -> "FileEntry":
+        """Describe a file by its content."""
+        return cls(len(content), hashlib.sha256(content).hexdigest())
+
+
+FileTable = dict[str, FileEntry]  # by the name of the file
+
+
+@dataclass(frozen=True)
+class BlockRecord:
+    """A finished block: the sums of its arrays, by array, and its files, by their names within the shard."""
+
+    sums: dict[str, Sums]
+    files: FileTable
+
+    def encode(self) -> bytes:
+        """Encode the record as JSON."""
+        return json.dumps({"sums": self.sums, "files": self.files}).encode()
+
+    @classmethod
+    def parse(cls, content: bytes, name: str) -> "BlockRecord":
+        """Parse a record; raise `DamagedError` if it is no JSON."""
+        record = parse_json(content, name)
+        return cls(record["sums"], _parse_table(record["files"]))
+
+
+def block_record_name(first: int) -> str:
+    """Name the record of the block that starts at row `first` of the store."""
+    return f"{PACKING}/block-{first:012d}.json"
+
+
+def start_records(files: LocalFiles | UrlFiles, made_from: dict[str, Any]) -> None:
+    """Note what the store is packed from."""
+    files.write(MADE_FROM, encode_json(made_from))
+
+
+def write_block_record(files: LocalFiles | UrlFiles, first: int, record: BlockRecord) -> None:
+    """Note that the block at row `first` is finished."""
+    files.write(block_record_name(first), record.encode())
+
+
+def read_block_records(files: LocalFiles | UrlFiles, firsts: Sequence[int]) -> list[BlockRecord]:
+    """Read the records of the blocks that start at these rows."""
+    names = [block_record_name(first) for first in firsts]
+    with ThreadPoolExecutor(THREADS) as pool:
+        return [
+            BlockRecord.parse(content, name) for name, content in zip(names, pool.map(files.read, names), strict=True)
+        ]
+
+
+def write_shard_table(files: LocalFiles | UrlFiles, shard: str, table: FileTable) -> None:
+    """Note size and hash of every file of a shard; the names are relative to the store."""
+    files.write(f"{PACKING}/{shard}.json", encode_json(table))
+
+
+def shard_table(files: LocalFiles | UrlFiles, shard: str, sizes: dict[str, int]) -> FileTable:
+    """Return size and hash of every file of a sealed shard: as noted when it was sealed, else by reading the files.
+
+    `sizes` lists all files of the store.
+    """
+    with contextlib.suppress(FileNotFoundError):
+        name = f"{PACKING}/{shard}.json"
+        return _parse_table(parse_json(files.read(name), f"{files}/{name}"))
+    names = [file for file in sizes if file == shard or file.startswith(f"{shard}/")]
+    with ThreadPoolExecutor(THREADS) as pool:
+        return dict(zip(names, pool.map(lambda file: FileEntry.of(files.read(file)), names), strict=True))
+
+
+def _parse_table(table: dict[str, list[Any]]) -> FileTable:
+    return {name: FileEntry(*entry) for name, entry in table.items()}

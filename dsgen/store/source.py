@@ -1,0 +1,45 @@
+"""What a store can be packed from."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+
+class Source(Protocol):
+    """Rows to pack: the plan that lists them, and their pixels."""
+
+    plan: np.ndarray
+    size: int  # side of the images in pixels
+    chunk: int  # rows in a chunk
+    fields: tuple[str, ...]  # which of image, mask, depth and background it has
+    made_from: dict[str, Any]  # what the bytes of the store depend on; part of its index
+    attributes: dict[str, Any]  # further attributes of every shard
+    key: "SourceKey"  # how a worker process opens it
+    folders: list[Path]  # what a worker on another machine must see
+
+    def pictures(self, first: int, last: int) -> dict[str, np.ndarray]:
+        """Return the arrays of rows `first` to `last`, exclusive: `image`, and `mask` and `depth` if it has them."""
+
+    def background(self, number: int) -> np.ndarray:
+        """Return a background, (S,S,3) u1."""
+
+    def coded_depth(self, first: int, last: int) -> list[bytes] | None:
+        """Return the encoded chunks of these rows' depth if it has them just as a store encodes them, else None."""
+
+    def cutouts(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return all foregrounds, (f,H,W,4) u1, and their heights and widths, (f,2), for a recipe."""
+
+
+@dataclass(frozen=True)
+class SourceKey:
+    """How to open a source in another process: call `make` with `arguments`. Hashable, so that workers can cache it."""
+
+    make: Callable[..., Source]
+    arguments: tuple[Any, ...]
+
+    def open(self) -> Source:
+        """Open the source."""
+        return self.make(*self.arguments)
