@@ -115,7 +115,7 @@ def _leave_out(corpus: Corpus, max_flip_error: float | None) -> dict[str, Any]:
     if corpus.flip_error is None:
         raise InvalidValueError(
             "--max-flip-error",
-            f"{corpus.path / layout.DEPTH} has no flip errors",
+            f"{corpus.path / layout.DEPTH} holds no flip errors",
             "remove it and run dsgen depth --check-flip",
         )
     doubtful = corpus.flip_error > max_flip_error

@@ -8,12 +8,14 @@ LANES = 8
 def epoch_order(lengths: np.ndarray, seed: int, epoch: int, pool: int) -> np.ndarray:
     """Shuffle samples that lie in chunks so that few chunks are in use at any time; a pure function, (samples,) i8.
 
-    `lengths` (chunks,) says how many samples each has; samples are numbered through. The chunks, in random order, are
-    cut into 8 lanes of equal length, and sample i of the order is the next of lane i % 8: processes whose number
-    divides 8 take whole lanes each, and share but the 7 chunks that are cut. A lane has `pool` / 8 chunks in use at a
-    time, fewer at either end: chunk k spreads its samples, in random order, evenly over the time from k - pool / 16 to
-    k + pool / 16, with a random shift of up to a quarter of the way to the next. So the samples of one chunk keep
-    `pool` / 2 others between them, and a batch has about as many different chunks as a draw from all samples would.
+    `lengths` (chunks,) are the numbers of samples in each chunk; samples are numbered from 0, chunk by chunk. The
+    chunks, in random order, are cut into 8 lanes of equal length, and sample i of the order is the next one of lane
+    i % 8. So processes whose number divides 8 take whole lanes each, and share only the 7 chunks that are cut.
+
+    A lane has `pool` / 8 chunks in use at a time, fewer at either end. Chunk k spreads its samples, in random order,
+    evenly over the time from k - pool / 16 to k + pool / 16, each with a random shift of up to a quarter of the
+    distance to the next. So there are about `pool` / 2 other samples between two of the same chunk, and a batch has
+    about as many different chunks as a draw from all samples would have.
     """
     rng = np.random.default_rng([seed, epoch])
     chunks = rng.permutation(len(lengths))
@@ -29,11 +31,11 @@ def epoch_order(lengths: np.ndarray, seed: int, epoch: int, pool: int) -> np.nda
         first, last = last, last + -((lane - total) // LANES)
         chunk = owner[first:last] - owner[first]
         count = np.bincount(chunk)
-        place = np.arange(last - first) - (np.cumsum(count) - count)[chunk]
+        position = np.arange(last - first) - (np.cumsum(count) - count)[chunk]
         middle = np.arange(len(count)) + 0.5
-        begin = np.maximum(middle - pool / LANES / 2, 0)
+        start = np.maximum(middle - pool / LANES / 2, 0)
         end = np.minimum(middle + pool / LANES / 2, len(count))
-        time = begin[chunk] + (end - begin)[chunk] * (place + shift[first:last]) / count[chunk]
-        # odd lanes run backwards, so that both parts of a chunk cut between two lanes are wanted at the same time
+        time = start[chunk] + (end - start)[chunk] * (position + shift[first:last]) / count[chunk]
+        # odd lanes run backwards, so that both pieces of a chunk cut between two lanes are needed at the same time
         order[lane::LANES] = samples[first:last][np.argsort(-time if lane % 2 else time, kind="stable")]
     return order

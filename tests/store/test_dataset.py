@@ -55,7 +55,7 @@ def test_values_are_those_of_the_loader(three_shards: Path, split: str | None) -
             assert torch.equal(sample[name].float(), floats[row][name])
 
 
-def test_indices(three_shards: Path) -> None:
+def test_inrngs(three_shards: Path) -> None:
     """Negative ones count from the end; beyond either end is an IndexError, so that iteration ends."""
     dataset = StoreDataset(three_shards, "validation")
     count = len(dataset)
@@ -251,7 +251,7 @@ def test_bad_arguments(three_shards: Path, tmp_path: Path) -> None:
 
 def test_without_torchvision(three_shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Plain tensors need nothing; tv_tensors name the package."""
-    monkeypatch.setitem(sys.modules, "torchvision", None)
+    monkeypatch.setitem(sys.modules, "torchvision.tv_tensors", None)
     assert len(StoreDataset(three_shards)) > 0
     with pytest.raises(MissingPackageError, match="torchvision: not installed; pip install torchvision"):
         StoreDataset(three_shards, tensors="tv_tensors")

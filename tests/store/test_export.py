@@ -324,7 +324,7 @@ def test_other_folders_are_refused(
 
 
 def test_other_stores_are_refused(tmp_path: Path, store: Path, corpus: Path) -> None:
-    """An unfinished export is no reason to go on with another store; a file is no folder."""
+    """An unfinished export is not resumed with another store; a file is no folder."""
     export_store(store, tmp_path / "out", jobs=1)
     pack(corpus, tmp_path / "other", shards=1, jobs=1)
     with pytest.raises(

@@ -69,7 +69,7 @@ def test_samples_are_those_of_the_corpus(three_shards: Path, labelled_corpus: Pa
             np.testing.assert_array_equal(picture, corpus.background(int(row["background"])))
 
 
-def test_order_hangs_on_seed_and_epoch_alone(many: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_order_depends_on_seed_and_epoch_alone(many: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No thread, one and three give the same batches, also when reads take unequal time; another epoch others."""
     first = order(Loader(many, None, 11, seed=3, workers=0, pool=8))
     original = Shard.samples
@@ -90,7 +90,7 @@ def test_order_hangs_on_seed_and_epoch_alone(many: Path, monkeypatch: pytest.Mon
     assert order(loader) == first
 
 
-def test_order_hangs_on_no_batch_size_memory_or_rank(many: Path) -> None:
+def test_order_depends_on_no_batch_size_memory_or_rank(many: Path) -> None:
     """One sequence of rows, cut in any way and read with any memory."""
     sequence = list(itertools.chain(*order(Loader(many, None, 11))))
     assert list(itertools.chain(*order(Loader(many, None, 64, memory_mb=200, workers=0)))) == sequence
@@ -181,7 +181,7 @@ def test_state_counts_what_was_handed_out(many: Path) -> None:
 
 
 def test_rows_left_for_too_few_ranks_are_said(many: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Going on near the end with more ranks than rows ends the epoch, and says so."""
+    """Resuming near the end with more ranks than rows ends the epoch, and says so."""
     loader = Loader(many, None, 4, rank=1, ranks=8)
     loader.load_state_dict({"seed": 0, "epoch": 0, "samples": 957})
     assert order(loader) == []
@@ -277,7 +277,7 @@ def test_empty_split_says_what_to_do(three_shards: Path) -> None:
 
 
 def test_bad_arguments(three_shards: Path, tmp_path: Path) -> None:
-    """What cannot be is refused by name, value and rule."""
+    """Bad arguments are refused by name, value and rule."""
     with pytest.raises(DsgenError, match="--split: got trian, expected one of train, validation"):
         Loader(three_shards, "trian")
     with pytest.raises(DsgenError, match="--batch-size: got 0"):
@@ -295,7 +295,7 @@ def test_bad_arguments(three_shards: Path, tmp_path: Path) -> None:
 
 
 def test_store_without_depth(tmp_path: Path, corpus: Path) -> None:
-    """No labels, no key."""
+    """Without labels there is no depth."""
     pack(corpus, tmp_path / "s", shards=1, jobs=1)
     loader = Loader(tmp_path / "s")
     assert loader.has_depth is False
@@ -312,7 +312,7 @@ def test_store_drawn_as_it_is_read(tmp_path: Path, corpus: Path, three_shards: P
 
 
 def test_store_without_masks_and_backgrounds(tmp_path: Path) -> None:
-    """What a store lacks is no key, and rows of a split may lie anywhere in a chunk."""
+    """A field that the store lacks is absent, and rows of a split may lie anywhere in a chunk."""
     (tmp_path / "images").mkdir()
     for n in range(50):
         Image.fromarray(draw_background(n, 32, 32)).save(tmp_path / "images" / f"{n:02d}.png")

@@ -113,7 +113,7 @@ def test_bare_fork_after_reading(three_shards: Path, workers: int) -> None:
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_bare_fork_while_reading(three_shards: Path, workers: int) -> None:
-    """In a fork an iterator of the parent says that it cannot go on, a new one works, and the parent's goes on."""
+    """In a fork an iterator of the parent raises, a new one works, and the parent's continues."""
     loader = Loader(three_shards, None, 6, seed=5, workers=workers)
     expected = order(loader)
     iterator = iter(loader)

@@ -243,7 +243,7 @@ def test_half_written_block_is_redone(
     assert files(tmp_path / "s") == files(tmp_path / "whole")
 
 
-def test_lost_shard_is_made_again(tmp_path: Path, corpus: Path) -> None:
+def test_lost_shard_is_packed_again(tmp_path: Path, corpus: Path) -> None:
     """A shard removed from a finished store comes back as it was."""
     pack(corpus, tmp_path / "s", shards=3, jobs=1)
     was = files(tmp_path / "s")
@@ -409,7 +409,7 @@ def test_parts_make_the_whole(
 
 
 def test_full_disk_is_refused_before_work(tmp_path: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the disk cannot hold is not begun."""
+    """A store that the disk cannot hold is not started."""
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(1, 1, 1000))  # type: ignore[attr-defined]
     with pytest.raises(DsgenError, match=r"72 rows need about .* GB are free"):
         pack(corpus, tmp_path / "s", shards=2, jobs=1)
@@ -417,7 +417,7 @@ def test_full_disk_is_refused_before_work(tmp_path: Path, corpus: Path, monkeypa
 
 
 def test_other_kind_of_store_is_refused(tmp_path: Path, corpus: Path) -> None:
-    """A recipe does not go on as pixels, nor a zip as a folder."""
+    """A recipe is not resumed as pixels, nor a zip file as a folder."""
     pack(corpus, tmp_path / "s", shards=2, recipe=True, jobs=1)
     with pytest.raises(DsgenError, match=r"recipe False \(the store has True\)"):
         pack(corpus, tmp_path / "s", shards=2, jobs=1)

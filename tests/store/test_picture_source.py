@@ -61,7 +61,7 @@ def test_the_whole_way(folders: dict[str, Path], tmp_path: Path) -> None:
 
 
 def test_images_alone(folders: dict[str, Path], tmp_path: Path) -> None:
-    """What a store was not given it does not have, and its batches neither."""
+    """A field that was not passed is in neither the store nor its batches."""
     pack_source(Pictures(folders["images"], depth_folder=folders["depths"], size=16), tmp_path / "s", shards=1, jobs=1)
     store = Store(tmp_path / "s")
     assert store.parts == ("image", "depth")
@@ -103,14 +103,14 @@ def test_everything_wrong_is_listed_at_once(folders: dict[str, Path]) -> None:
         ({"validation_share": 0.8, "test_share": 0.3}, "expected 0 or more each, and less than 1 together"),
     ],
 )
-def test_options_that_cannot_be(folders: dict[str, Path], options: dict[str, Any], message: str) -> None:
+def test_bad_options(folders: dict[str, Path], options: dict[str, Any], message: str) -> None:
     """Each is named with its rule."""
     with pytest.raises(DsgenError, match=message):
         Pictures(*folders.values(), **options)
 
 
 def test_other_pictures_are_refused(folders: dict[str, Path], tmp_path: Path) -> None:
-    """A changed picture is another source; the same one goes on; a recipe is not possible."""
+    """A changed picture is another source; the same one is resumed; a recipe is not possible."""
     pack_source(Pictures(*folders.values(), size=16), tmp_path / "s", shards=1, jobs=1)
     assert pack_source(Pictures(*folders.values(), size=16), tmp_path / "s", shards=1, jobs=1).packed == 0
     Image.fromarray(draw_background(99, 48, 60)).save(folders["images"] / "frame00.jpg")

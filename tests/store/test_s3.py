@@ -119,7 +119,7 @@ def test_recipe_on_s3(bucket: str, labelled_corpus: Path) -> None:
     np.testing.assert_array_equal(got["mask"], mask)
 
 
-def stop_and_go_on(url: str, after: int, corpus: Path, whole: dict[str, bytes]) -> None:
+def stop_and_resume(url: str, after: int, corpus: Path, whole: dict[str, bytes]) -> None:
     """Stop a pack after so many uploads: nothing opens that is not whole, and a second pack makes the whole."""
     original, calls = UrlFiles.write, 0
 
@@ -147,19 +147,19 @@ def stop_and_go_on(url: str, after: int, corpus: Path, whole: dict[str, bytes]) 
 def test_interrupted_upload_is_no_store(
     bucket: str, labelled_corpus: Path, whole: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Stopped at any upload there is no store, and no shard that opens before it is whole; the next run goes on.
+    """Stopped at any upload there is no store, and no shard that opens before it is whole; the next run resumes.
 
     At one moment in a bucket, at many in memory, which is written to the same way and answers at once.
     """
     from dsgen.store import schema
 
     monkeypatch.setattr(schema, "_BLOCK_SAMPLES", 1)
-    stop_and_go_on(f"{bucket}/stopped", 30, labelled_corpus, whole)
+    stop_and_resume(f"{bucket}/stopped", 30, labelled_corpus, whole)
     for after in (1, 2, *range(9, len(whole) - 3, 12), len(whole) - 3, len(whole) - 2, len(whole) - 1):
-        stop_and_go_on(f"memory://stopped{after}/s", after, labelled_corpus, whole)
+        stop_and_resume(f"memory://stopped{after}/s", after, labelled_corpus, whole)
 
 
-def kill_and_go_on(arguments: list[str], seconds: float) -> bool:
+def kill_and_resume(arguments: list[str], seconds: float) -> bool:
     """Kill a run after a while; say whether it was still running."""
     process = subprocess.Popen([sys.executable, "-c", _PROGRAM, *arguments], stderr=subprocess.DEVNULL)
     try:
@@ -180,26 +180,26 @@ def test_killed_at_twenty_moments(
     """SIGKILL at 20 random moments of a pack, one after the other, then a run to the end: the same hashes."""
     from dsgen.io.filesystem import open_files
 
-    place = f"{bucket}/killed" if where == "s3" else str(tmp_path / "s")
-    dice = random.Random(where)
+    store = f"{bucket}/killed" if where == "s3" else str(tmp_path / "s")
+    rng = random.Random(where)
     started = time.monotonic()
-    subprocess.run([sys.executable, "-c", _PROGRAM, str(labelled_corpus), place + "-timed"], check=True)
+    subprocess.run([sys.executable, "-c", _PROGRAM, str(labelled_corpus), store + "-timed"], check=True)
     takes = time.monotonic() - started
     killed, tries = 0, 0
     while killed < 20 and tries < 80:
-        # from the beginning when a run came to its end, else going on with what is there
-        if kill_and_go_on([str(labelled_corpus), place], dice.uniform(0.3, 1) * takes):
+        # from the beginning when a run came to its end, otherwise resuming what exists
+        if kill_and_resume([str(labelled_corpus), store], rng.uniform(0.3, 1) * takes):
             killed += 1
         else:
-            open_files(place).remove("")
+            open_files(store).remove("")
         tries += 1
-    subprocess.run([sys.executable, "-c", _PROGRAM, str(labelled_corpus), place], check=True)
+    subprocess.run([sys.executable, "-c", _PROGRAM, str(labelled_corpus), store], check=True)
     assert killed == 20
-    assert contents(open_files(place)) == whole
+    assert contents(open_files(store)) == whole
 
 
 def test_errors_name_the_address(bucket: str, labelled_corpus: Path) -> None:
-    """A bucket that is not there and a server that does not answer are one line each, without a store begun."""
+    """A bucket that does not exist and a server that does not answer are one line each, and no store is started."""
     with pytest.raises(DsgenError, match=r"s3://nobody/s"):
         pack(labelled_corpus, "s3://nobody/s", shards=2, jobs=1)
     with pytest.raises(DsgenError, match=r"no store"):
