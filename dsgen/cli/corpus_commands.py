@@ -57,26 +57,24 @@ def composite(
     if not pictures:
         refuse_ignored(context, "no pictures are written (--no-pictures)", "part", "backend", "scheduler")
     work, cluster = parse_part_of(part), dask_address(context, backend, scheduler)
-    result = as_dict(
-        make(
-            _choose_corpus(context, corpus, corpus_option),
-            backgrounds,
-            foregrounds,
-            parameters,
-            max_backgrounds=max_backgrounds,
-            max_foregrounds=max_foregrounds,
-            jobs=jobs,
-            pictures=pictures,
-            part=work,
-            cluster=cluster,
-        )
+    result = make(
+        _choose_corpus(context, corpus, corpus_option),
+        backgrounds,
+        foregrounds,
+        parameters,
+        max_backgrounds=max_backgrounds,
+        max_foregrounds=max_foregrounds,
+        jobs=jobs,
+        pictures=pictures,
+        part=work,
+        cluster=cluster,
     )
     text = (
-        f"{result['corpus']}: {result['rows']:,} composites of {plural(result['backgrounds'], 'background')} and "
-        f"{plural(result['foregrounds'], 'foreground')} ({counts(result['splits'])}); {result['drawn']:,} drawn now, "
-        f"{result['already_there']:,} already existed{left_to_others(result, part)}"
+        f"{result.corpus}: {result.rows:,} composites of {plural(result.backgrounds, 'background')} and "
+        f"{plural(result.foregrounds, 'foreground')} ({counts(result.splits)}); {result.drawn:,} drawn now, "
+        f"{result.already_there:,} already existed{left_to_others(result.left, part)}"
     )
-    return Reply(text, result)
+    return Reply(text, as_dict(result))
 
 
 def _choose_corpus(context: typer.Context, corpus: Path, alias: Path | None) -> Path:
@@ -88,9 +86,9 @@ def _choose_corpus(context: typer.Context, corpus: Path, alias: Path | None) -> 
     return alias
 
 
-def left_to_others(result: dict[str, Any], part: str | None) -> str:
-    """Say after one part of the work how much the other parts have still to do."""
-    return "" if part is None else f" in part {part}, {result['left']:,} left to other parts"
+def left_to_others(rows: int, part: str | None) -> str:
+    """Say after a part how many rows are left to the others."""
+    return "" if part is None else f" in part {part}, {rows:,} left to other parts"
 
 
 def info(path: CorpusOrStore = "corpus") -> Reply:

@@ -101,26 +101,23 @@ def depth(
     from dsgen.depth.label_corpus import label_corpus
 
     work, cluster = parse_part_of(part), dask_address(context, backend, scheduler)
-    result = as_dict(
-        label_corpus(
-            path,
-            metric_reference=metric_reference,
-            check_flip=check_flip,
-            pictures=pictures,
-            jobs=jobs,
-            part=work,
-            cluster=cluster,
-            **network,
-        )
+    result = label_corpus(
+        path,
+        metric_reference=metric_reference,
+        check_flip=check_flip,
+        pictures=pictures,
+        jobs=jobs,
+        part=work,
+        cluster=cluster,
+        **network,
     )
-    rate = f" at {result['pictures_per_second']:,} images/s" if result["labelled"] else ""
-    what = "depth labels" if result["kind"] == "metric" else "relative labels (inverse depth, not in metres)"
+    rate = f" at {result.pictures_per_second:,} images/s" if result.labelled else ""
+    what = "depth labels" if result.kind == "metric" else "relative labels (inverse depth, not in metres)"
     text = (
-        f"{result['corpus']}: {result['rows']:,} {what}; {result['labelled']:,} labelled now{rate} by "
-        f"{result['model']} on {result['device']}, {result['already_there']:,} already existed"
-        f"{left_to_others(result, part)}"
+        f"{result.corpus}: {result.rows:,} {what}; {result.labelled:,} labelled now{rate} by {result.model} on "
+        f"{result.device}, {result.already_there:,} already existed{left_to_others(result.left, part)}"
     )
-    return Reply(text, result)
+    return Reply(text, as_dict(result))
 
 
 def _is_folder_of_pictures(path: Path) -> bool:
@@ -134,13 +131,12 @@ def _label_folder(
 ) -> Reply:
     from dsgen.depth.label_folder import label_folder
 
-    result = as_dict(label_folder(folder, out, file_format=file_format, previews=pictures, **network))
-    failed = tuple(map(str, result["failed"]))
+    result = label_folder(folder, out, file_format=file_format, previews=pictures, **network)
     text = (
-        f"{result['out']}: {result['labelled']:,} pictures labelled now by {result['model']}, "
-        f"{result['already_there']:,} already existed, {len(failed):,} failed"
+        f"{result.out}: {result.labelled:,} pictures labelled now by {result.model}, "
+        f"{result.already_there:,} already existed, {len(result.failed):,} failed"
     )
-    return Reply(text, result, problems=failed, failed=bool(failed))
+    return Reply(text, as_dict(result), problems=result.failed, failed=bool(result.failed))
 
 
 def evaluate_depth(
@@ -165,7 +161,6 @@ def evaluate_depth(
     The scores are AbsRel, SqRel, RMSE, RMSE log, log10 and delta1 to delta3, in metres and after median scaling.
     """
     from dsgen.depth.score import evaluate_depth as score
-    from dsgen.depth.score import table
 
     result = score(
         predictions,
@@ -176,7 +171,7 @@ def evaluate_depth(
         crop=crop,
         png_unit_m=png_unit,
     )
-    return Reply(table(result), as_dict(result))
+    return Reply(result.table(), as_dict(result))
 
 
 def train_depth(
@@ -200,25 +195,21 @@ def train_depth(
 
     size_numbers, epoch_numbers = parse_numbers("sizes", sizes), parse_numbers("epochs", epochs)
     tune_for_training()
-    scores = as_dict(
-        fit(
-            frames,
-            out,
-            people,
-            init,
-            encoder=encoder,
-            width=width,
-            sizes=size_numbers,
-            epochs=epoch_numbers,
-            batch_size=batch_size,
-            learning_rate=learning_rate,
-            seed=seed,
-        )
+    result = fit(
+        frames,
+        out,
+        people,
+        init,
+        encoder=encoder,
+        width=width,
+        sizes=size_numbers,
+        epochs=epoch_numbers,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        seed=seed,
     )
-    text = f"{out}: scores on held-out rooms: " + ", ".join(
-        f"{name} {value:.4g}" for name, value in scores.items() if isinstance(value, float)
-    )
-    return Reply(text, {"out": out, **scores})
+    scores = ", ".join(f"{name} {value:.4g}" for name, value in result.scores.items())
+    return Reply(f"{out}: scores on held-out rooms: {scores}", as_dict(result))
 
 
 def convert(
@@ -232,12 +223,12 @@ def convert(
     """Convert DenseDepth's published Keras weights to safetensors."""
     from dsgen.depth.weights import convert_weights
 
-    result = as_dict(convert_weights(source, out, max_depth))
+    result = convert_weights(source, out, max_depth)
     text = (
-        f"{out}: {result['parameters']:,} parameters in {result['arrays']:,} arrays, for depths up to "
-        f"{result['max_depth_m']:g} m, SHA-256 {result['sha256'][:12]}"
+        f"{out}: {result.parameters:,} parameters in {result.arrays:,} arrays, for depths up to "
+        f"{result.max_depth_m:g} m, SHA-256 {result.sha256[:12]}"
     )
-    return Reply(text, {"out": out, **result})
+    return Reply(text, as_dict(result))
 
 
 DEPTH = Command(

@@ -9,7 +9,7 @@ import numpy as np
 import zarr
 
 from dsgen.corpus import layout
-from dsgen.corpus.labels import open_array
+from dsgen.corpus.labels import Block, Labels, count_rows, open_array
 from dsgen.corpus.plan import load_plan
 from dsgen.corpus.render import Cutout, render
 from dsgen.errors import DamagedError, DsgenError, NotFoundError, reason_of
@@ -132,50 +132,44 @@ class Corpus:
         return render(rows, backgrounds, cutouts, self.size, scale)
 
     @cached_property
-    def _labels(self) -> zarr.Group | None:
+    def labels(self) -> Labels | None:
+        """The depth labels, or None if there were none when they were first asked for."""
         path = self.path / layout.DEPTH
-        return zarr.open_group(path, mode="r") if path.is_dir() else None
+        return Labels(path, len(self)) if path.is_dir() else None
 
     @property
     def depth_attributes(self) -> dict[str, Any]:
-        """What the labels say of themselves: model, weights' hash, input size; empty while there are none."""
-        return {} if self._labels is None else dict(self._labels.attrs)
+        """What the labels say about themselves: model, hash of its weights, input size; empty without labels."""
+        return {} if self.labels is None else self.labels.attributes
 
-    @cached_property
+    @property
     def depth(self) -> zarr.Array | None:
-        """The depth labels, (rows,S,S) u2 millimetres, or None while there are none; see `unlabelled_blocks`."""
-        return None if self._labels is None or self.relative is not None else open_array(self._labels, "depth")
+        """The depth labels, (rows,S,S) u2 millimetres, or None without such; see `unlabelled_blocks`."""
+        return self.labels.array if self.labels is not None and self.labels.metric else None
 
-    @cached_property
+    @property
     def relative(self) -> zarr.Array | None:
-        """Labels by a model that answers no metres, (rows,S,S) f4 inverse depth of unknown scale and shift, or None."""
-        return open_array(self._labels, "relative") if self._labels is not None and "relative" in self._labels else None
+        """Labels by a model without metres, (rows,S,S) f4 inverse depth of unknown scale and shift, or None."""
+        return self.labels.array if self.labels is not None and not self.labels.metric else None
 
     @cached_property
     def flip_error(self) -> np.ndarray | None:
         """How far every row's depth and that of its mirror image disagree, (rows,) f4, NaN: not labelled; or None."""
-        if self._labels is None or "flip_error" not in self._labels:
+        if self.labels is None or self.labels.flip_error is None:
             return None
-        return np.asarray(open_array(self._labels, "flip_error")[:])
+        return np.asarray(self.labels.flip_error[:])
 
-    def label_blocks(self) -> list[tuple[int, int]]:
-        """First and last row, exclusive, of every block of rows that is labelled at once: a block is one shard file."""
-        labels = self.relative if self.depth is None else self.depth
-        rows = len(self) if labels is None else (labels.shards or labels.chunks)[0]
-        return [(start, min(start + rows, len(self))) for start in range(0, len(self), rows)]
+    def label_blocks(self) -> list[Block]:
+        """List all blocks of rows that are labelled at once; without labels, one block of all rows."""
+        return [(0, len(self))] if self.labels is None else self.labels.blocks()
 
-    def unlabelled_blocks(self) -> list[tuple[int, int]]:
-        """The blocks that have no label yet."""
-        labels = self.relative if self.depth is None else self.depth
-        if labels is None:
-            return self.label_blocks()
-        files = self.path / layout.DEPTH / labels.basename / "c"
-        blocks = enumerate(self.label_blocks())
-        return [block for number, block in blocks if not (files / str(number) / "0" / "0").is_file()]
+    def unlabelled_blocks(self) -> list[Block]:
+        """List the blocks that have no labels yet."""
+        return self.label_blocks() if self.labels is None else self.labels.missing_blocks()
 
     def labelled_rows(self) -> int:
         """Count the rows that have a label."""
-        return len(self) - sum(stop - start for start, stop in self.unlabelled_blocks())
+        return len(self) - count_rows(self.unlabelled_blocks())
 
 
 @lru_cache(maxsize=1)

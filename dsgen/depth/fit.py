@@ -9,6 +9,7 @@ pixels implies.
 import hashlib
 import io
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -26,6 +27,8 @@ from dsgen.errors import ConflictError, DamagedError, InvalidValueError, find_di
 from dsgen.io.atomic import write_bytes
 from dsgen.parallel.devices import autocast_dtype
 from dsgen.units import MAX_DEPTH_M
+
+_EMA_DECAY = 0.998
 
 
 def depth_loss(raw: Tensor, depth_m: Tensor) -> Tensor:
@@ -73,6 +76,14 @@ def score(network: DenseDepth, frames: Frames, rows: np.ndarray, size: int, batc
     return {name: float(np.mean(values)) for name, values in totals.items()}
 
 
+@dataclass(frozen=True)
+class TrainDepthResult:
+    """The result of `train_depth`: the weights written, and their scores on the held-out rooms, see `score`."""
+
+    out: Path
+    scores: dict[str, float]
+
+
 def train_depth(
     folder: Path,
     out: Path,
@@ -85,16 +96,20 @@ def train_depth(
     batch_size: int = 16,
     learning_rate: float = 2e-3,
     seed: int = 0,
-) -> dict[str, float]:
-    """Train from random weights and write the moving average of the weights as safetensors after every epoch.
+) -> TrainDepthResult:
+    """Train a depth network and write the moving average of its weights as safetensors after every epoch.
 
     `epochs[k]` epochs run at `sizes[k]` pixels; the learning rate warms up and then falls along one cosine. `init`
-    is a weights file of the same network to start from. After every epoch a checkpoint is kept beside `out`, from
-    which the same call goes on after a kill and ends with the same weights; it is removed at the end. Returns the
-    scores on the held-out rooms at the last size, which the network will be fed at, see `score`.
-    """
-    from safetensors.torch import load_file
+    is a weights file of the same network to start from; without it the weights are random. A checkpoint beside `out`
+    is written after every epoch. The same call resumes from it after a kill and ends with the same weights; at the end
+    it is removed. The scores are those at the last size, at which the network will be fed.
 
+    Raises `InvalidValueError` for numbers of sizes and epochs that differ, `ConflictError` for a checkpoint of other
+    settings, and `DsgenError` for frames that cannot be used.
+
+    >>> train_depth(Path("frames"), Path("depth.safetensors")).scores["delta1"]  # doctest: +SKIP
+    0.711
+    """
     if len(sizes) != len(epochs):
         raise InvalidValueError(
             "--epochs", f"got {len(epochs)} numbers, expected {len(sizes)}, one for each of --sizes"
@@ -118,63 +133,107 @@ def train_depth(
     frames = Frames(folder)
     people = read_people(people_folder) if people_folder else []
     training, held_out = frames.split()
-    network = DenseDepth(encoder, width, norm=True, output="log", input_size=sizes[-1]).to(
-        memory_format=torch.channels_last
-    )
-    if init:
-        network.load_state_dict(load_file(init))
-    average = torch.optim.swa_utils.AveragedModel(network, multi_avg_fn=fixed_decay(0.998), use_buffers=True)
-    decay = [p for p in network.parameters() if p.ndim > 1]
-    plain = [p for p in network.parameters() if p.ndim <= 1]
-    optimizer = torch.optim.AdamW(
-        [{"params": decay, "weight_decay": 0.02}, {"params": plain, "weight_decay": 0.0}], lr=learning_rate
-    )
     steps = (len(training) // batch_size) * sum(epochs)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, learning_rate, total_steps=steps + 1, pct_start=0.06, div_factor=20, final_div_factor=50
-    )
+    learner = _Learner(encoder, width, sizes[-1], learning_rate, steps, init)
     print(f"{len(training)} frames to train on, {len(held_out)} of held-out rooms, {steps} steps", flush=True)
-    averaged = cast(DenseDepth, average.module)
-    parts: dict[str, Any] = {"network": network, "average": average, "optimizer": optimizer, "schedule": schedule}
-    half = autocast_dtype("auto", torch.device("cpu"))
     done, minutes = 0, 0.0
     if before:
-        for name, part in parts.items():
-            part.load_state_dict(before[name])
+        learner.load_state_dict(before)
         done, minutes = before["done"], before["minutes"]
-        print(f"going on after epoch {done}", flush=True)
+        print(f"resuming after epoch {done}", flush=True)
+
     started = time.monotonic() - 60 * minutes
-    for epoch, size in list(enumerate(s for s, count in zip(sizes, epochs, strict=True) for _ in range(count)))[done:]:
-        network.train()
-        losses = []
-        for image, depth_m in batches(frames, training, size, batch_size, people, seed, epoch):
-            image = image.float().div_(255).contiguous(memory_format=torch.channels_last)
-            with torch.autocast("cpu", half, enabled=half is not None):
-                raw = network(image)
-            loss = depth_loss(raw.float(), depth_m)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-            optimizer.step()
-            schedule.step()
-            average.update_parameters(network)
-            losses.append(loss.item())
-        scores = score(averaged, frames, held_out, sizes[-1]) if (epoch + 1) % 3 == 0 else {}
+    size_of_epoch = [size for size, count in zip(sizes, epochs, strict=True) for _ in range(count)]
+    for epoch, size in list(enumerate(size_of_epoch))[done:]:
+        losses = [
+            learner.step(image, depth_m)
+            for image, depth_m in batches(frames, training, size, batch_size, people, seed, epoch)
+        ]
+        scores = score(learner.averaged, frames, held_out, sizes[-1]) if (epoch + 1) % 3 == 0 else {}
         minutes = (time.monotonic() - started) / 60
         print(
-            f"epoch {epoch + 1} size {size} loss {np.mean(losses):.4f} minutes {minutes:.1f} "
-            + " ".join(f"{name} {value:.4f}" for name, value in scores.items()),
+            f"epoch {epoch + 1} size {size} loss {np.mean(losses):.4f} minutes {minutes:.1f} {_in_words(scores)}",
             flush=True,
         )
-        save_depth_network(averaged, out)
+        save_depth_network(learner.averaged, out)
         content = io.BytesIO()
-        kept = {name: part.state_dict() for name, part in parts.items()}
-        torch.save(kept | {"settings": settings, "done": epoch + 1, "minutes": minutes}, content)
+        progress = {"settings": settings, "done": epoch + 1, "minutes": minutes}
+        torch.save(learner.state_dict() | progress, content)
         write_bytes(checkpoint, content.getvalue())
-    result = score(averaged, frames, held_out, sizes[-1])
-    print("held-out rooms: " + " ".join(f"{name} {value:.4f}" for name, value in result.items()), flush=True)
+
+    scores = score(learner.averaged, frames, held_out, sizes[-1])
+    print(f"held-out rooms: {_in_words(scores)}", flush=True)
     checkpoint.unlink(missing_ok=True)
-    return result
+    return TrainDepthResult(out, scores)
+
+
+def _in_words(scores: dict[str, float]) -> str:
+    return " ".join(f"{name} {value:.4f}" for name, value in scores.items())
+
+
+class _Learner:
+    """A depth network with its optimizer, learning rate schedule, and the moving average of its weights."""
+
+    def __init__(self, encoder: str, width: int, size: int, learning_rate: float, steps: int, init: Path | None):
+        from safetensors.torch import load_file
+
+        self.network = DenseDepth(encoder, width, norm=True, output="log", input_size=size).to(
+            memory_format=torch.channels_last
+        )
+        if init:
+            self.network.load_state_dict(load_file(init))
+        average = torch.optim.swa_utils.AveragedModel(
+            self.network, multi_avg_fn=fixed_decay(_EMA_DECAY), use_buffers=True
+        )
+        decayed = [p for p in self.network.parameters() if p.ndim > 1]
+        plain = [p for p in self.network.parameters() if p.ndim <= 1]  # biases and batch norms
+        optimizer = torch.optim.AdamW(
+            [{"params": decayed, "weight_decay": 0.02}, {"params": plain, "weight_decay": 0.0}], lr=learning_rate
+        )
+        schedule = torch.optim.lr_scheduler.OneCycleLR(
+            optimizer, learning_rate, total_steps=steps + 1, pct_start=0.06, div_factor=20, final_div_factor=50
+        )
+        self._average, self._optimizer, self._schedule = average, optimizer, schedule
+        self._autocast_dtype = autocast_dtype("auto", torch.device("cpu"))
+
+    @property
+    def averaged(self) -> DenseDepth:
+        """The network with the averaged weights, which is scored and written."""
+        return cast(DenseDepth, self._average.module)
+
+    def step(self, image: Tensor, depth_m: Tensor) -> float:
+        """Take one step on images (B,3,S,S) uint8 and depth (B,1,S,S) in metres; return the loss."""
+        self.network.train()
+        image = image.float().div_(255).contiguous(memory_format=torch.channels_last)
+        with torch.autocast("cpu", self._autocast_dtype, enabled=self._autocast_dtype is not None):
+            raw = self.network(image)
+        loss = depth_loss(raw.float(), depth_m)
+
+        self._optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
+        self._optimizer.step()
+        self._schedule.step()
+        self._average.update_parameters(self.network)
+        return loss.item()
+
+    @property
+    def _stateful(self) -> dict[str, Any]:
+        return {
+            "network": self.network,
+            "average": self._average,
+            "optimizer": self._optimizer,
+            "schedule": self._schedule,
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything that the next step depends on."""
+        return {name: each.state_dict() for name, each in self._stateful.items()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `state_dict` returned."""
+        for name, each in self._stateful.items():
+            each.load_state_dict(state[name])
 
 
 def _read_checkpoint(path: Path, settings: dict[str, Any]) -> dict[str, Any] | None:

@@ -10,7 +10,7 @@ import re
 import struct
 from collections import Counter, defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +95,46 @@ def median_ratio(
     return float(np.median(truth_m[counts].astype(np.float64)) / np.median(prediction_m[counts].astype(np.float64)))
 
 
+@dataclass(frozen=True)
+class DepthEvaluation:
+    """The result of `evaluate_depth`; `as_dict` is what it writes as JSON.
+
+    `protocol` says in words how the scores were made. `pictures` and `pixels` count what was scored,
+    `pixels_without_prediction` the pixels whose prediction is 0, `resized` the predictions that had another size than
+    the truth, `truth_sizes` the pictures of every size. `mean` has the mean over pictures of every score, `metric` and
+    `median_scaled`; `per_picture` has the same for each. `empty` names the pictures without a pixel that counts.
+    """
+
+    protocol: dict[str, Any]
+    pictures: int
+    pixels: int
+    pixels_without_prediction: int
+    resized: int
+    truth_sizes: dict[str, int]
+    mean: dict[str, dict[str, float]]
+    empty: list[str]
+    per_picture: list[dict[str, Any]]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return all fields by name, of types that JSON can hold."""
+        return asdict(self)
+
+    def table(self) -> str:
+        """Format both means, the pictures worst by metric delta1, and the protocol as text."""
+        worst = sorted(self.per_picture, key=lambda picture: picture["metric"]["delta1"])[:_LISTED]
+        rows = [("mean, metric", self.mean["metric"]), ("mean, median-scaled", self.mean["median_scaled"])]
+        rows += [(f"worst: {picture['name']}", picture["metric"]) for picture in worst]
+        width = max(len(title) for title, _ in rows)
+        lines = [" " * width + "".join(f"{metric:>10}" for metric in METRICS)]
+        lines += [f"{title:<{width}}" + "".join(f"{row[metric]:>10.4f}" for metric in METRICS) for title, row in rows]
+        tally = f"{self.pictures:,} pictures, {self.pixels:,} pixels"
+        tally += f", {self.pixels_without_prediction:,} of them without predicted depth"
+        if self.empty:
+            names = ", ".join(self.empty[:_LISTED]) + (", ..." if len(self.empty) > _LISTED else "")
+            tally += f"; left out, no pixel that counts: {len(self.empty):,} ({names})"
+        return "\n".join([*lines, tally, f"protocol: {self.protocol['summary']}"])
+
+
 def evaluate_depth(
     predictions: Path,
     ground_truth: Path,
@@ -105,14 +145,20 @@ def evaluate_depth(
     crop: str | None = None,
     png_unit_m: float = 0.001,
     scale_prediction: float = 1.0,
-) -> dict[str, Any]:
-    """Score every depth map of a folder against the map of the same name in another; write the result to `out`.
+) -> DepthEvaluation:
+    """Score every depth map of a folder against the map of the same name in another, and write the result to `out`.
 
-    `crop` is "eigen" or "top,bottom,left,right" in the truth's pixels. Predictions are multiplied by
-    `scale_prediction`, which is for maps in another unit than metres (.npy) or `png_unit_m` (PNG). A prediction of
-    another size is brought to the truth's bilinearly, half-pixel centres, pixels without depth lending nothing. The
-    result holds the protocol in words, the means over pictures, and every picture's scores, all fit for JSON;
-    pictures without a pixel that counts are listed under "empty" and are in no mean.
+    Pixels count whose true depth is from `min_depth_m` to `max_depth_m` metres and inside the crop: "eigen", or
+    "top,bottom,left,right" in the truth's pixels. One unit of a PNG is `png_unit_m` metres. Predictions are multiplied
+    by `scale_prediction`, for maps in another unit. A prediction of another size is resized to the truth's, bilinearly
+    with half-pixel centres; pixels without depth are left out of the interpolation. Pictures without a pixel that
+    counts are listed under `empty` and are in no mean. The formulas are those of `dsgen.metrics`.
+
+    Raises `NotFoundError` for missing folders and maps, `DamagedError` for files that cannot be read, and
+    `SeveralErrors` for all problems of names and sizes at once.
+
+    >>> evaluate_depth(Path("predictions"), Path("truth"), crop="eigen").mean["metric"]["delta1"]  # doctest: +SKIP
+    0.711
     """
     _check_settings(min_depth_m, max_depth_m, png_unit_m, scale_prediction)
     window = _parse_crop(crop)
@@ -148,40 +194,24 @@ def evaluate_depth(
             f"no pixel of any map lies within {min_depth_m:g}..{max_depth_m:g} m and the crop, expected some",
             f"check the limits, the crop and the PNG unit of {png_unit_m:g} m",
         )
-    result = {
-        "protocol": _protocol(predictions, ground_truth, min_depth_m, max_depth_m, crop, png_unit_m, scale_prediction),
-        "pictures": len(pictures),
-        "pixels": sum(picture["pixels"] for picture in pictures),
-        "pixels_without_prediction": sum(picture["pixels_without_prediction"] for picture in pictures),
-        "resized": sum(pair.prediction_size != pair.truth_size for pair in pairs),
-        "truth_sizes": {f"{h}x{w}": n for (h, w), n in sorted(Counter(pair.truth_size for pair in pairs).items())},
-        "mean": {
+    result = DepthEvaluation(
+        protocol=_protocol(predictions, ground_truth, min_depth_m, max_depth_m, crop, png_unit_m, scale_prediction),
+        pictures=len(pictures),
+        pixels=sum(picture["pixels"] for picture in pictures),
+        pixels_without_prediction=sum(picture["pixels_without_prediction"] for picture in pictures),
+        resized=sum(pair.prediction_size != pair.truth_size for pair in pairs),
+        truth_sizes={f"{h}x{w}": n for (h, w), n in sorted(Counter(pair.truth_size for pair in pairs).items())},
+        mean={
             kind: {metric: float(np.mean([picture[kind][metric] for picture in pictures])) for metric in METRICS}
             for kind in ("metric", "median_scaled")
         },
-        "empty": empty,
-        "per_picture": pictures,
-    }
+        empty=empty,
+        per_picture=pictures,
+    )
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
-        write_json(out, result)
+        write_json(out, result.as_dict())
     return result
-
-
-def table(result: dict[str, Any]) -> str:
-    """Lay out a result of `evaluate_depth` as text: both means, the pictures worst by metric delta1, the protocol."""
-    worst = sorted(result["per_picture"], key=lambda picture: picture["metric"]["delta1"])[:_LISTED]
-    rows = [("mean, metric", result["mean"]["metric"]), ("mean, median-scaled", result["mean"]["median_scaled"])]
-    rows += [(f"worst: {picture['name']}", picture["metric"]) for picture in worst]
-    width = max(len(title) for title, _ in rows)
-    lines = [" " * width + "".join(f"{metric:>10}" for metric in METRICS)]
-    lines += [f"{title:<{width}}" + "".join(f"{row[metric]:>10.4f}" for metric in METRICS) for title, row in rows]
-    tally = f"{result['pictures']:,} pictures, {result['pixels']:,} pixels"
-    tally += f", {result['pixels_without_prediction']:,} of them without predicted depth"
-    if result["empty"]:
-        names = ", ".join(result["empty"][:_LISTED]) + (", ..." if len(result["empty"]) > _LISTED else "")
-        tally += f"; left out, no pixel that counts: {len(result['empty']):,} ({names})"
-    return "\n".join([*lines, tally, f"protocol: {result['protocol']['summary']}"])
 
 
 def _check_settings(min_depth_m: float, max_depth_m: float, png_unit_m: float, scale_prediction: float) -> None:

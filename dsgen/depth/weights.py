@@ -108,10 +108,30 @@ def save_depth_network(network: DenseDepth, out: Path) -> None:
     write_bytes(out, save(state, {METADATA: json.dumps(network.config)}))
 
 
-def convert_weights(source: Path, out: Path, max_depth_m: float | None = None) -> dict[str, Any]:
-    """Write a Keras file's network as a safetensors weights file, whole or not at all, and return what is in it.
+@dataclass(frozen=True)
+class ConvertedWeights:
+    """What `convert_weights` wrote: arrays and parameters of the network, its decoder's width, and the file's hash.
 
-    `max_depth_m` is as for `load_depth_model`; the file written says it. `sha256` is the hash of the file written.
+    `activations` is the number of LeakyReLUs in an up block, `max_depth_m` the farthest depth it answers.
+    """
+
+    out: Path
+    arrays: int
+    parameters: int
+    width: int
+    activations: int
+    max_depth_m: float
+    sha256: str
+
+
+def convert_weights(source: Path, out: Path, max_depth_m: float | None = None) -> ConvertedWeights:
+    """Write the network of a Keras file as a safetensors weights file, whole or not at all.
+
+    `max_depth_m` is as for `load_depth_model`; the file written records it. Raises `NotFoundError` and `DamagedError`
+    for a source that cannot be read.
+
+    >>> convert_weights(Path("nyu.h5"), Path("nyu.safetensors")).parameters  # doctest: +SKIP
+    42816089
     """
     if not source.is_file():
         raise NotFoundError(source, "no such file, expected a Keras HDF5 file")
@@ -126,14 +146,15 @@ def convert_weights(source: Path, out: Path, max_depth_m: float | None = None) -
     out.parent.mkdir(parents=True, exist_ok=True)
     save_depth_network(network, out)
     arrays = [value for name, value in network.state_dict().items() if not name.endswith("num_batches_tracked")]
-    return {
-        "arrays": len(arrays),
-        "parameters": sum(value.numel() for value in arrays),
-        "width": network.config["width"],
-        "activations": network.config["activations"],
-        "max_depth_m": network.config["max_depth_m"],
-        "sha256": _sha256(out),
-    }
+    return ConvertedWeights(
+        out=out,
+        arrays=len(arrays),
+        parameters=sum(value.numel() for value in arrays),
+        width=network.config["width"],
+        activations=network.config["activations"],
+        max_depth_m=network.config["max_depth_m"],
+        sha256=_sha256(out),
+    )
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Any] | None, dict[str, Tensor]]:

@@ -159,7 +159,7 @@ def bench_depth(folder: Path, rounds: int) -> None:
         bare.append(rate(lambda: folded(batch), 25))
         unfolded.append(rate(lambda: plain(batch), 25))
         shutil.rmtree(corpus / layout.DEPTH, ignore_errors=True)
-        whole.append(label_corpus(corpus)["pictures_per_second"])
+        whole.append(label_corpus(corpus).pictures_per_second)
     a, b = statistics.median(whole), statistics.median(bare)
     report("depth, end to end", f"{a:,.1f} pictures/s on {device}, drawn at {drawn}, fed at {image.shape[2]} pixels")
     report("the bare network, one batch", f"{b:,.1f} pictures/s")

@@ -13,6 +13,11 @@ import pytest
 
 from dsgen.cli.app import main
 from dsgen.corpus.build import CompositeResult
+from dsgen.depth.fit import TrainDepthResult
+from dsgen.depth.label_corpus import LabelResult
+from dsgen.depth.label_folder import FolderLabelResult
+from dsgen.depth.score import DepthEvaluation
+from dsgen.depth.weights import ConvertedWeights
 from dsgen.evaluation.evaluate import EvaluationResult
 from dsgen.evaluation.onnx import OnnxResult
 from dsgen.evaluation.predict import PredictResult
@@ -61,7 +66,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFi
 
 SPLITS = {"train": 1000, "validation": 200, "test": 0, "unused": 34}
 BEST = {"epoch": 3.0, "size": 192.0, "iou": 0.9, "zero_iou": 0.0, "dice": 0.95, "bce": 0.01}
-LABELS = {"labelled": 1200, "already_there": 34, "model": "DenseDepth", "device": "cpu"}
+LABELS: dict[str, Any] = {"labelled": 1200, "already_there": 34, "model": "DenseDepth", "device": "cpu"}
 # what the stages answer, by module and name
 RESULTS: dict[str, Any] = {
     "dsgen.corpus.build.composite": CompositeResult(
@@ -74,15 +79,15 @@ RESULTS: dict[str, Any] = {
         left=0,
         splits=SPLITS,
     ),
-    "dsgen.depth.label_corpus.label_corpus": {
-        "corpus": Path("corpus"),
-        "rows": 1234,
-        "left": 0,
-        "pictures_per_second": 1234.5,
-        "kind": "metric",
+    "dsgen.depth.label_corpus.label_corpus": LabelResult(
+        corpus=Path("corpus"),
+        rows=1234,
+        left=0,
+        pictures_per_second=1234.5,
+        kind="metric",
         **LABELS,
-    },
-    "dsgen.depth.label_folder.label_folder": {"folder": Path("in"), "out": Path("out"), "failed": [], **LABELS},
+    ),
+    "dsgen.depth.label_folder.label_folder": FolderLabelResult(folder=Path("in"), out=Path("out"), failed=(), **LABELS),
     "dsgen.store.packing.pack_source": PackResult(
         store="shards",
         rows=1234,
@@ -138,15 +143,27 @@ RESULTS: dict[str, Any] = {
         size=192,
         device="cpu",
     ),
-    "dsgen.depth.score.evaluate_depth": {"pictures": 15, "mean": {"metric": {"delta1": 0.5}}},
-    "dsgen.depth.fit.train_depth": {"abs_rel": 0.1234, "delta1": float("nan")},
-    "dsgen.depth.weights.convert_weights": {
-        "arrays": 123,
-        "parameters": 42_816_089,
-        "width": 1664,
-        "max_depth_m": 10.0,
-        "sha256": "0123456789abcdef",
-    },
+    "dsgen.depth.score.evaluate_depth": DepthEvaluation(
+        protocol={},
+        pictures=15,
+        pixels=1000,
+        pixels_without_prediction=0,
+        resized=0,
+        truth_sizes={"480x640": 15},
+        mean={"metric": {"delta1": 0.5}},
+        empty=[],
+        per_picture=[],
+    ),
+    "dsgen.depth.fit.train_depth": TrainDepthResult(Path("depth.safetensors"), {"abs_rel": 0.1234, "delta1": 0.5}),
+    "dsgen.depth.weights.convert_weights": ConvertedWeights(
+        out=Path("nyu.safetensors"),
+        activations=2,
+        arrays=123,
+        parameters=42_816_089,
+        width=1664,
+        max_depth_m=10.0,
+        sha256="0123456789abcdef",
+    ),
     "dsgen.views.info.describe": CorpusInfo(
         path="corpus",
         format=1,
@@ -208,7 +225,7 @@ def stages(monkeypatch: pytest.MonkeyPatch) -> Stages:
 
     for name in stages.results:
         monkeypatch.setattr(name, stage(name))
-    for name in ("dsgen.evaluation.evaluate.EvaluationResult.table", "dsgen.depth.score.table"):
+    for name in ("dsgen.evaluation.evaluate.EvaluationResult.table", "dsgen.depth.score.DepthEvaluation.table"):
         monkeypatch.setattr(name, lambda _: "a table")
     monkeypatch.setattr(CorpusInfo, "table", lambda _: "a table")
     monkeypatch.setattr("dsgen.integrity.verify.is_store", lambda path: path != "corpus")

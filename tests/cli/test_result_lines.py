@@ -52,7 +52,7 @@ LINES = [
     ),
     (("evaluate",), "run/evaluation: scores.json, rows.csv, backgrounds.csv, foregrounds.csv, worst.png"),
     (("preview",), "preview.png"),
-    (("train-depth", "frames"), "depth.safetensors: scores on held-out rooms: abs_rel 0.1234, delta1 nan"),
+    (("train-depth", "frames"), "depth.safetensors: scores on held-out rooms: abs_rel 0.1234, delta1 0.5"),
     (
         ("weights", "convert", "nyu.h5", "nyu.safetensors"),
         "nyu.safetensors: 42,816,089 parameters in 123 arrays, for depths up to 10 m, SHA-256 0123456789ab",

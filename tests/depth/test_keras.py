@@ -589,7 +589,7 @@ def test_conversion_refuses_and_leaves_nothing(tmp_path: Path, narrow: Path, mon
             convert_weights(source, out)
     assert out.read_bytes() == b"old"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out.safetensors", "w.h5"]
-    assert convert_weights(source, out, max_depth_m=20.0)["max_depth_m"] == 20
+    assert convert_weights(source, out, max_depth_m=20.0).max_depth_m == 20
     with safe_open(out, "pt") as file:
         assert json.loads(file.metadata()[METADATA])["max_depth_m"] == 20
 

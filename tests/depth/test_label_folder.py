@@ -24,9 +24,9 @@ def test_folder_mode_labels_any_picture_at_its_own_size(tmp_path: Path, weights:
     (tmp_path / "in" / "bad.png").write_bytes(b"no picture")
     result = label_folder(tmp_path / "in", weights=weights, device="cpu")
     out = tmp_path / "in_depth"
-    assert result["labelled"] == 2
-    assert len(result["failed"]) == 1
-    assert "bad.png" in result["failed"][0]
+    assert result.labelled == 2
+    assert len(result.failed) == 1
+    assert "bad.png" in result.failed[0]
     millimetres, tall = (cv2.imread(str(out / name), -1) for name in ("wide.png", "deep/tall.png"))
     assert (millimetres.shape, tall.shape) == ((50, 90), (130, 40))
     assert millimetres.dtype == np.uint16
@@ -55,17 +55,17 @@ def fill(folder: Path, count: int = 3) -> Path:
 
 
 def test_results_that_are_there_are_skipped(tmp_path: Path, weights: Path):
-    """Again: nothing to do. A changed picture, a removed label, other parameters: just those are made again."""
+    """A second run does nothing. After a change of picture, label or parameters just those are labelled again."""
     folder = fill(tmp_path / "in")
     first = label_folder(folder, weights=weights, device="cpu")
     table = (tmp_path / "in_depth" / "depth.csv").read_bytes()
     again = label_folder(folder, weights=weights, device="cpu")
-    assert (first["labelled"], again["labelled"], again["already_there"]) == (3, 0, 3)
+    assert (first.labelled, again.labelled, again.already_there) == (3, 0, 3)
     assert (tmp_path / "in_depth" / "depth.csv").read_bytes() == table
     os.utime(folder / "p1.png")
     (tmp_path / "in_depth" / "p2.png").unlink()
-    assert label_folder(folder, weights=weights, device="cpu")["labelled"] == 2
-    assert label_folder(folder, weights=weights, device="cpu", average_flip=True)["labelled"] == 3
+    assert label_folder(folder, weights=weights, device="cpu").labelled == 2
+    assert label_folder(folder, weights=weights, device="cpu", average_flip=True).labelled == 3
     assert json.loads((tmp_path / "in_depth" / "depth.json").read_text())["flip_averaged"] is True
 
 

@@ -1,4 +1,4 @@
-"""What labels: memory that runs out, foreign models, functions."""
+"""Labellers: memory that runs out, foreign models, functions, options that contradict."""
 
 from pathlib import Path
 from typing import Any
@@ -9,8 +9,15 @@ import torch
 from support.corpora import draw_background
 
 from dsgen.corpus.labels import METRIC
-from dsgen.depth.labellers import FunctionLabeller, Labeller, TransformersLabeller, make_labellers, state_sha256
-from dsgen.errors import DsgenError
+from dsgen.depth.labellers import (
+    FunctionLabeller,
+    Labeller,
+    LabelOptions,
+    TransformersLabeller,
+    make_labellers,
+    state_sha256,
+)
+from dsgen.errors import DsgenError, InvalidValueError
 
 CPU = torch.device("cpu")
 
@@ -36,8 +43,8 @@ def test_batches_shrink_until_they_fit(caplog: pytest.LogCaptureFixture):
         assert depth[:, 0, 0].tolist() == list(range(10))
         assert error is None
     assert [record.getMessage() for record in caplog.records] == [
-        "--batch-size: 10 do not fit cpu, going on with 5",
-        "--batch-size: 5 do not fit cpu, going on with 2",
+        "--batch-size: 10 do not fit cpu, continuing with 5",
+        "--batch-size: 5 do not fit cpu, continuing with 2",
     ]
 
 
@@ -78,13 +85,19 @@ def test_functions_answer_any_size_and_are_checked():
 def test_options_that_contradict_are_refused(tmp_path: Path):
     """Weights beside a model that brings its own, kinds of networks whose kind is known."""
     with pytest.raises(DsgenError, match=r"--weights: got .* beside --model"):
-        make_labellers("hf:x", [CPU], weights=tmp_path)
+        make_labellers(LabelOptions(model="hf:x", weights=tmp_path), [CPU])
     with pytest.raises(DsgenError, match="--kind: got metric, but this network answers metres"):
-        make_labellers(None, [CPU], kind="metric")
+        make_labellers(LabelOptions(kind="metric"), [CPU])
     with pytest.raises(DsgenError, match="--kind: got 'feet', expected metric or inverse"):
-        make_labellers("hf:x", [CPU], kind="feet")
+        make_labellers(LabelOptions(model="hf:x", kind="feet"), [CPU])
     with pytest.raises(DsgenError, match="--max-depth, --compile: not for"):
-        make_labellers("hf:x", [CPU], compile_network=True)
+        make_labellers(LabelOptions(model="hf:x", compile_network=True), [CPU])
+
+
+def test_an_empty_batch_is_refused():
+    """Before a network is loaded."""
+    with pytest.raises(InvalidValueError, match="--batch-size: got 0, expected 1 or more"):
+        make_labellers(LabelOptions(batch_size=0), [CPU])
 
 
 def tiny_dpt() -> tuple[Any, Any]:
@@ -161,7 +174,7 @@ def test_any_transformers_model_labels_from_a_folder(tmp_path: Path, family: str
     network, processor = make()
     network.eval().save_pretrained(tmp_path / family)
     processor.save_pretrained(tmp_path / family)
-    labeller = make_labellers(f"hf:{tmp_path / family}", [CPU], precision="float32")[0]
+    labeller = make_labellers(LabelOptions(model=f"hf:{tmp_path / family}", precision="float32"), [CPU])[0]
     assert isinstance(labeller, TransformersLabeller)
     assert (labeller.kind, labeller.name) == (kind, f"hf:{family}")
     assert labeller.sha256 == state_sha256(network)
@@ -180,8 +193,8 @@ def test_models_that_cannot_be_loaded_are_one_line(tmp_path: Path):
     """An empty folder; a family that does not say what it answers."""
     pytest.importorskip("transformers")
     with pytest.raises(DsgenError, match="no depth-estimation model can be loaded"):
-        make_labellers(f"hf:{tmp_path}", [CPU])
+        make_labellers(LabelOptions(model=f"hf:{tmp_path}"), [CPU])
     network, processor = tiny_dpt()
     network.save_pretrained(tmp_path / "m")
     processor.save_pretrained(tmp_path / "m")
-    assert make_labellers(f"hf:{tmp_path / 'm'}", [CPU], kind="metric")[0].kind == METRIC
+    assert make_labellers(LabelOptions(model=f"hf:{tmp_path / 'm'}", kind="metric"), [CPU])[0].kind == METRIC

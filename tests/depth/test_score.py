@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dsgen.depth.score import METRICS, evaluate_depth, median_ratio, resize_depth, scores, table
+from dsgen.depth.score import METRICS, evaluate_depth, median_ratio, resize_depth, scores
 from dsgen.errors import DsgenError
 from dsgen.io.json_files import read_json
 
@@ -117,16 +117,16 @@ def test_scores_equal_a_loop_over_pixels(tmp_path, low, high):
     expected = [
         slow_picture(p.astype(np.float32), d.astype(np.float32), low, high) for _, (p, d) in sorted(maps.items())
     ]
-    assert [picture["name"] for picture in result["per_picture"]] == [f"room/{n}" for n in range(4)]
-    for picture, want in zip(result["per_picture"], expected, strict=True):
+    assert [picture["name"] for picture in result.per_picture] == [f"room/{n}" for n in range(4)]
+    for picture, want in zip(result.per_picture, expected, strict=True):
         check(picture, want)
     for kind, place in (("metric", 0), ("median_scaled", 1)):
         for metric in METRICS:
             mean = sum(want[place][metric] for want in expected) / len(expected)
-            assert result["mean"][kind][metric] == pytest.approx(mean, rel=1e-9)
-    assert result["pixels"] == sum(want[2] for want in expected)
-    assert result["pixels_without_prediction"] == sum(want[3] for want in expected) > 0
-    assert result["pictures"] == 4
+            assert result.mean[kind][metric] == pytest.approx(mean, rel=1e-9)
+    assert result.pixels == sum(want[2] for want in expected)
+    assert result.pixels_without_prediction == sum(want[3] for want in expected) > 0
+    assert result.pictures == 4
 
 
 def test_scores_of_one_pixel_by_hand():
@@ -141,8 +141,8 @@ def test_a_perfect_prediction(tmp_path):
     predictions, truth = folders(tmp_path, {"a.png": (draw(1), draw(1)), "b.npy": (draw(2), draw(2))})
     result = evaluate_depth(predictions, truth)
     perfect = {name: float(name.startswith("delta")) for name in METRICS}
-    assert result["mean"] == {"metric": perfect, "median_scaled": perfect}
-    assert result["pixels_without_prediction"] == 0
+    assert result.mean == {"metric": perfect, "median_scaled": perfect}
+    assert result.pixels_without_prediction == 0
 
 
 def test_scale_changes_metric_scores_only(tmp_path):
@@ -151,11 +151,11 @@ def test_scale_changes_metric_scores_only(tmp_path):
     predictions, truth = folders(tmp_path, {"a.npy": (p, d)})
     save(tmp_path / "double" / "a.npy", 2 * p)
     once, twice = evaluate_depth(predictions, truth), evaluate_depth(tmp_path / "double", truth)
-    assert twice["mean"]["median_scaled"] == pytest.approx(once["mean"]["median_scaled"], rel=1e-12)
-    assert twice["mean"]["metric"]["rmse"] != once["mean"]["metric"]["rmse"]
+    assert twice.mean["median_scaled"] == pytest.approx(once.mean["median_scaled"], rel=1e-12)
+    assert twice.mean["metric"]["rmse"] != once.mean["metric"]["rmse"]
     by_option = evaluate_depth(predictions, truth, scale_prediction=2)
-    assert by_option["mean"] == twice["mean"]
-    assert by_option["protocol"]["scale_prediction"] == 2
+    assert by_option.mean == twice.mean
+    assert by_option.protocol["scale_prediction"] == 2
 
 
 def test_limits_clamp_predictions_and_choose_pixels():
@@ -173,7 +173,7 @@ def test_missing_predictions_are_punished(tmp_path, hole):
     prediction = truth / 2
     prediction[0] = hole
     predictions, folder = folders(tmp_path, {"a.npy": (prediction, truth)})
-    (picture,) = evaluate_depth(predictions, folder)["per_picture"]
+    (picture,) = evaluate_depth(predictions, folder).per_picture
     assert picture["pixels_without_prediction"] == 4
     assert picture["median_ratio"] == 2
     assert picture["median_scaled"]["delta3"] == 0.75
@@ -193,8 +193,8 @@ def test_crops(tmp_path):
     p, d = draw(5), draw(6)
     predictions, truth = folders(tmp_path, {"a.npy": (p, d)})
     result = evaluate_depth(predictions, truth, crop=" 2,9, 3,16")
-    check(result["per_picture"][0], slow_picture(p.astype(np.float32)[2:9, 3:16], d.astype(np.float32)[2:9, 3:16]))
-    assert result["protocol"]["crop_region"].startswith("rows 2:9 and columns 3:16;")
+    check(result.per_picture[0], slow_picture(p.astype(np.float32)[2:9, 3:16], d.astype(np.float32)[2:9, 3:16]))
+    assert result.protocol["crop_region"].startswith("rows 2:9 and columns 3:16;")
 
 
 @pytest.mark.parametrize(
@@ -207,9 +207,9 @@ def test_the_eigen_crop(tmp_path, size, rows, columns):
     prediction[rows[0] : rows[1], columns[0] : columns[1]] = 3
     predictions, folder = folders(tmp_path, {"a.png": (prediction, truth)})
     result = evaluate_depth(predictions, folder, crop="eigen")
-    assert result["pixels"] == (rows[1] - rows[0]) * (columns[1] - columns[0])
-    assert result["mean"]["metric"]["rmse"] == 0
-    assert evaluate_depth(predictions, folder)["mean"]["metric"]["rmse"] > 0
+    assert result.pixels == (rows[1] - rows[0]) * (columns[1] - columns[0])
+    assert result.mean["metric"]["rmse"] == 0
+    assert evaluate_depth(predictions, folder).mean["metric"]["rmse"] > 0
 
 
 def test_png_and_npy_mix(tmp_path):
@@ -223,9 +223,9 @@ def test_png_and_npy_mix(tmp_path):
     (tmp_path / "pred" / "readme.txt").write_text("not a map")
     (tmp_path / "true" / "._a.png").write_text("not a map either")
     result = evaluate_depth(tmp_path / "pred", tmp_path / "true", png_unit_m=1 / 256)
-    assert result["pictures"] == 2
-    assert result["mean"]["metric"]["rmse"] == 0
-    assert result["mean"]["metric"]["delta1"] == 1
+    assert result.pictures == 2
+    assert result.mean["metric"]["rmse"] == 0
+    assert result.mean["metric"]["delta1"] == 1
 
 
 @pytest.mark.parametrize("size", [(24, 32), (6, 8), (17, 23), (12, 16)])
@@ -241,18 +241,18 @@ def test_predictions_of_another_size(tmp_path):
     p, d = draw(9, 6, 8, holes=0.1), draw(10)
     predictions, truth = folders(tmp_path, {"a.npy": (p, d), "b.npy": (d, d)})
     result = evaluate_depth(predictions, truth)
-    first, second = result["per_picture"]
+    first, second = result.per_picture
     expected = slow_picture(slow_resize(p.astype(np.float32).astype(np.float64), 12, 16), d.astype(np.float32))
     assert first["metric"] == pytest.approx(expected[0], rel=1e-4)
-    assert (first["resized_from"], second["resized_from"], result["resized"]) == ([6, 8], None, 1)
-    assert result["truth_sizes"] == {"12x16": 2}
+    assert (first["resized_from"], second["resized_from"], result.resized) == ([6, 8], None, 1)
+    assert result.truth_sizes == {"12x16": 2}
 
 
 def test_proportions_must_agree(tmp_path):
     """Two per cent of difference in proportions is rounding, more is another picture."""
     truth = draw(11, 100, 100)
     folders(tmp_path, {"a.npy": (draw(12, 50, 51), truth)})
-    assert evaluate_depth(tmp_path / "pred", tmp_path / "true")["pictures"] == 1
+    assert evaluate_depth(tmp_path / "pred", tmp_path / "true").pictures == 1
     save(tmp_path / "pred" / "a.npy", draw(12, 50, 52))
     message = error_of(tmp_path / "pred", tmp_path / "true")
     assert re.search(r"pred/a.npy: 50x52 .*expected the proportions of the truth's 100x100 to 2%; predict", message)
@@ -263,7 +263,7 @@ def test_subfolders(tmp_path):
     maps = {name: (draw(n), draw(n + 50)) for n, name in enumerate(("b/x.png", "a/x.png", "a/deep/x.npy", "x.png"))}
     predictions, truth = folders(tmp_path, maps)
     result = evaluate_depth(predictions, truth)
-    assert [picture["name"] for picture in result["per_picture"]] == ["a/deep/x", "a/x", "b/x", "x"]
+    assert [picture["name"] for picture in result.per_picture] == ["a/deep/x", "a/x", "b/x", "x"]
 
 
 def test_every_problem_is_in_one_message(tmp_path):
@@ -357,10 +357,10 @@ def test_pictures_without_a_pixel_that_counts(tmp_path):
     p, d, nothing = draw(17), draw(18), np.zeros((12, 16))
     predictions, truth = folders(tmp_path / "some", {"a.npy": (p, d), "void/b.npy": (p, nothing)})
     result = evaluate_depth(predictions, truth)
-    assert result["empty"] == ["void/b"]
-    assert result["pictures"] == len(result["per_picture"]) == 1
-    assert result["mean"]["metric"] == result["per_picture"][0]["metric"]
-    assert "left out, no pixel that counts: 1 (void/b)" in table(result)
+    assert result.empty == ["void/b"]
+    assert result.pictures == len(result.per_picture) == 1
+    assert result.mean["metric"] == result.per_picture[0]["metric"]
+    assert "left out, no pixel that counts: 1 (void/b)" in result.table()
     predictions, truth = folders(tmp_path / "none", {"b.npy": (p, nothing)})
     assert "no pixel of any map lies within 0.1..10 m and the crop" in error_of(predictions, truth)
 
@@ -401,10 +401,10 @@ def test_the_result_is_written(tmp_path, capsys):
     predictions, truth = folders(tmp_path, {"a.npy": (draw(23), draw(24))})
     out = tmp_path / "new" / "scores.json"
     result = evaluate_depth(predictions, truth, out=out, crop="1,9,1,9", max_depth_m=8)
-    assert read_json(out) == result
-    json.dumps(result, allow_nan=False)
+    assert read_json(out) == result.as_dict()
+    json.dumps(result.as_dict(), allow_nan=False)
     assert [path.name for path in out.parent.iterdir()] == ["scores.json"]
-    protocol = result["protocol"]
+    protocol = result.protocol
     assert (protocol["min_depth_m"], protocol["max_depth_m"], protocol["crop"]) == (0.1, 8, "1,9,1,9")
     assert protocol["metrics"].keys() == METRICS.keys()
     captured = capsys.readouterr()
@@ -420,7 +420,7 @@ def test_the_table(tmp_path):
         prediction = truth.copy()
         prediction[:n] = 1
         maps[f"picture{n}.npy"] = (prediction, truth)
-    lines = table(evaluate_depth(*folders(tmp_path, maps))).splitlines()
+    lines = evaluate_depth(*folders(tmp_path, maps)).table().splitlines()
     assert lines[0].split() == list(METRICS)
     assert lines[1].startswith("mean, metric ")
     assert lines[2].startswith("mean, median-scaled ")

@@ -133,10 +133,10 @@ def test_sources_need_the_pictures_they_were_made_from(tmp_path: Path, corpus: P
 
 def test_labels_are_recreated(tmp_path: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Those of the bundled network get their bytes back, with flip errors and views; extra files are removed."""
-    from dsgen.depth import label_corpus as label_corpus_module
+    from dsgen.corpus import labels
     from dsgen.depth.label_corpus import label_corpus
 
-    monkeypatch.setattr(label_corpus_module, "_BLOCK_ROWS", 20)
+    monkeypatch.setattr(labels, "BLOCK_ROWS", 20)
     composite(tmp_path / "c", pictures / "backgrounds", pictures / "foregrounds", SMALL, max_backgrounds=1, jobs=1)
     path = tmp_path / "c"
     label_corpus(path, check_flip=True, pictures=True, device="cpu", jobs=1)

@@ -15,8 +15,8 @@ from support.corpora import SMALL, digest, label_files, make_corpus
 from typer.testing import CliRunner
 
 from dsgen.cli.app import app
+from dsgen.corpus import labels
 from dsgen.corpus.build import composite
-from dsgen.depth import label_corpus as label_corpus_module
 from dsgen.depth.label_corpus import label_corpus
 from dsgen.errors import DsgenError
 from dsgen.parallel import dask_cluster, parts
@@ -187,16 +187,16 @@ def test_labels_of_a_cluster_are_those_of_one_process(
     tmp_path: Path, client: "distributed.Client", corpus: Path, weights: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """Networks load on the workers; going on labels nothing; another network is refused there as here."""
-    monkeypatch.setattr(label_corpus_module, "_BLOCK_ROWS", 20)
+    monkeypatch.setattr(labels, "BLOCK_ROWS", 20)
     for name in ("here", "there"):
         shutil.copytree(corpus, tmp_path / name)
     options = {"weights": weights, "device": "cpu", "batch_size": 10}
     address = client.scheduler.address
     label_corpus(tmp_path / "here", **options)
     result = label_corpus(tmp_path / "there", cluster=address, **options)
-    assert (result["labelled"], result["left"]) == (72, 0)
+    assert (result.labelled, result.left) == (72, 0)
     assert label_files(tmp_path / "there") == label_files(tmp_path / "here")
-    assert label_corpus(tmp_path / "there", cluster=address, **options)["labelled"] == 0
+    assert label_corpus(tmp_path / "there", cluster=address, **options).labelled == 0
     shutil.rmtree(tmp_path / "there" / "depth.zarr")
     with pytest.raises(DsgenError, match=r"--device: got 'cuda:77', this machine has"):
         label_corpus(tmp_path / "there", cluster=address, **options | {"device": "cuda:77"})
@@ -207,7 +207,7 @@ def test_a_function_labels_on_a_cluster_though_a_worker_is_killed(
     tmp_path: Path, client: "distributed.Client", corpus: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """A function of the calling module travels with the work; views are drawn there too."""
-    monkeypatch.setattr(label_corpus_module, "_BLOCK_ROWS", 20)
+    monkeypatch.setattr(labels, "BLOCK_ROWS", 20)
 
     def darkness(image: np.ndarray) -> np.ndarray:
         import time
