@@ -1,14 +1,17 @@
-# Each target does its own set-up: a virtual environment in .venv, with the versions of tests/constraints.txt.
+# Each target does its own set-up: a virtual environment in .venv, with the versions of tests/constraints.txt; test-lowest
+# has another, with the oldest versions that pyproject.toml allows.
 VENV := .venv
 BIN := $(VENV)/bin
 PYTHON ?= python3
 READY := $(VENV)/.ready
 PEERS := .venv-peers
+LOWEST := .venv-lowest
+LOWEST_PYTHON ?= python3.11
 DEMO := demo
 SCORES := scores
 
 .DEFAULT_GOAL := help
-.PHONY: help demo scores test check bench bench-peers dist clean
+.PHONY: help demo scores test test-lowest check bench bench-peers dist clean
 
 help:  ## show this
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 13
@@ -32,6 +35,16 @@ scores: $(READY)  ## the scores of the README: labels 47,300 rows and trains on 
 
 test: $(READY)  ## the tests
 	$(BIN)/python -m pytest
+
+test-lowest: $(LOWEST)/.ready  ## the tests, with Python 3.11 and the oldest versions allowed; 6 GB for an environment
+	$(LOWEST)/bin/python -m pytest
+
+# the oldest of what pyproject.toml names, and of what those need the newest that fits
+$(LOWEST)/.ready: pyproject.toml
+	$(LOWEST_PYTHON) -m venv --clear $(LOWEST)
+	$(LOWEST)/bin/python -m pip install --quiet uv
+	$(LOWEST)/bin/uv pip install --quiet --python $(LOWEST)/bin/python --resolution lowest-direct --editable '.[dev]'
+	@touch $@
 
 check: $(READY)  ## format, lint, types, and which package may import which
 	$(BIN)/ruff format --check dsgen tests
@@ -57,4 +70,4 @@ dist: $(READY)  ## the wheel
 	$(BIN)/python -m build --wheel
 
 clean:  ## remove what the targets above made
-	rm -rf $(VENV) $(PEERS) $(DEMO) $(SCORES) bench build dist .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV) $(PEERS) $(LOWEST) $(DEMO) $(SCORES) bench build dist .pytest_cache .ruff_cache .mypy_cache

@@ -95,15 +95,20 @@ class ConflictError(DsgenError):
         return type(self), (self.what, self.reason, self.remedy, self.differences, self.owner)
 
 
+_LISTED = 200
+
+
 class SeveralErrors(DsgenError):
-    """Several errors found in one pass; `errors` has each of them."""
+    """Several errors found in one pass; `errors` has each of them, and the message the first 200."""
 
     def __init__(self, errors: Sequence[DsgenError]):
         self.errors = tuple(errors)
-        super().__init__(f"{len(errors)} problems", "nothing was written")
+        super().__init__(f"{len(errors):,} problems", "nothing was written")
 
     def __str__(self) -> str:
-        return "\n".join([f"{self.what}, {self.reason}:", *(f"  {error}" for error in self.errors)])
+        lines = [f"{self.what}, {self.reason}:", *(f"  {error}" for error in self.errors[:_LISTED])]
+        more = len(self.errors) - _LISTED
+        return "\n".join([*lines, f"  ... and {more:,} more"] if more > 0 else lines)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.errors,)

@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 
 from dsgen.depth.keras import read_keras
 from dsgen.depth.networks import DenseDepth, DenseNetEncoder, to_metres
-from dsgen.depth.weights import METADATA, convert_weights, load_depth_model
+from dsgen.depth.weights import METADATA, ConvertedWeights, convert_weights, load_depth_model
 from dsgen.errors import DsgenError
 
 PARAMETERS = 42_816_089
@@ -550,14 +550,15 @@ def test_converted_weights_answer_the_same(tmp_path: Path, narrow: Path):
     out = tmp_path / "deep" / "kitti.safetensors"
     result = convert_weights(source, out)
     model, converted = load_depth_model(source), load_depth_model(out)
-    assert result == {
-        "arrays": 864,
-        "parameters": sum(value.size for layer in read_plainly(narrow).values() for value in layer.values()),
-        "width": 16,
-        "activations": 1,
-        "max_depth_m": 80.0,
-        "sha256": converted.sha256,
-    }
+    assert result == ConvertedWeights(
+        out=out,
+        arrays=864,
+        parameters=sum(value.size for layer in read_plainly(narrow).values() for value in layer.values()),
+        width=16,
+        activations=1,
+        max_depth_m=80.0,
+        sha256=converted.sha256,
+    )
     assert converted.network.config == model.network.config
     assert converted.name == model.name == "densedepth-densenet169"
     image = to_torch(picture(32, 32))
