@@ -15,6 +15,7 @@ from collections.abc import Generator, Iterator
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -204,8 +205,7 @@ class Loader(IterableDataset[Batch]):
         return full if self.drop_last or rest < self.ranks else full + 1
 
     def __iter__(self) -> Iterator[Batch]:
-        # the caller is a fetcher if this is the dataset of a DataLoader
-        _refuse_batching(sys._getframe(1).f_locals.get("self"))
+        _refuse_batching(sys._getframe(1))
         epoch, start = self._position.epoch, self._position.start
         worker = get_worker_info()
         if worker is not None:
@@ -292,11 +292,15 @@ class Loader(IterableDataset[Batch]):
         return Arena(self.parts, self.size, regions, samples, batch_size, ahead + 3)
 
 
-def _refuse_batching(fetcher: object) -> None:
-    """Raise `InvalidValueError` if a DataLoader is about to make batches of batches.
+def _refuse_batching(caller: FrameType) -> None:
+    """Raise `InvalidValueError` if a DataLoader asks for an iterator to make batches of batches.
 
     torch would fail on them with a message that does not say why. A `collate_fn` of the user's is left alone.
     """
+    # no other frame's locals are looked at: in Python before 3.13 that would keep them alive, batches among them
+    if not caller.f_globals.get("__name__", "").startswith("torch.utils.data."):
+        return
+    fetcher = caller.f_locals.get("self")
     if getattr(fetcher, "auto_collation", False) and getattr(fetcher, "collate_fn", None) is default_collate:
         raise InvalidValueError(
             "DataLoader",
