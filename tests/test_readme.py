@@ -46,7 +46,9 @@ def finished_work(tmp_path_factory: pytest.TempPathFactory, labelled_corpus: Pat
 
 
 @pytest.mark.parametrize("readme", with_fences("python"), ids=named)
-def test_python_snippets_run(readme: Path, finished_work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_python_snippets_run(
+    readme: Path, finished_work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """All of a README's snippets, in order, where the four commands have run."""
     folder = Path(shutil.copytree(finished_work, tmp_path / "here"))
     monkeypatch.chdir(folder)
@@ -56,7 +58,7 @@ def test_python_snippets_run(readme: Path, finished_work: Path, tmp_path: Path, 
 
 
 @pytest.mark.parametrize("readme", with_fences("sh"), ids=named)
-def test_shell_snippets_run(readme: Path, finished_work: Path, tmp_path: Path):
+def test_shell_snippets_run(readme: Path, finished_work: Path, tmp_path: Path) -> None:
     """All of a README's commands, in order, where the four commands have run."""
     folder = Path(shutil.copytree(finished_work, tmp_path / "here"))
     programs = tmp_path / "bin"
@@ -81,13 +83,13 @@ def test_shell_snippets_run(readme: Path, finished_work: Path, tmp_path: Path):
 
 
 @pytest.mark.parametrize("readme", READMES, ids=named)
-def test_commands_exist(readme: Path):
+def test_commands_exist(readme: Path) -> None:
     """Every `dsgen ...` line parses, every `make ...` is a target."""
     import typer
 
     from dsgen.cli.app import app
 
-    commands = typer.main.get_command(app).list_commands(None)  # type: ignore[attr-defined, arg-type]
+    commands = typer.main.get_command(app).list_commands(None)  # type: ignore[attr-defined]
     blocks = "\n".join(fences(readme, "(?:sh|console)"))
     assert set(re.findall(r"^dsgen ([a-z][a-z-]*)", blocks, flags=re.M)) <= set(commands)
     targets = set(re.findall(r"^([a-z-]+):", (CHECKOUT / "Makefile").read_text(), flags=re.M))
@@ -95,7 +97,7 @@ def test_commands_exist(readme: Path):
 
 
 @pytest.mark.parametrize("readme", READMES, ids=named)
-def test_links_lead_somewhere(readme: Path):
+def test_links_lead_somewhere(readme: Path) -> None:
     """Every relative link is to a file, and every anchor to a heading."""
     for target in re.findall(r"\]\(([^)\s]+)\)", readme.read_text()):
         if "://" in target:
@@ -109,6 +111,6 @@ def test_links_lead_somewhere(readme: Path):
             assert anchor in slugs, f"{named(readme)}: {target}"
 
 
-def test_the_first_readme_is_short():
+def test_the_first_readme_is_short() -> None:
     """What it is, how to begin, where to read on: 8 KB at most."""
     assert len((CHECKOUT / "README.md").read_bytes()) <= 8192

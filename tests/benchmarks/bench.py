@@ -145,7 +145,7 @@ def bench_depth(folder: Path, rounds: int) -> None:
 
     def rate(work: Callable[[], object], steps: int) -> float:
         started = time.perf_counter()
-        with torch.inference_mode(), labeller._arithmetic():
+        with torch.inference_mode(), labeller._autocast():
             for _ in range(steps):
                 work()
         if device.type == "cuda":

@@ -27,9 +27,10 @@ from dsgen.store.loader import Loader
 from dsgen.store.packing import pack
 from dsgen.training.augment import augment
 from dsgen.training.batches import prepare
-from dsgen.training.interrupts import Pauses
+from dsgen.training.checkpoint import Position
+from dsgen.training.interrupts import Autosave
 from dsgen.training.settings import Settings
-from dsgen.training.trainer import Trainer
+from dsgen.training.trainer import Phase, Trainer
 from dsgen.training.unet import UNet
 
 SIZE, BATCH = 192, 16
@@ -40,14 +41,14 @@ Line = tuple[str, str]
 
 
 class Kept:
-    """One batch over and over, as `feeding.Batches` has it."""
+    """One batch over and over, as `batches.Batches` asks for it."""
 
     def __init__(self, batch: Batch, like: Loader):
         self.batch, self.rows, self.size, self.parts, self.sha256 = batch, like.rows, like.size, like.parts, None
         self.epoch, self.samples = 0, 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Begin anew."""
+        """Start again."""
         self.epoch, self.samples = epoch, 0
 
     def state_dict(self) -> dict[str, Any]:
@@ -55,7 +56,7 @@ class Kept:
         return {"samples": self.samples}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on after so many samples."""
+        """Continue after that many samples."""
         self.samples = state["samples"]
 
     def __iter__(self) -> Iterator[Batch]:
@@ -127,9 +128,10 @@ def _steps(folder: Path, device: torch.device, rounds: int, seconds: float) -> I
     first = next(iter(loader))
     kept = Kept({name: values.clone() for name, values in first.items()}, loader)
     trainer = Trainer(settings, loader.parts, None, device)
-    feed, fed = trainer._feed, trainer._feed(kept.batch, SIZE, torch.Generator().manual_seed(0))
+    augmented_inputs = trainer.augmented
+    inputs = augmented_inputs(kept.batch, SIZE, torch.Generator().manual_seed(0))
     prepared = prepare(kept.batch, SIZE, device)
-    dice = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
 
     _train(trainer, kept, 2, 0)
     each = _train(trainer, kept, LEAST_STEPS, 0)
@@ -142,14 +144,14 @@ def _steps(folder: Path, device: torch.device, rounds: int, seconds: float) -> I
         return _train(trainer, loader, steps, epoch)
 
     def bare() -> float:
-        trainer._feed = lambda *_: fed  # type: ignore[method-assign]
+        trainer.augmented = lambda *_: inputs  # type: ignore[method-assign]
         try:
             return _train(trainer, kept, steps, 0)
         finally:
-            trainer._feed = feed  # type: ignore[method-assign]
+            trainer.augmented = augmented_inputs  # type: ignore[method-assign]
 
     def augmented() -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-        return augment(*prepared, dice, settings.augment)
+        return augment(*prepared, generator, settings.augment)
 
     sides: dict[str, Callable[[], float]] = {
         "whole": whole,
@@ -180,19 +182,19 @@ def make_store(folder: Path) -> Path:
 
 
 def _train(trainer: Trainer, batches: Loader | Kept, steps: int, epoch: int) -> float:
-    """Do steps as an epoch does, from starting the loader to the last step's numbers; return the seconds each took."""
+    """Take the steps of an epoch, from starting the loader to reading the last report; return the seconds of a step."""
     batches.set_epoch(epoch)
     trainer.network.train()
-    trainer.place = {"size": SIZE, "loader": batches.state_dict(), "step": 0, "samples": 0}
-    trainer.place |= {"loss": 0.0, "rate": math.nan, "seconds": 0.0}
-    pauses = Pauses(lambda: False, math.inf, lambda: None, Path())
+    trainer.position = Position(SIZE, batches.state_dict())
+    phase = Phase(SIZE, batches, steps * BATCH, [SIZE])
+    autosave = Autosave(lambda: False, math.inf, lambda: None, Path())
     started = time.perf_counter()
-    trainer._train(batches, SIZE, steps * BATCH, 1, Path(), pauses, lambda *_, **__: None)
+    trainer.train_steps(phase, autosave, lambda *_, **__: None)
     return (time.perf_counter() - started) / steps
 
 
 def _seconds_each(work: Callable[[], object], device: torch.device, seconds: float, least: int = 2) -> float:
-    """Do work for about so many seconds, after once that does not count; return what one time takes on average."""
+    """Repeat work for about `seconds`, after a warm-up; return the mean seconds of one call."""
 
     def wait() -> None:
         if device.type == "cuda":
@@ -219,6 +221,6 @@ def _take_turns(sides: dict[str, Callable[[], float]], rounds: int) -> dict[str,
 
 
 def _ratio(ours: list[float], theirs: list[float]) -> str:
-    """Write the median of the rounds' ratios, and those: what slows a round for both sides is not in them."""
+    """Format the median of the rounds' ratios, and the ratios: what slows both sides of a round cancels out."""
     each = [a / b for a, b in zip(ours, theirs, strict=True)]
     return f"{statistics.median(each):.3f} (rounds {', '.join(f'{ratio:.2f}' for ratio in each)})"

@@ -123,7 +123,7 @@ def tiny_depth_anything(kind: str) -> tuple[Any, Any]:
     """A Depth Anything on a DINOv2 of four thin layers."""
     from transformers import DepthAnythingConfig, DepthAnythingForDepthEstimation, Dinov2Config, DPTImageProcessor
 
-    backbone = Dinov2Config(
+    backbone = Dinov2Config(  # type: ignore[call-arg]
         hidden_size=16,
         num_hidden_layers=4,
         num_attention_heads=2,

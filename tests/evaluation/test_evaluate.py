@@ -241,8 +241,9 @@ def test_the_worst_rows_are_named_and_drawn(evaluation: EvaluationResult):
     assert [entry["iou"] for entry in worst] == pytest.approx([row["iou"] for row in ordered], rel=1e-4)
     first = worst[0]
     listed = rows_of(evaluation)[first["row"]]
-    numbers = [int(listed[name]) for name in ("background", "foreground")]
-    assert first["composite"] == layout.composite_name(*numbers, bool(listed["flip"]), int(listed["position"]))
+    background, foreground = (int(listed[name]) for name in ("background", "foreground"))
+    expected = layout.composite_name(background, foreground, bool(listed["flip"]), int(listed["position"]))
+    assert first["composite"] == expected
     with Image.open(evaluation.out / "worst.png") as sheet:
         pixels = np.asarray(sheet.convert("RGB"))
     lines = 16

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,13 +24,13 @@ from dsgen.parallel import dask_cluster, parts
 from dsgen.parallel.pool import run_blocks
 from dsgen.store.packing import pack
 
-distributed = pytest.importorskip("distributed")
+distributed: Any = pytest.importorskip("distributed")
 
 WORKERS = 2
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator["distributed.LocalCluster"]:
+def cluster() -> Iterator[Any]:
     """Worker processes with one thread each, which a nanny starts again when they die."""
     with distributed.LocalCluster(
         n_workers=WORKERS, threads_per_worker=1, processes=True, dashboard_address=None, host="127.0.0.1"
@@ -38,7 +39,7 @@ def cluster() -> Iterator["distributed.LocalCluster"]:
 
 
 @pytest.fixture
-def client(cluster: "distributed.LocalCluster") -> Iterator["distributed.Client"]:
+def client(cluster: Any) -> Iterator[Any]:
     """To reach into the workers; all are there."""
     with distributed.Client(cluster.scheduler_address, set_as_default=False) as connected:
         connected.wait_for_workers(WORKERS, timeout=60)
@@ -50,7 +51,7 @@ def run(work: Callable[..., int], blocks: list[tuple], address: str, shared: tup
     return run_blocks(work, blocks, jobs=1, title="work", total=len(blocks), cluster=address, shared=shared)
 
 
-def kill_a_worker_when(client: "distributed.Client", begun: Callable[[], bool]) -> threading.Thread:
+def kill_a_worker_when(client: Any, begun: Callable[[], bool]) -> threading.Thread:
     """Send SIGKILL to a worker that is at work as soon as the work is seen to have begun."""
     processes = client.run(os.getpid)
 
@@ -67,7 +68,7 @@ def kill_a_worker_when(client: "distributed.Client", begun: Callable[[], bool]) 
 
 
 def test_a_cluster_draws_the_same_bytes_though_a_worker_is_killed(
-    tmp_path: Path, client: "distributed.Client", corpus: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, client: Any, corpus: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """SIGKILL in mid-run; the corpus is named relative to a folder in which no worker runs."""
 
@@ -90,7 +91,7 @@ def test_a_cluster_draws_the_same_bytes_though_a_worker_is_killed(
 
 
 def test_a_cluster_packs_the_same_bytes(
-    tmp_path: Path, client: "distributed.Client", labelled_corpus: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, client: Any, labelled_corpus: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """By the command line, into a folder named relative to one in which no worker runs."""
     monkeypatch.chdir(tmp_path)
@@ -102,7 +103,7 @@ def test_a_cluster_packs_the_same_bytes(
     assert digest(tmp_path / "there") == digest(tmp_path / "here")
 
 
-def test_an_error_on_a_worker_is_the_runs_error(client: "distributed.Client"):
+def test_an_error_on_a_worker_is_the_runs_error(client: Any):
     """One line, as if it had happened here; the cluster can be used again."""
 
     def send(number: int) -> int:
@@ -118,7 +119,7 @@ def test_an_error_on_a_worker_is_the_runs_error(client: "distributed.Client"):
     assert run(send, [(1,), (2,)], address) == 3
 
 
-def test_workers_that_lack_something_are_named(tmp_path: Path, client: "distributed.Client"):
+def test_workers_that_lack_something_are_named(tmp_path: Path, client: Any):
     """Another dsgen, none, or a folder that is not shared; nothing is left in the folder."""
 
     def change(code: str) -> None:
@@ -128,30 +129,30 @@ def test_workers_that_lack_something_are_named(tmp_path: Path, client: "distribu
         import dsgen
 
         if code == "folder":
-            os.path.exists, os.path.was = lambda _: False, os.path.exists
+            os.path.exists, os.path.was = lambda _: False, os.path.exists  # type: ignore[attr-defined]
         elif code == "version":
-            dsgen.__version__, dsgen.was = "0.0.1", dsgen.__version__
+            dsgen.__version__, dsgen.was = "0.0.1", dsgen.__version__  # type: ignore[attr-defined]
         elif code == "dsgen":
 
             def without(name: str, *rest: object) -> object:
                 if name == "dsgen":
                     raise ModuleNotFoundError("No module named 'dsgen'")
-                return builtins.was(name, *rest)
+                return builtins.was(name, *rest)  # type: ignore[attr-defined]
 
-            builtins.__import__, builtins.was = without, builtins.__import__
+            builtins.__import__, builtins.was = without, builtins.__import__  # type: ignore[attr-defined]
 
     def restore(code: str) -> None:
         import builtins
         import os
 
         if code == "dsgen":
-            builtins.__import__ = builtins.was
+            builtins.__import__ = builtins.was  # type: ignore[attr-defined]
         import dsgen
 
         if code == "folder":
-            os.path.exists = os.path.was
+            os.path.exists = os.path.was  # type: ignore[attr-defined]
         elif code == "version":
-            dsgen.__version__ = dsgen.was
+            dsgen.__version__ = dsgen.was  # type: ignore[attr-defined]
 
     one = next(iter(client.nthreads()))
     address = client.scheduler.address
@@ -184,7 +185,7 @@ def test_a_cluster_that_cannot_be_reached_is_said(monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.slow
 def test_labels_of_a_cluster_are_those_of_one_process(
-    tmp_path: Path, client: "distributed.Client", corpus: Path, weights: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, client: Any, corpus: Path, weights: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """Networks load on the workers; going on labels nothing; another network is refused there as here."""
     monkeypatch.setattr(labels, "BLOCK_ROWS", 20)
@@ -204,7 +205,7 @@ def test_labels_of_a_cluster_are_those_of_one_process(
 
 @pytest.mark.slow
 def test_a_function_labels_on_a_cluster_though_a_worker_is_killed(
-    tmp_path: Path, client: "distributed.Client", corpus: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, client: Any, corpus: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """A function of the calling module travels with the work; views are drawn there too."""
     monkeypatch.setattr(labels, "BLOCK_ROWS", 20)
@@ -226,7 +227,7 @@ def test_a_function_labels_on_a_cluster_though_a_worker_is_killed(
 
 
 @pytest.mark.slow
-def test_a_block_that_kills_every_worker_ends_the_run(client: "distributed.Client"):
+def test_a_block_that_kills_every_worker_ends_the_run(client: Any):
     """An error that says so, instead of waiting for ever."""
 
     def die(number: int) -> int:
@@ -242,9 +243,7 @@ def test_a_block_that_kills_every_worker_ends_the_run(client: "distributed.Clien
 
 
 @pytest.mark.slow
-def test_parts_and_a_cluster_together(
-    tmp_path: Path, client: "distributed.Client", corpus: Path, pictures: Path, weights: Path
-):
+def test_parts_and_a_cluster_together(tmp_path: Path, client: Any, corpus: Path, pictures: Path, weights: Path):
     """A part of a corpus drawn by a cluster, the rest here."""
     folders = pictures / "backgrounds", pictures / "foregrounds"
     address = client.scheduler.address

@@ -49,5 +49,5 @@ def test_leaving_early_stops_the_thread():
 
     ready = prefetch(endless(), 2)
     assert next(ready) == 0
-    ready.close()
+    ready.close()  # type: ignore[attr-defined]
     assert threading.active_count() == before

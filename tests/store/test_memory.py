@@ -74,7 +74,7 @@ def test_memory_is_not_used_again_while_it_is_seen(many: Path, workers: int) -> 
             copies += [batch["image"].clone(), batch["mask"][3:5].numpy().copy()]
         elif k == 10:
             kept.append(batch["background"].permute(0, 3, 1, 2)[2])
-            copies.append(kept[-1].clone())
+            copies.append(kept[-1].clone())  # type: ignore[attr-defined]
     del batch
-    assert all((one == other).all() for one, other in zip(kept, copies, strict=True))
+    assert all((one == other).all() for one, other in zip(kept, copies, strict=True))  # type: ignore[attr-defined]
     assert len(places) < 12

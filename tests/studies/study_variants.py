@@ -49,7 +49,7 @@ def step_seconds(store: str, all_settings: dict[str, Settings], size: int) -> di
         for name, trainer in trainers.items():
             trainer.network.train()
             started = time.perf_counter()
-            trainer._step(batch, size, step, 1e-3, asked=False)[0].tolist()
+            trainer.step(batch, size, step, 1e-3)[0].tolist()
             if step > 0:  # the first one warms up
                 times[name].append(time.perf_counter() - started)
     return {name: statistics.median(values) for name, values in times.items()}

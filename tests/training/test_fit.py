@@ -92,7 +92,7 @@ def table(run: Path) -> list[dict[str, str]]:
     return [{name: row[name] for name in row if name not in ("seconds", "images_per_second")} for row in rows]
 
 
-def same(a: object, b: object) -> bool:
+def same(a: Any, b: Any) -> bool:
     """Compare nested checkpoints bit for bit, but for times."""
     if isinstance(a, Tensor):
         return torch.equal(a, b)
@@ -285,8 +285,8 @@ def test_two_processes_fail_together_and_stop_together(tmp_path: Path, labelled_
     assert read_checkpoint(tmp_path / "run/checkpoints/last.pt")["steps"] > steps
 
 
-def short_of(store: Path, run: Path, epochs: int) -> dict[str, float]:
-    """Go on with the run of the test above in this process."""
+def short_of(store: Path, run: Path, epochs: int) -> TrainResult:
+    """Resume the run of the test above in this process."""
     options = {"sizes": (32,), "width": 4, "batch_size": (4,), "epoch_samples": 20_000}
     return train(store, run, Settings(**options), epochs=epochs, device="cpu")
 
