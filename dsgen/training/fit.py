@@ -76,8 +76,9 @@ def train(
 ) -> TrainResult:
     """Train the U-Net on a store's training split, or resume a run.
 
-        result = train("shards", Path("run"), Settings(sizes=(96,)), epochs=20)
-        print(result.best["iou"])
+    >>> result = train("shards", Path("run"), Settings(sizes=(96,)), epochs=20)  # doctest: +SKIP
+    >>> result.best["iou"]  # doctest: +SKIP
+    0.91
 
     The image size grows through the sizes of the settings. Every size gets about the same work, so the number of
     epochs is in inverse proportion to its pixels, and at least one; see `schedule.sizes_by_epoch`. If the store has no

@@ -80,9 +80,12 @@ class UNetBranch(nn.Module):
 class UNet(nn.Module):
     """The original two-headed U-Net and its variants: a background and a composite in, a mask and a depth map out.
 
-        network = UNet(width=16)
-        logits, raw = network(background, image)  # (B,3,H,W) in 0..1 each
-        foreground, depth_m = logits > 0, unet_metres(raw)
+    >>> network = UNet(width=16)
+    >>> background = image = torch.rand(1, 3, 64, 64)  # (B,3,H,W) in 0..1 each
+    >>> logits, raw = network(background, image)
+    >>> foreground, depth_m = logits > 0, unet_metres(raw)
+    >>> depth_m.shape
+    torch.Size([1, 1, 64, 64])
 
     Both images, concatenated, go through one shared block of `width` channels, and from there through a mask branch and
     a depth branch that share nothing, four levels down and four up (2,161,666 parameters at width 16). `dropout` is the
