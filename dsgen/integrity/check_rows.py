@@ -90,7 +90,7 @@ def run_check(check: Check, task: RowTask) -> Checked:
 def check_pixels(task: RowTask, checked: Checked) -> None:
     """Decode the rows of a task chunk by chunk, and compare them with the corpus."""
     shard, source = task.shard, task.source
-    fields = tuple(field for field in shard.parts if field != "background")
+    fields = tuple(field for field in shard.fields if field != "background")
     unread = _UnreadRows(task, checked)
     memory: dict[str, np.ndarray] = {}
     for start in range(task.first, task.last, shard.chunk):
@@ -221,7 +221,7 @@ def check_columns(task: RowTask, checked: Checked) -> None:
         for name, column in plan_columns.items():
             if not np.array_equal(columns[column], expected[name]):
                 find(column, "differs from the plan of the corpus")
-    for i, number in enumerate(numbers.tolist() if "background" in shard.parts else ()):
+    for i, number in enumerate(numbers.tolist() if "background" in shard.fields else ()):
         chunk = f"/c/{i}/0/0/0"
         try:
             picture = shard.background(i)

@@ -86,7 +86,7 @@ class StoreDataset(Dataset[Any]):
         self.path, self.split, self.transform, self.tensors, self.cache_mb = store, split, transform, tensors, cache_mb
         self._handle = StoreHandle(store)
         opened = self._handle.open()
-        self.size, self.fields = opened.size, opened.parts
+        self.size, self.fields = opened.size, opened.fields
         self.rows = opened.rows_of(split)  # (n,) i8, the row of every sample
         self._cache = Cache(cache_mb * 10**6)
         self._process = os.getpid()

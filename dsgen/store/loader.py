@@ -118,7 +118,7 @@ class Loader(IterableDataset[Batch]):
         self._handle = StoreHandle(store)
         opened = self._store
         self.sha256: str | None = self._handle.sha256
-        self.size, self.has_depth, self.parts = opened.size, opened.has_depth, opened.parts
+        self.size, self.has_depth, self.fields = opened.size, opened.has_depth, opened.fields
         self._row_numbers = opened.rows_of(split)
         self._edges = chunk_edges(opened, self._row_numbers)
         self.rows = len(self._row_numbers)
@@ -151,7 +151,7 @@ class Loader(IterableDataset[Batch]):
     def _memory_model(self, store: Store) -> MemoryModel:
         return MemoryModel(
             size=self.size,
-            fields=self.parts,
+            fields=self.fields,
             lengths=np.diff(self._edges),
             chunk=max(shard.chunk for shard in store.shards),
             batch_size=self.batch_size,
@@ -289,7 +289,7 @@ class Loader(IterableDataset[Batch]):
         if kept is not None and (kept.samples, kept.batch_size) == (samples, batch_size) and kept.regions >= regions:
             return kept
         del kept  # before the new one is allocated
-        return Arena(self.parts, self.size, regions, samples, batch_size, ahead + 3)
+        return Arena(self.fields, self.size, regions, samples, batch_size, ahead + 3)
 
 
 def _refuse_batching(caller: FrameType) -> None:

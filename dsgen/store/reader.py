@@ -30,7 +30,7 @@ _CACHED_BYTES = 2**26
 class Shard:
     """One shard, read-only. Threads may share it.
 
-    `parts` are those of `image`, `mask`, `depth` and `background` that can be read, `rows` and `chunk` the samples of
+    `fields` are those of `image`, `mask`, `depth` and `background` that can be read, `rows` and `chunk` the samples of
     the shard and of a chunk, `size` the side of the images in pixels. Raises `DamagedError` for a shard that cannot
     be read.
     """
@@ -51,7 +51,7 @@ class Shard:
             self.rows: int = self._arrays["row"].shape[0]
             self.recipe = "foreground_cutout" in self._arrays
             readable = {*self._arrays} | ({"image", "mask"} if self.recipe else set())
-            self.parts = tuple(name for name in (*SAMPLE_FIELDS, "background") if name in readable)
+            self.fields = tuple(name for name in (*SAMPLE_FIELDS, "background") if name in readable)
             colour = self._arrays.get("image") or self._arrays["background"]
             self.size: int = colour.shape[1]
             self.chunk: int = colour.chunk if colour.name == "image" else self.attributes["made_from"]["chunk_rows"]
@@ -69,15 +69,15 @@ class Shard:
         self,
         first: int,
         last: int,
-        parts: tuple[str, ...] | None = None,
+        fields: tuple[str, ...] | None = None,
         out: Mapping[str, np.ndarray] | None = None,
     ) -> dict[str, np.ndarray]:
-        """Read samples `first` to `last`, exclusive, of `parts`; by default of all but the backgrounds.
+        """Read samples `first` to `last`, exclusive, of `fields`; by default of all but the backgrounds.
 
         A whole chunk is decoded straight into the arrays of `out`, by field, if it is passed, and these arrays are
         returned. They must be C-contiguous and have the chunk's shape and dtype. Any other range ignores `out`.
         """
-        wanted = [field for field in self.parts if field != "background"] if parts is None else parts
+        wanted = [field for field in self.fields if field != "background"] if fields is None else fields
         found: dict[str, np.ndarray] = {}
         whole = first % self.chunk == 0 and last - first == self.chunk
         if self.recipe and not {"image", "mask"}.isdisjoint(wanted):
@@ -173,7 +173,7 @@ class Store:
     """A finished store, read-only and cheap to open. Threads may share it; it can be pickled, and used after a fork.
 
     `path` is a folder or a URL. `index` is the content of `index.json`, `sha256` the hash of its bytes, `splits` the
-    rows of every split, `size` the side of the images in pixels, `parts` those of `image`, `mask`, `depth` and
+    rows of every split, `size` the side of the images in pixels, `fields` those of `image`, `mask`, `depth` and
     `background` that it has.
 
     >>> store = Store("shards")  # doctest: +SKIP
@@ -208,8 +208,8 @@ class Store:
         self.first_rows = np.array([shard["first_row"] for shard in self.index["shards"]] + [self.rows])
         sizes = self.files.sizes()
         self.shards = [self._open(shard["name"], shard["rows"], sizes) for shard in self.index["shards"]]
-        self.parts = self.shards[0].parts
-        self.has_depth = "depth" in self.parts
+        self.fields = self.shards[0].fields
+        self.has_depth = "depth" in self.fields
         self._backgrounds = Cache(_CACHED_BYTES)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -292,7 +292,7 @@ class Store:
         return [found[key] for key in keys]
 
     def read(self, first: int, last: int) -> dict[str, np.ndarray]:
-        """Read rows `first` to `last`, exclusive: every field of `parts`, and `row`.
+        """Read rows `first` to `last`, exclusive: every field of `fields`, and `row`.
 
         `image` and `background` are (n,S,S,3) uint8 RGB, `mask` (n,S,S) uint8, 0 or 255, `depth` (n,S,S) uint16
         millimetres, 0 = no depth, `row` (n,) int64.
@@ -306,7 +306,7 @@ class Store:
         ]
         samples = {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
         rows = np.arange(first, last)
-        if "background" in self.parts:
+        if "background" in self.fields:
             samples["background"] = np.stack(self.backgrounds(rows))
         return samples | {"row": rows}
 

@@ -135,7 +135,7 @@ def _decode(store: Store, rows: np.ndarray, arena: Arena, region: int) -> list[n
     for field, values in samples.items():
         if not np.shares_memory(values, out[field]):
             out[field][:] = values if consecutive else values[rows - first]
-    return store.backgrounds(rows) if "background" in store.parts else []
+    return store.backgrounds(rows) if "background" in store.fields else []
 
 
 class _CallingThread:

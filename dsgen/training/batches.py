@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dsgen.store.arena import Batch
-from dsgen.store.loader import as_floats
+from dsgen.store.batch import as_floats
 from dsgen.training.ranks import Ranks
 
 Prepared = tuple[Tensor, Tensor, Tensor, Tensor | None]  # background, image, mask, depth_m
@@ -19,7 +19,7 @@ class Batches(Protocol):
 
     rows: int
     size: int
-    parts: tuple[str, ...]
+    fields: tuple[str, ...]
     sha256: str | None
 
     def set_epoch(self, epoch: int) -> None:

@@ -154,7 +154,7 @@ def fit(
             if ranks.first:
                 stack.enter_context(exclusive_lock(run))
             validation = open_batches("validation", max(settings.batch_size))
-            trainer = Trainer(settings, validation.parts, validation.sha256, device, ranks, mean_depth_m, run)
+            trainer = Trainer(settings, validation.fields, validation.sha256, device, ranks, mean_depth_m, run)
             _start_or_resume(trainer, epochs, init)
             write_events = stack.enter_context(
                 tensorboard_writer(run / "tensorboard", show_in_tensorboard and ranks.first, trainer.epoch)

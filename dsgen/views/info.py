@@ -188,7 +188,7 @@ def describe_store(path: Path | str) -> StoreInfo:
         rows=store.rows,
         size=store.size,
         bytes=sum(store.files.sizes().values()),
-        fields=tuple(store.parts),
+        fields=tuple(store.fields),
         splits=index["splits"],
         left_out=index.get("left_out") or 0,
         max_flip_error=index["made_from"].get("max_flip_error"),

@@ -44,7 +44,7 @@ class Kept:
     """One batch over and over, as `batches.Batches` asks for it."""
 
     def __init__(self, batch: Batch, like: Loader):
-        self.batch, self.rows, self.size, self.parts, self.sha256 = batch, like.rows, like.size, like.parts, None
+        self.batch, self.rows, self.size, self.fields, self.sha256 = batch, like.rows, like.size, like.fields, None
         self.epoch, self.samples = 0, 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -127,7 +127,7 @@ def _steps(folder: Path, device: torch.device, rounds: int, seconds: float) -> I
     loader = Loader(make_store(folder), "train", BATCH, device=device)
     first = next(iter(loader))
     kept = Kept({name: values.clone() for name, values in first.items()}, loader)
-    trainer = Trainer(settings, loader.parts, None, device)
+    trainer = Trainer(settings, loader.fields, None, device)
     augmented_inputs = trainer.augmented
     inputs = augmented_inputs(kept.batch, SIZE, torch.Generator().manual_seed(0))
     prepared = prepare(kept.batch, SIZE, device)

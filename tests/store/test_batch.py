@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from dsgen.errors import DsgenError
-from dsgen.store.loader import Loader, as_floats
+from dsgen.store.batch import as_floats
+from dsgen.store.loader import Loader
 
 
 @pytest.mark.parametrize("workers", [0, 2])

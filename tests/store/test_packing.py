@@ -355,7 +355,7 @@ def test_zip_and_recipe_hold_the_same_samples(tmp_path: Path, labelled_corpus: P
     stores = [Store(tmp_path / str(k)) for k in range(4)]
     expected = stores[0].read(0, 72)
     for other in stores[1:]:
-        assert other.parts == stores[0].parts
+        assert other.fields == stores[0].fields
         assert other.index["statistics"] == stores[0].index["statistics"]
         np.testing.assert_array_equal(other.plan, stores[0].plan)
         for first, last in ((0, 72), (17, 43), (71, 72)):

@@ -41,7 +41,7 @@ def test_the_whole_way(folders: dict[str, Path], tmp_path: Path) -> None:
     source = Pictures(*folders.values(), size=24, validation_share=0.3, test_share=0)
     pack_source(source, tmp_path / "s", shards=1, jobs=2)
     store = Store(tmp_path / "s")
-    assert store.parts == ("image", "mask", "depth", "background")
+    assert store.fields == ("image", "mask", "depth", "background")
     assert store.rows == 12
     assert sum(store.splits.values()) == 12
     assert store.splits["validation"] > 0
@@ -64,7 +64,7 @@ def test_images_alone(folders: dict[str, Path], tmp_path: Path) -> None:
     """A field that was not passed is in neither the store nor its batches."""
     pack_source(Pictures(folders["images"], depth_folder=folders["depths"], size=16), tmp_path / "s", shards=1, jobs=1)
     store = Store(tmp_path / "s")
-    assert store.parts == ("image", "depth")
+    assert store.fields == ("image", "depth")
     assert list(store.index["statistics"]) == ["image", "depth"]
     batch = next(iter(Loader(tmp_path / "s", None, 4)))
     assert set(batch) == {"image", "depth", "row"}

@@ -43,7 +43,7 @@ def step_seconds(store: str, all_settings: dict[str, Settings], size: int) -> di
     device = pick_device("auto")
     loader = Loader(store, "train", all_settings["the original"].batch_size[0], device=device)
     batch = next(iter(loader))
-    trainers = {name: Trainer(settings, loader.parts, "", device) for name, settings in all_settings.items()}
+    trainers = {name: Trainer(settings, loader.fields, "", device) for name, settings in all_settings.items()}
     times: dict[str, list[float]] = {name: [] for name in trainers}
     for step in range(ROUNDS + 1):
         for name, trainer in trainers.items():

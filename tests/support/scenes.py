@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 class Scenes:
-    """A disc of one colour before a smooth wall, in each scene another; `parts` says what is known of it.
+    """A disc of one colour before a smooth wall, in each scene another; `fields` says what is known of it.
 
     `at` and `happens` make something happen before a given batch of a given epoch is handed out.
     """
@@ -20,14 +20,14 @@ class Scenes:
         rows: int = 8,
         size: int = 40,
         seed: int = 0,
-        parts: tuple[str, ...] = ("image", "mask", "depth", "background"),
+        fields: tuple[str, ...] = ("image", "mask", "depth", "background"),
         batch_size: int = 4,
         rank: int = 0,
         ranks: int = 1,
     ):
         rng = np.random.default_rng(seed)
         y, x = np.mgrid[:size, :size]
-        self.rows, self.size, self.parts, self.sha256 = rows, size, parts, f"scenes {rows} {size} {seed}"
+        self.rows, self.size, self.fields, self.sha256 = rows, size, fields, f"scenes {rows} {size} {seed}"
         self.batch_size, self.rank, self.ranks = batch_size, rank, ranks
         self.at: tuple[float, float] = (math.inf, math.inf)
         self.happens: Any = None
@@ -44,7 +44,7 @@ class Scenes:
                 "mask": torch.from_numpy(np.where(disc, 255, 0).astype(np.uint8)),
                 "depth": torch.from_numpy(np.where(disc, 1500, 2000 + 60 * x).astype(np.uint16)),
             }
-            self.samples.append({name: sample[name] for name in parts} | {"row": torch.tensor(row)})
+            self.samples.append({name: sample[name] for name in fields} | {"row": torch.tensor(row)})
 
     def set_epoch(self, epoch: int) -> None:
         """As the real loader: the order follows from the epoch."""

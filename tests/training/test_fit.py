@@ -53,7 +53,7 @@ def short(
     rows: int = 8,
     at: tuple[int, int] | None = None,
     happens: Callable[[], None] | None = None,
-    parts: tuple[str, ...] = ("image", "mask", "depth", "background"),
+    fields: tuple[str, ...] = ("image", "mask", "depth", "background"),
     options: dict[str, Any] | None = None,
     **changes: Any,
 ) -> TrainResult:
@@ -61,8 +61,8 @@ def short(
 
     def open_batches(split: str, batch_size: int) -> Scenes:
         if split == "validation":
-            return Scenes(HELD_OUT, seed=9, parts=parts, batch_size=batch_size)
-        scenes = Scenes(rows, parts=parts, batch_size=batch_size)
+            return Scenes(HELD_OUT, seed=9, fields=fields, batch_size=batch_size)
+        scenes = Scenes(rows, fields=fields, batch_size=batch_size)
         if at is not None:
             scenes.at, scenes.happens = at, happens
         return scenes
@@ -307,7 +307,7 @@ def test_seeds_decide(tmp_path: Path, finished: Path):
 def test_overfits_a_batch():
     """Four samples seen again and again are learnt: mask IoU above 0.9, and depth much nearer than at first."""
     scenes = Scenes(4)
-    trainer = Trainer(settings(width=8, augment=0.0), scenes.parts, "", CPU)
+    trainer = Trainer(settings(width=8, augment=0.0), scenes.fields, "", CPU)
     first = validate(trainer.network, scenes, 32, CPU)
     trainer.network.train()
     scenes.set_epoch(0)
@@ -342,7 +342,7 @@ def test_every_optimizer_goes_down(optimizer: str):
     """A few steps on one batch lower its loss, with decay and clipping too."""
     scenes = Scenes(4)
     changes = {"optimizer": optimizer, "weight_decay": 1e-3, "clip": 1.0, "augment": 0.0, "learning_rate": 0.01}
-    trainer = Trainer(settings(**changes), scenes.parts, "", CPU)
+    trainer = Trainer(settings(**changes), scenes.fields, "", CPU)
     batch = next(iter(scenes))
     found = [trainer.step(batch, 32, step, 0.01)[0][0].item() for step in range(6)]
     assert found[-1] < found[0] - 0.02
@@ -404,8 +404,8 @@ def test_scores_are_means_over_samples(finished: Path):
 @pytest.mark.parametrize("missing", ["depth", "mask", "background", "mask background"])
 def test_what_a_store_lacks_is_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture, missing: str):
     """The head without a truth stays as it was and its scores are empty; without backgrounds zeros are fed."""
-    parts = tuple(part for part in ("image", "mask", "depth", "background") if part not in missing.split())
-    scores = short(tmp_path, parts=parts, options={"mean_depth_m": 3.0}).best
+    fields = tuple(part for part in ("image", "mask", "depth", "background") if part not in missing.split())
+    scores = short(tmp_path, fields=fields, options={"mean_depth_m": 3.0}).best
     assert f"the store has no {' and no '.join(sorted(missing.split()))}: " in caplog.text
     (row,) = table(tmp_path)
     for part, names in (("depth", ("abs_rel", "mean_depth_delta1", "ssim")), ("mask", ("iou", "zero_iou", "bce"))):
@@ -413,20 +413,20 @@ def test_what_a_store_lacks_is_left_out(tmp_path: Path, caplog: pytest.LogCaptur
             assert (row[name] == "") == (part in missing) == (name not in scores), name
     trained = load_network(tmp_path / "checkpoints/last.pt", "cpu")
     torch.manual_seed(0)
-    fresh = Trainer(settings(), parts, "", CPU).network
+    fresh = Trainer(settings(), fields, "", CPU).network
     for part in ("depth", "mask"):
         head = f"{part}.head.weight"
         assert torch.equal(trained.state_dict()[head], fresh.state_dict()[head]) == (part in missing)
-    fed = Trainer(settings(), parts, "", CPU).augmented(next(iter(Scenes(4, parts=parts))), 32, torch.Generator())
+    fed = Trainer(settings(), fields, "", CPU).augmented(next(iter(Scenes(4, fields=fields))), 32, torch.Generator())
     assert (fed[0] == 0).all() == ("background" in missing)
     assert (fed[1] > 0).flatten(1).any(1).all()
-    assert not fit_module.is_blank(scores) or "mask" in parts
+    assert not fit_module.is_blank(scores) or "mask" in fields
 
 
 def test_a_store_without_truth_is_refused(tmp_path: Path):
     """There is nothing to learn from pictures alone."""
     with pytest.raises(DsgenError, match="got neither masks nor depth"):
-        short(tmp_path / "run", parts=("image", "background"))
+        short(tmp_path / "run", fields=("image", "background"))
     assert not (tmp_path / "run").exists()
 
 
@@ -476,7 +476,7 @@ def test_a_missing_checkpoint_is_an_error(tmp_path: Path):
 def test_a_run_begins_with_the_weights_of_another(tmp_path: Path, finished: Path):
     """They are the other's best; the run goes on with and without naming it again, and not with others."""
     best, run = finished / "checkpoints/best.pt", tmp_path / "run"
-    trainer = Trainer(settings(seed=5), Scenes(4).parts, "", CPU)
+    trainer = Trainer(settings(seed=5), Scenes(4).fields, "", CPU)
     load_initial_weights(trainer, best)
     wanted = read_checkpoint(best)["network"]
     for network in (trainer.network, trainer.averaged):
@@ -519,7 +519,7 @@ def test_a_loss_that_is_no_number_stops_the_run(tmp_path: Path, monkeypatch: pyt
     with np.load(tmp_path / "bad-batch.npz") as saved:
         scenes = Scenes()
         for k, row in enumerate(saved["row"]):
-            for name in scenes.parts:
+            for name in scenes.fields:
                 assert np.array_equal(saved[name][k], scenes.samples[row][name].numpy())
     with Image.open(tmp_path / "bad-batch.png") as picture:
         assert np.asarray(picture).std() > 10

@@ -81,10 +81,10 @@ def check_choice(option: str, value: str, choices: Iterable[str]) -> None:
 
 def choose_fields(store: Store, backgrounds: bool) -> tuple[str, ...]:
     """Return the images of a sample: what the store has of image, mask, depth and, if asked for, background."""
-    if backgrounds and "background" not in store.parts:
+    if backgrounds and "background" not in store.fields:
         raise InvalidValueError("--backgrounds", f"{store.path} has none", "leave it out")
     wanted = ("image", "mask", "depth", "background") if backgrounds else ("image", "mask", "depth")
-    return tuple(name for name in wanted if name in store.parts)
+    return tuple(name for name in wanted if name in store.fields)
 
 
 def choose_splits(store: Store, split: str | None) -> list[str]:
