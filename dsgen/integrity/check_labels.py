@@ -11,9 +11,10 @@ from dsgen.corpus import layout
 from dsgen.corpus.corpus import Corpus
 from dsgen.errors import DsgenError, reason_of
 from dsgen.integrity.check_pictures import open_once
-from dsgen.integrity.findings import EXTRA, MISSING, Checked, Finding, ReportBuilder, damage_of, each
+from dsgen.integrity.findings import EXTRA, MISSING, Checked, Finding, ReportBuilder, damage_of
 from dsgen.io.filesystem import LocalFiles
 from dsgen.io.json_files import read_json
+from dsgen.parallel.pool import map_unordered
 from dsgen.parallel.progress import progress
 
 FLIP_ERROR = "flip_error"
@@ -110,7 +111,7 @@ def _damaged_metadata(folder: Path) -> dict[str, str]:
 
 def _decode(tasks: list[LabelTask], rows: int, jobs: int, report: ReportBuilder) -> None:
     with progress("verify depth", rows) as advance:
-        for checked in each(check_label_block, [(task,) for task in tasks], jobs):
+        for checked in map_unordered(check_label_block, [(task,) for task in tasks], jobs):
             report.add(checked)
             advance(checked.steps)
 

@@ -13,8 +13,9 @@ from dsgen.corpus import layout
 from dsgen.corpus.corpus import Corpus
 from dsgen.corpus.pictures import encode_composites, encode_sources
 from dsgen.errors import reason_of
-from dsgen.integrity.findings import EXTRA, MISSING, UNLIKE, Checked, Finding, ReportBuilder, each
+from dsgen.integrity.findings import EXTRA, MISSING, UNLIKE, Checked, Finding, ReportBuilder
 from dsgen.io import images
+from dsgen.parallel.pool import map_unordered
 from dsgen.parallel.progress import progress
 
 NOT_A_FOLDER = "not a folder"
@@ -41,7 +42,7 @@ def check_pictures(corpus: Corpus, names_only: bool, jobs: int, report: ReportBu
     tasks = _list_tasks(corpus, names_only, report)
     total = sum(corpus.rows_per_background for task in tasks if task.background is not None)
     with progress("verify pictures", total) as advance:
-        for checked in each(check_folder, [(task,) for task in tasks], 1 if names_only else jobs):
+        for checked in map_unordered(check_folder, [(task,) for task in tasks], 1 if names_only else jobs):
             report.add(checked)
             advance(checked.steps)
     report.compared = not names_only

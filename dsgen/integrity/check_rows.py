@@ -7,7 +7,8 @@ import numpy as np
 
 from dsgen.corpus.plan import DTYPE
 from dsgen.errors import DamagedError, DsgenError, reason_of
-from dsgen.integrity.findings import Checked, Finding, ReportBuilder, each, shard_damage
+from dsgen.integrity.findings import Checked, Finding, ReportBuilder, shard_damage
+from dsgen.parallel.pool import map_unordered
 from dsgen.parallel.progress import progress
 from dsgen.store import schema
 from dsgen.store.corpus_source import CorpusSource
@@ -66,7 +67,7 @@ def check_rows(
             work.append((check_pixels, RowTask(shard, name, source, name in damaged, first, last)))
     report.compared = source is not None
     with progress("verify rows", sum(shard.rows for shard in shards.values())) as advance:
-        for checked in each(run_check, work, jobs, threads=True):
+        for checked in map_unordered(run_check, work, jobs, threads=True):
             report.add(checked)
             advance(checked.rows)
 

@@ -1,9 +1,8 @@
 """What a check finds and what a repair does: the results, and how they are worded."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from itertools import starmap
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from dsgen.errors import DsgenError, SeveralErrors, reason_of
 
@@ -212,16 +211,3 @@ def shard_damage(error: Exception) -> str:
     if isinstance(cause, FileNotFoundError):
         return "its file is missing"
     return cause.reason if isinstance(cause, DsgenError) else reason_of(cause)
-
-
-def each(work: Callable[..., T], blocks: list[tuple[Any, ...]], jobs: int, *, threads: bool = False) -> Iterable[T]:
-    """Yield the result of `work(*block)` for every block, in any order, from `jobs` processes or threads."""
-    if min(jobs, len(blocks)) <= 1:
-        return starmap(work, blocks)
-    from joblib import Parallel, delayed
-
-    prefer = "threads" if threads else "processes"
-    calls: Iterator[Any] = (delayed(work)(*block) for block in blocks)
-    parallel = Parallel(n_jobs=jobs, prefer=prefer, return_as="generator_unordered", pre_dispatch="2*n_jobs")
-    results: Iterable[T] = parallel(calls)
-    return results
