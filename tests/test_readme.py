@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support.runs import make_run
@@ -57,7 +58,12 @@ def test_python_snippets_run(
         exec(compile(snippet, named(readme), "exec"), names)
 
 
-@pytest.mark.parametrize("readme", with_fences("sh"), ids=named)
+def slow_if_first(readme: Path) -> Any:
+    """The example of the first README is the whole job, which takes minutes."""
+    return pytest.param(readme, marks=pytest.mark.slow if readme.parent == CHECKOUT else (), id=named(readme))
+
+
+@pytest.mark.parametrize("readme", [slow_if_first(readme) for readme in with_fences("sh")])
 def test_shell_snippets_run(readme: Path, finished_work: Path, tmp_path: Path) -> None:
     """All of a README's commands, in order, where the four commands have run."""
     folder = Path(shutil.copytree(finished_work, tmp_path / "here"))
