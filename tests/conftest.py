@@ -1,5 +1,6 @@
 """Small pictures and small corpora that every test may read; none may be written to."""
 
+import logging
 import os
 import shutil
 from pathlib import Path
@@ -16,6 +17,18 @@ if TYPE_CHECKING:
 
 # tiny networks gain nothing from threads, and lose much where cores are shared; before torch is first imported
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture(autouse=True)
+def plain_logger() -> None:
+    """Let records of dsgen reach caplog, whatever a test or library before did to its logger.
+
+    `dsgen.cli.app.main` stops them from propagating, and logging.config in libraries can disable loggers.
+    """
+    logger = logging.getLogger("dsgen")
+    logger.handlers.clear()
+    logger.setLevel(logging.NOTSET)
+    logger.propagate, logger.disabled = True, False
 
 
 @pytest.fixture(scope="session")

@@ -7,6 +7,7 @@ losing contact with a worker.
 
 import os
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import starmap
 from pathlib import Path
 from typing import Any, TypeVar
@@ -47,8 +48,19 @@ def map_unordered(
 
     prefer = "threads" if threads else "processes"
     parallel = Parallel(n_jobs=jobs, prefer=prefer, return_as="generator_unordered", pre_dispatch="2*n_jobs")
-    results: Iterator[T] = parallel(delayed(work)(*block) for block in blocks)
+    call = work if threads else partial(_call_in, os.getcwd(), work)
+    results: Iterator[T] = parallel(delayed(call)(*block) for block in blocks)
     return results
+
+
+def _call_in(folder: str, work: Callable[..., T], *block: Any) -> T:
+    """Call `work(*block)` in the caller's folder.
+
+    joblib keeps its processes for later calls, and those may come from another folder.
+    """
+    if os.getcwd() != folder:
+        os.chdir(folder)
+    return work(*block)
 
 
 def run_blocks(

@@ -2,6 +2,7 @@
 
 import os
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -95,3 +96,18 @@ def test_backend_and_scheduler_belong_together():
             scheduler_address(backend, scheduler)
     with pytest.raises(InvalidValueError, match="--backend: got 'mpi', expected local or dask"):
         scheduler_address("mpi", None)
+
+
+def write_note(name: str) -> int:
+    """Write a file at a relative path."""
+    Path(name).write_text("here")
+    return 1
+
+
+def test_relative_paths_are_those_of_the_caller(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Processes are kept from call to call, and each call may come from another folder."""
+    for folder in ("first", "second"):
+        (tmp_path / folder).mkdir()
+        monkeypatch.chdir(tmp_path / folder)
+        assert sum(map_unordered(write_note, [("a",), ("b",), ("c",)], 2)) == 3
+        assert sorted(path.name for path in (tmp_path / folder).iterdir()) == ["a", "b", "c"]
