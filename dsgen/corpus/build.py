@@ -145,14 +145,14 @@ def composite(
 def _check_existing(path: Path, parameters: Parameters, backgrounds: SourceFolder, foregrounds: SourceFolder) -> None:
     """Raise for a folder that is something else, and for a corpus made from other parameters or pictures."""
     if path.exists() and not path.is_dir():
-        raise InvalidValueError("--corpus", f"{path} is a file, expected a folder or nothing", "choose another name")
+        raise InvalidValueError(path, "a file, expected a folder or nothing", "choose another name for the corpus")
     if not (path / layout.CORPUS_JSON).exists():
         own = {layout.CORPUS_JSON, layout.SOURCES, layout.PLAN, layout.DEPTH, *layout.FOLDERS}
         names = [p.name for p in path.iterdir() if not p.name.startswith(LOCK)] if path.is_dir() else []
         others = [name for name in names if name.removesuffix(".partial") not in own]
         if others:
-            reason = f"{path} holds other files ({', '.join(sorted(others)[:5])})"
-            raise InvalidValueError("--corpus", reason, "choose another name")
+            reason = f"holds other files ({', '.join(sorted(others)[:5])})"
+            raise InvalidValueError(path, reason, "choose another name for the corpus")
         return
     manifest = read_json(path / layout.CORPUS_JSON)
     now, was = asdict(parameters), manifest["parameters"]
@@ -168,7 +168,7 @@ def _check_existing(path: Path, parameters: Parameters, backgrounds: SourceFolde
             shown = ", ".join(changed[:3]) + (", ..." if len(changed) > 3 else "")
             differences.append(Difference(kind, len(given), f"{len(recorded)}; different: {shown}"))
     if differences:
-        remedy = "use the same, or another --corpus, or remove this one"
+        remedy = "use the same, or another folder for the corpus, or remove this one"
         raise ConflictError(path, "made with other inputs", remedy, differences, "corpus")
 
 

@@ -38,7 +38,7 @@ class Corpus:
         if not manifest.is_file():
             started = any(self.path.glob(f"{layout.SOURCES}*")) or (self.path / layout.PLAN).exists()
             reason = "an unfinished corpus" if started else "no corpus"
-            raise NotFoundError(self.path, reason, f"run dsgen composite --corpus {self.path}")
+            raise NotFoundError(self.path, reason, f"run dsgen composite {self.path}")
         content = manifest.read_bytes()
         self.sha256 = hashlib.sha256(content).hexdigest()
         self.manifest: dict[str, Any] = parse_json(content, manifest)
