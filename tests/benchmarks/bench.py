@@ -188,6 +188,7 @@ def compression_rate(depth_m: np.ndarray) -> float:
 
 def bench_store(folder: Path, processes: int) -> None:
     """Bytes a sample against JPEG, packing rate, and the loader's rate."""
+    from dsgen.store.dataset import StoreDataset
     from dsgen.store.loader import Loader
     from dsgen.store.packing import pack
 
@@ -210,6 +211,13 @@ def bench_store(folder: Path, processes: int) -> None:
             rows = sum(len(batch["row"]) for batch in loader)
             rate = rows / (time.perf_counter() - started)
             report(f"loader, {workers} workers, {label}", f"{rate:,.0f} samples/s in shuffled batches of 32")
+    dataset = StoreDataset(folder / "shards", split=None)
+    shuffled = np.random.default_rng(0).permutation(len(dataset))[:1000].tolist()
+    for label, order in (("in order", list(range(3000))), ("shuffled", shuffled)):
+        started = time.perf_counter()
+        for row in order:
+            dataset[row]
+        report(f"StoreDataset, {label}", f"{len(order) / (time.perf_counter() - started):,.0f} samples/s")
 
 
 def report(what: str, value: str) -> None:
