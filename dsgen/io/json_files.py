@@ -1,10 +1,24 @@
-"""JSON files of corpora and stores: indented, with the keys in the order given."""
+"""JSON files of corpora and stores: indented, with the keys in the order given, and checked against a schema when read.
+
+A schema is a `TypedDict`, whose keys may be `NotRequired` and whose values may have bounds, as in
+`Annotated[int, Ge(1), Le(65535)]`. Each stands beside what writes the file. What was read stays a dictionary, and keys
+that the schema does not name are kept.
+"""
 
 import json
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
 
 from dsgen.errors import DamagedError
+
+T = TypeVar("T")
+_REMEDY = "restore it or recreate it"
+_SHOWN = 3  # faults that a message names
+_SHOWN_LENGTH = 60  # characters of a value that a message shows
 
 
 def encode_json(value: Any) -> bytes:
@@ -13,13 +27,53 @@ def encode_json(value: Any) -> bytes:
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON file; raise `DamagedError` if it does not parse."""
+    """Read a JSON file without a schema; raise `DamagedError` if it does not parse."""
     return parse_json(path.read_bytes(), path)
 
 
 def parse_json(content: bytes, name: Path | str) -> Any:
-    """Parse JSON; raise `DamagedError` with the file's `name` if it does not parse."""
+    """Parse JSON without a schema; raise `DamagedError` with the file's `name` if it does not parse."""
+    return parse_as(Any, content, name)
+
+
+def read_as(schema: type[T], path: Path, remedy: str = _REMEDY) -> T:
+    """Read a JSON file of a schema; raises as `parse_as`."""
+    return parse_as(schema, path.read_bytes(), path, remedy)
+
+
+def parse_as(schema: type[T], content: bytes, name: Path | str, remedy: str = _REMEDY) -> T:
+    """Parse JSON of a schema.
+
+    Raises `DamagedError` with the file's `name`, the keys at fault and `remedy` if it does not parse or does not fit.
+    No type is converted to another, and nesting is bounded.
+    """
     try:
-        return json.loads(content.decode("utf-8"))
-    except ValueError as error:
-        raise DamagedError(name, f"damaged, expected JSON ({error})", "restore it or recreate it") from error
+        return _adapter(schema).validate_json(content, strict=True, extra="allow")
+    except ValidationError as error:
+        raise DamagedError(name, _describe(error), remedy) from None
+
+
+_adapter: Callable[[Any], TypeAdapter[Any]] = cache(TypeAdapter)
+
+
+def _describe(error: ValidationError) -> str:
+    """Say what is wrong in a line: `damaged, rows: got "x", expected a valid integer`."""
+    faults = []
+    for fault in error.errors(include_url=False, include_context=False)[:_SHOWN]:
+        if fault["type"] == "json_invalid":
+            return f"damaged, expected JSON ({fault['msg'].removeprefix('Invalid JSON: ')})"
+        where = ".".join(map(str, fault["loc"])) or "content"
+        rule = fault["msg"].removeprefix("Input should be ")
+        if fault["type"] == "missing":
+            faults.append(f"{where} is missing")
+        else:
+            faults.append(f"{where}: got {_shorten(fault['input'])}, expected {rule}")
+    more = error.error_count() - len(faults)
+    return "damaged, " + ", ".join(faults) + (f" and {more:,} more" if more > 0 else "")
+
+
+def _shorten(value: Any) -> str:
+    if isinstance(value, dict | list):
+        return f"{'an object' if isinstance(value, dict) else 'an array'} of {len(value):,}"
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= _SHOWN_LENGTH else text[:_SHOWN_LENGTH] + "..."
