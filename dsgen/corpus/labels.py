@@ -20,6 +20,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated, Any, Literal, NotRequired
 
 import numpy as np
@@ -315,6 +316,23 @@ def count_rows(blocks: Iterable[Block]) -> int:
 def block_file(array: str, number: int) -> str:
     """Return the file of a block, relative to `depth.zarr`: `depth/c/3/0/0`, `flip_error/c/3`."""
     return f"{array}/c/{number}" + ("" if array == FLIP_ERROR else "/0/0")
+
+
+def restored_metadata(path: Path, rows: int, size: int, positions: int) -> dict[str, bytes]:
+    """Return every `zarr.json` of the arrays of the labels at `path`, by name, as they were made.
+
+    They follow from the attributes of the group. Left out are those that this zarr, or this version, writes otherwise,
+    and those without a recorded hash. Raises `DamagedError` where the attributes are damaged.
+    """
+    attributes: dict[str, Any] = dict(_parse_group(path)["attributes"])
+    recorded = attributes.get(METADATA_SHA256)
+    if recorded is None or _find_other_attributes(attributes):
+        return {}
+    made = LabelAttributes(**{field.name: attributes[field.name] for field in fields(LabelAttributes)})
+    with TemporaryDirectory() as folder:
+        create_labels(Path(folder) / path.name, rows, size, positions, made)
+        files = {name: (Path(folder) / path.name / name).read_bytes() for name in recorded if name != _ATTRIBUTES}
+    return {name: content for name, content in files.items() if hashlib.sha256(content).hexdigest() == recorded[name]}
 
 
 def find_damaged_metadata(path: Path) -> dict[str, str]:

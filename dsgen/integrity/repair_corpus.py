@@ -14,7 +14,7 @@ from pathlib import Path
 
 from dsgen.corpus import layout
 from dsgen.corpus.corpus import Corpus
-from dsgen.corpus.labels import DEPTH, FLIP_ERROR, RELATIVE, block_file
+from dsgen.corpus.labels import DEPTH, FLIP_ERROR, RELATIVE, block_file, restored_metadata
 from dsgen.corpus.manifest import REMEDY, Manifest, picture_records, plan_hash, source_hashes
 from dsgen.corpus.pictures import draw_composites, draw_missing_sources, encode_sources
 from dsgen.corpus.sources import hash_files, list_pictures, write_sources
@@ -50,6 +50,8 @@ def repair_corpus(path: Path, backgrounds: Path | None, foregrounds: Path | None
         return log.build()
     _refuse_all_unlike(path, report.findings)
     with _lock(path):
+        if _repair_label_metadata(path, report.findings, log):
+            report = verify(path, jobs=workers)  # labels that could not be opened were not checked
         relabel = _remove_labels(path, report.findings, log)
     if relabel:
         log.notes.append("labels were recreated; no hash was recorded, but the same device gives the same labels")
@@ -277,6 +279,21 @@ def draw_files(path: str, background: int, names: list[str]) -> int:
 def _write(path: Path, content: bytes) -> None:
     _clear(path)
     write_bytes(path, content)
+
+
+def _repair_label_metadata(path: Path, findings: Iterable[Finding], log: RepairLog) -> bool:
+    """Write damaged metadata of the labels' arrays again, which follows from the group's; return whether any was."""
+    damaged = {finding.file.partition("/")[2] for finding in findings if finding.component == layout.DEPTH}
+    arrays = {name for name in damaged if name.count("/") == 1 and name.endswith("/zarr.json")}
+    if not arrays or "zarr.json" in damaged:
+        return False
+    corpus = Corpus(path)
+    restored = restored_metadata(path / layout.DEPTH, len(corpus), corpus.size, corpus.positions)
+    mended = sorted(arrays & restored.keys())
+    for name in mended:
+        _write(path / layout.DEPTH / name, restored[name])
+        log.replaced.append(f"{layout.DEPTH}/{name}")
+    return bool(mended)
 
 
 def _remove_labels(path: Path, findings: Iterable[Finding], log: RepairLog) -> bool:
