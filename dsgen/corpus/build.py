@@ -7,19 +7,29 @@ folder at the same time, each on a part: the first makes the corpus, then each d
 
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 from dsgen import __version__
 from dsgen.corpus import layout
-from dsgen.corpus.corpus import FORMAT, Corpus
+from dsgen.corpus.corpus import Corpus
+from dsgen.corpus.manifest import (
+    FORMAT,
+    MAX_POSITIONS,
+    MAX_SIZE,
+    MIN_SIZE,
+    ParameterRecord,
+    PictureRecord,
+    parse_manifest,
+    picture_records,
+    write_manifest,
+)
 from dsgen.corpus.pictures import DrawnRows, draw_missing_composites, draw_missing_sources
 from dsgen.corpus.plan import SPLITS, assign_splits, make_plan, save_plan, split_counts
 from dsgen.corpus.sources import SourceFolder, write_sources
 from dsgen.errors import ConflictError, Difference, InvalidValueError, check_rules, find_differences, option
 from dsgen.io.assets import asset
-from dsgen.io.atomic import write_folder, write_json
+from dsgen.io.atomic import write_folder
 from dsgen.io.filesystem import LocalFiles, hash_tree
-from dsgen.io.json_files import read_json
 from dsgen.parallel.locks import LOCK
 from dsgen.parallel.parts import Part, lock_setup, lock_stage
 from dsgen.parallel.pool import worker_count
@@ -53,8 +63,8 @@ class Parameters:
         """Raise `InvalidValueError` for an invalid value, `SeveralErrors` for several."""
         multiple = self.label_size >= self.size and self.label_size % self.size == 0
         rules = (
-            (1 <= self.positions <= 65535, "positions", "1 to 65535"),
-            (16 <= self.size <= 8192, "size", "16 to 8192 pixels"),
+            (1 <= self.positions <= MAX_POSITIONS, "positions", f"1 to {MAX_POSITIONS}"),
+            (MIN_SIZE <= self.size <= MAX_SIZE, "size", f"{MIN_SIZE} to {MAX_SIZE} pixels"),
             (multiple, "label_size", f"a multiple of --size {self.size}"),
             (1 <= self.fg_height <= self.size, "fg_height", f"1 to --size {self.size} pixels"),
             (1 <= self.quality <= 100, "quality", "1 to 100"),
@@ -154,14 +164,14 @@ def _check_existing(path: Path, parameters: Parameters, backgrounds: SourceFolde
             reason = f"holds other files ({', '.join(sorted(others)[:5])})"
             raise InvalidValueError(path, reason, "choose another name for the corpus")
         return
-    manifest = read_json(path / layout.CORPUS_JSON)
+    manifest = parse_manifest((path / layout.CORPUS_JSON).read_bytes(), path / layout.CORPUS_JSON)
     now, was = asdict(parameters), manifest["parameters"]
     differences = find_differences(
         {option(name): value for name, value in now.items()},
         {option(name): value for name, value in was.items() if name in now},
     )
     for kind, folder in (("backgrounds", backgrounds), ("foregrounds", foregrounds)):
-        recorded = {entry["file"]: entry["sha256"] for entry in manifest[kind]}
+        recorded = {entry["file"]: entry["sha256"] for entry in picture_records(manifest, kind)}
         given = {file.file: file.sha256 for file in folder.files}
         changed = sorted(name for name in recorded.keys() | given.keys() if recorded.get(name) != given.get(name))
         if changed:
@@ -199,14 +209,14 @@ def _make(
         test_share=parameters.test_share,
     )
     save_plan(path / layout.PLAN, plan)
-    write_json(
+    write_manifest(
         path / layout.CORPUS_JSON,
         {
             "format": FORMAT,
             "dsgen": __version__,
             "rows": len(plan),
             "splits": split_counts(plan),
-            "parameters": asdict(parameters),
+            "parameters": cast(ParameterRecord, asdict(parameters)),
             "sha256": _hash_corpus(path, workers),
             "backgrounds": _records(backgrounds, "background", parameters),
             "foregrounds": _records(foregrounds, "foreground", parameters),
@@ -214,11 +224,14 @@ def _make(
     )
 
 
-def _records(folder: SourceFolder, kind: str, parameters: Parameters) -> list[dict[str, Any]]:
+def _records(folder: SourceFolder, kind: str, parameters: Parameters) -> list[PictureRecord]:
     """Return the manifest's entries of a source folder: name, file, hash and split of every picture."""
     shares = parameters.validation_share, parameters.test_share
     splits = assign_splits(folder.names, kind, parameters.seed, *shares)
-    return [file.record | {"split": SPLITS[split]} for file, split in zip(folder.files, splits, strict=True)]
+    return [
+        PictureRecord(name=file.name, file=file.file, sha256=file.sha256, split=SPLITS[split])
+        for file, split in zip(folder.files, splits, strict=True)
+    ]
 
 
 def _hash_corpus(path: Path, workers: int) -> dict[str, str]:

@@ -1,4 +1,8 @@
-"""Open a corpus: its plan, sources and depth labels."""
+"""Open a corpus: its plan, sources and depth labels.
+
+What is read is compared with what `corpus.json` records: the plan when the corpus is opened, every file of the sources
+when it is read.
+"""
 
 import hashlib
 from functools import cached_property, lru_cache
@@ -9,24 +13,24 @@ import numpy as np
 import zarr
 
 from dsgen.corpus import layout
-from dsgen.corpus.labels import Block, Labels, count_rows, open_array
-from dsgen.corpus.plan import load_plan
+from dsgen.corpus.labels import Block, Labels, count_rows
+from dsgen.corpus.manifest import parse_manifest, plan_hash, source_hashes
+from dsgen.corpus.plan import SPLITS, load_plan
 from dsgen.corpus.render import Cutout, render
-from dsgen.errors import DamagedError, DsgenError, NotFoundError, reason_of
+from dsgen.corpus.vouched import check_layout, named_damage, open_array, open_vouched
+from dsgen.errors import DamagedError, DsgenError, NotFoundError
 from dsgen.io.cache import Cache
-from dsgen.io.json_files import parse_json
 
-FORMAT = 1
 _CACHE_BYTES = 192 * 2**20
 
 
 class Corpus:
-    """A corpus on disk, opened read-only; opening is cheap, since pixels are only read when needed.
+    """A corpus on disk, opened read-only; opening is cheap, since only the plan is read, and pixels when needed.
 
     `plan` is the table of all rows (see `dsgen.corpus.plan`), `manifest` the content of `corpus.json` and `sha256` its
     hash. `size` and `label_size` are the sizes in pixels of the stored images and of those that are labelled,
     `positions` the number of positions per (background, foreground, flip). Raises `NotFoundError` if there is no
-    corpus at `path`, `DamagedError` if it cannot be read.
+    corpus at `path`, `DamagedError` if it cannot be read or is not what its hashes say; so do all methods that read.
 
     >>> corpus = Corpus("corpus")  # doctest: +SKIP
     >>> images, masks = corpus.render(corpus.plan[:8])  # doctest: +SKIP
@@ -41,21 +45,13 @@ class Corpus:
             raise NotFoundError(self.path, reason, f"run dsgen composite {self.path}")
         content = manifest.read_bytes()
         self.sha256 = hashlib.sha256(content).hexdigest()
-        self.manifest: dict[str, Any] = parse_json(content, manifest)
-        if self.manifest.get("format") != FORMAT:
-            reason = f"format {self.manifest.get('format')}, expected {FORMAT}"
-            raise DsgenError(manifest, reason, "use the dsgen that made it")
-        self.plan = load_plan(self.path / layout.PLAN)
-        if len(self.plan) != self.manifest["rows"]:
-            raise DamagedError(
-                self.path / layout.PLAN,
-                f"{len(self.plan)} rows, expected {self.manifest['rows']} as {layout.CORPUS_JSON} says",
-                "run dsgen composite again",
-            )
+        self.manifest = parse_manifest(content, manifest)
+        self.plan = load_plan(self.path / layout.PLAN, self.manifest["rows"], plan_hash(self.manifest))
         parameters = self.manifest["parameters"]
         self.size: int = parameters["size"]
         self.label_size: int = parameters["label_size"]
         self.positions: int = parameters["positions"]
+        self._check_plan()
         self._arrays: dict[str, zarr.Array] = {}
 
     def __len__(self) -> int:
@@ -66,24 +62,58 @@ class Corpus:
         """The number of consecutive rows that every background has."""
         return len(self) // len(self.manifest["backgrounds"])
 
+    def _check_plan(self) -> None:
+        """Raise `DamagedError` for a number in the plan that is out of range."""
+        manifest = self.manifest
+        bounds = {
+            "background": len(manifest["backgrounds"]),
+            "foreground": len(manifest["foregrounds"]),
+            "flip": 2,
+            "position": self.positions,
+            "top": self.size,
+            "left": self.size,
+            "split": len(SPLITS),
+        }
+        for name, bound in bounds.items():
+            found = int(self.plan[name].max())
+            if found >= bound:
+                raise DamagedError(
+                    self.path / layout.PLAN, f"damaged, {name} {found:,}, expected below {bound:,}", self._remedy
+                )
+
+    @property
+    def _remedy(self) -> str:
+        return f"run dsgen repair {self.path}"
+
+    @property
+    def _sources_remedy(self) -> str:
+        return f"{self._remedy}, with --backgrounds and --foregrounds if they are not the bundled ones"
+
     @cached_property
     def _sources(self) -> zarr.Group:
-        try:
-            return zarr.open_group(self.path / layout.SOURCES, mode="r")
-        except FileNotFoundError as error:
-            raise NotFoundError(self.path / layout.SOURCES, "missing", "run dsgen composite again") from error
-        except ValueError as error:
-            reason = f"damaged ({reason_of(error)})"
-            raise DamagedError(self.path / layout.SOURCES, reason, "run dsgen composite again") from error
+        hashes = {name.partition("/")[2]: digest for name, digest in source_hashes(self.manifest).items()}
+        return open_vouched(self.path / layout.SOURCES, hashes, self._sources_remedy)
 
-    def _source_array(self, name: str) -> zarr.Array:
+    def _source_array(self, name: str, shape: tuple[int, ...], dtype: str = "uint8") -> zarr.Array:
         if name not in self._arrays:
-            self._arrays[name] = open_array(self._sources, name)
+            folder = self.path / layout.SOURCES
+            array = open_array(self._sources, name, folder, self._sources_remedy)
+            check_layout(array, folder, shape, dtype, self._sources_remedy)
+            self._arrays[name] = array
         return self._arrays[name]
 
     @cached_property
     def _foreground_shapes(self) -> np.ndarray:
-        return np.asarray(self._source_array("foreground_shape")[:], np.int64)
+        """The foregrounds' heights and widths, (f,2) i8; every row of the plan lies inside the image with them."""
+        array = self._source_array("foreground_shape", (len(self.manifest["foregrounds"]), 2), "uint16")
+        with named_damage(self.path / layout.SOURCES / "foreground_shape", self._sources_remedy):
+            shapes = np.asarray(array[:], np.int64)
+        ends = shapes[self.plan["foreground"]] + np.stack([self.plan["top"], self.plan["left"]], axis=1)
+        if ends.max() > self.size or shapes.min() < 1:
+            raise DamagedError(
+                self.path / layout.PLAN, "damaged, a foreground lies partly outside its image", self._remedy
+            )
+        return shapes
 
     @cached_property
     def _cache(self) -> Cache:
@@ -110,12 +140,19 @@ class Corpus:
         return rgba[:, ::-1] if flip else rgba
 
     def _source(self, kind: str, number: int, scale: int) -> np.ndarray:
-        """Return an image of the sources; a whole chunk is read and cached."""
-        array = self._source_array(f"{kind}_{self.size * scale}")
+        """Return an image of the sources; a whole chunk is read, compared with its hash, and cached."""
+        size = self.size * scale
+        height = size if kind == "background" else self.manifest["parameters"]["fg_height"] * scale
+        count = len(self.manifest["backgrounds" if kind == "background" else "foregrounds"])
+        array = self._source_array(f"{kind}_{size}", (count, height, size, 3 if kind == "background" else 4))
         length = array.chunks[0]
         start = number - number % length
-        chunk = self._cache.get((kind, scale, start), lambda: array[start : start + length])
-        return chunk[number - start]
+
+        def read() -> np.ndarray:
+            with named_damage(self.path / layout.SOURCES / array.basename, self._sources_remedy):
+                return np.asarray(array[start : start + length])
+
+        return self._cache.get((kind, scale, start), read)[number - start]
 
     def cutout(self, number: int, flip: int = 0, size: int | None = None) -> Cutout:
         """Return a foreground prepared for pasting; `size` as for `background`."""
@@ -155,9 +192,7 @@ class Corpus:
     @cached_property
     def flip_error(self) -> np.ndarray | None:
         """How far every row's depth and that of its mirror image disagree, (rows,) f4, NaN: not labelled; or None."""
-        if self.labels is None or self.labels.flip_error is None:
-            return None
-        return np.asarray(self.labels.flip_error[:])
+        return None if self.labels is None else self.labels.read_flip_errors()
 
     def label_blocks(self) -> list[Block]:
         """List all blocks of rows that are labelled at once; without labels, one block of all rows."""

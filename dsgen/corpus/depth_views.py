@@ -36,13 +36,13 @@ def draw_missing_views(corpus: Corpus, workers: int, cluster: str | None) -> Non
 def draw_views(path: str, background: int) -> int:
     """Write the 8-bit depth views of one background: 0 is 0 m and 255 is 10 m, in every picture."""
     corpus = Corpus(path)
-    assert corpus.depth is not None
+    assert corpus.labels is not None
     folder = layout.background_name(background)
     each = corpus.rows_per_background
     with write_folder(corpus.path / "bg_fg_depth" / folder, apart=True) as unfinished:
         for start in range(background * each, (background + 1) * each, 200):
             stop = min(start + 200, (background + 1) * each)
-            views = view_8bit(np.asarray(corpus.depth[start:stop]))
+            views = view_8bit(corpus.labels.read(start, stop))
             for (_, foreground, flip, position, *_), view in zip(corpus.plan[start:stop].tolist(), views, strict=True):
                 name = layout.depth_picture_name(background, foreground, flip, position)
                 (unfinished / f"{name}.jpeg").write_bytes(images.encode_jpeg(view))

@@ -7,28 +7,44 @@ A group with one of two arrays, and with --check-flip a third:
     flip_error  (rows,) f4     how far the depth of a row and of its mirror image disagree, NaN = not labelled
 
 A block of rows is one shard, a file written whole or not at all, so the files that exist say which blocks are
-labelled. The attribute `complete` turns true once all of them are.
+labelled. The attribute `complete` turns true once all of them are. Every chunk ends with its CRC-32C, and the attribute
+`metadata_sha256` has the SHA-256 of every array's `zarr.json` and of all other attributes but `complete`. Labels of
+earlier versions lack that attribute, and flip errors their checksum.
 """
 
+import hashlib
+import json
 import math
 from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
+from typing import Annotated, Any, Literal, NotRequired
 
 import numpy as np
 import zarr
-from zarr.codecs import BloscCodec, Crc32cCodec
+from annotated_types import Ge, Le, MinLen
+from typing_extensions import TypedDict
+from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
 
 from dsgen import __version__
+from dsgen.corpus.chunks import chunk_rows
+from dsgen.corpus.manifest import Sha256
+from dsgen.corpus.vouched import named_damage, open_array
 from dsgen.errors import ConflictError, DamagedError, DsgenError, find_differences
 from dsgen.io.atomic import write_folder
+from dsgen.io.json_files import parse_as
 
 METRIC, INVERSE = "metric", "inverse"  # kinds of labels: metres, or 1 / depth up to an unknown scale and shift
 DEPTH, RELATIVE, FLIP_ERROR = "depth", "relative", "flip_error"  # the arrays
-BLOCK_ROWS = 480  # at most in a block, but a block has at least one chunk
-_CHUNK_ROWS = 20  # at most in a chunk, but a chunk has at least all positions of a foreground
+BLOCK_ROWS, BLOCK_BYTES = 480, 2**26  # at most in a block, decoded, but a block has at least one chunk
+METADATA_SHA256 = "metadata_sha256"
+_ROOT = "zarr.json"
+_ATTRIBUTES = "attributes"  # stands for the group's attributes among the names of files in `metadata_sha256`
+# the options of what labels depend on, where they are not networks
+_OPTIONS = {"precision": "--precision", "flip_checked": "--check-flip", "flip_averaged": "--average-flip"}
 # what attributes that labels of earlier versions lack stand for
 _IMPLIED: dict[str, Any] = {
     "kind": METRIC,
@@ -39,6 +55,40 @@ _IMPLIED: dict[str, Any] = {
 }
 
 Block = tuple[int, int]  # first row and last row, exclusive
+
+_Size = Annotated[int, Ge(1), Le(2**20)]
+
+
+class GroupAttributes(TypedDict):
+    """The attributes of the group: those of `LabelAttributes`, most of which the oldest labels lack, and four more."""
+
+    model: str
+    weights_sha256: str
+    kind: NotRequired[Literal["metric", "inverse"]]
+    metric_reference: NotRequired[str | None]
+    label_size: NotRequired[_Size]
+    drawn_size: NotRequired[_Size]
+    network_input: NotRequired[list[_Size]]
+    precision: NotRequired[str]
+    flip_checked: NotRequired[bool]
+    flip_averaged: NotRequired[bool]
+    units: NotRequired[str]
+    dsgen: NotRequired[str]
+    complete: NotRequired[bool]
+    metadata_sha256: NotRequired[dict[str, Sha256]]
+
+
+class _GroupMetadata(TypedDict):
+    zarr_format: Literal[3]
+    node_type: Literal["group"]
+    attributes: GroupAttributes
+
+
+class _ArrayMetadata(TypedDict):
+    zarr_format: Literal[3]
+    node_type: Literal["array"]
+    shape: Annotated[list[Annotated[int, Ge(1)]], MinLen(1)]
+    data_type: Literal["uint16", "float32"]
 
 
 @dataclass(frozen=True)
@@ -78,23 +128,117 @@ class Labels:
 
     def __init__(self, path: Path, rows: int, *, writable: bool = False):
         self.path, self.rows = path, rows
-        self._group = zarr.open_group(path, mode="r+" if writable else "r")
-        self.attributes: dict[str, Any] = dict(self._group.attrs)
+        damaged = find_damaged_metadata(path)
+        if damaged:
+            file, reason = next(iter(damaged.items()))
+            raise DamagedError(path / file, reason, self._remedy_of(file))
+        self.attributes: dict[str, Any] = dict(_parse_group(path)["attributes"])
+        with named_damage(path / _ROOT, self._remedy_of(_ROOT)):
+            mode: Literal["r", "r+"] = "r+" if writable else "r"
+            self._group = zarr.open_group(path, mode=mode, zarr_format=3, use_consolidated=False)
+
+    def _remedy_of(self, file: str) -> str:
+        """Return what restores a damaged file: only the attributes of the group are recorded nowhere else."""
+        return f"remove {self.path} and run dsgen depth again" if file == _ROOT else self._remedy
+
+    @property
+    def _remedy(self) -> str:
+        return f"run dsgen repair {self.path.parent}"
+
+    @property
+    def vouched(self) -> bool:
+        """Whether the metadata has hashes; that of labels of earlier versions has none."""
+        return METADATA_SHA256 in self.attributes
+
+    @cached_property
+    def array_names(self) -> tuple[str, ...]:
+        """The names of the arrays, `depth` or `relative` first."""
+        found = _array_names(self.path, self.attributes)
+        return tuple(name for name in (RELATIVE, DEPTH, FLIP_ERROR) if name in found)
 
     @cached_property
     def metric(self) -> bool:
         """Whether the labels are metres: the network's own, or fitted to a metric reference."""
-        return RELATIVE not in self._group
+        return RELATIVE not in self.array_names
 
     @cached_property
     def array(self) -> zarr.Array:
-        """The labels themselves: `depth`, or `relative`."""
-        return open_array(self._group, DEPTH if self.metric else RELATIVE)
+        """The labels themselves: `depth`, or `relative`; `read` names what is damaged."""
+        return self._open(DEPTH if self.metric else RELATIVE)
 
     @cached_property
     def flip_error(self) -> zarr.Array | None:
-        """The array `flip_error`, or None where it was not measured."""
-        return open_array(self._group, FLIP_ERROR) if FLIP_ERROR in self._group else None
+        """The array `flip_error`, or None where it was not measured; `read_flip_errors` names what is damaged."""
+        return self._open(FLIP_ERROR) if FLIP_ERROR in self.array_names else None
+
+    def array_blocks(self, name: str) -> list[Block]:
+        """List the blocks of rows of an array, each of which is a file."""
+        array = self._open(name)
+        length = (array.shards or array.chunks)[0]
+        return [(start, min(start + length, self.rows)) for start in range(0, self.rows, length)]
+
+    def has_checksums(self, name: str) -> bool:
+        """Return whether every chunk of an array carries a checksum; those of earlier versions may not."""
+        return any(isinstance(codec, Crc32cCodec) for codec in self._open(name).compressors)
+
+    def read_array(self, name: str, first: int, last: int) -> np.ndarray:
+        """Return rows `first` to `last`, exclusive, of an array; raises as `read`."""
+        return self._read(self._open(name), first, last)
+
+    def _open(self, name: str) -> zarr.Array:
+        """Open an array; raise `DamagedError` unless it has all rows, in blocks of whole pictures."""
+        array = open_array(self._group, name, self.path, self._remedy_of(f"{name}/{_ROOT}"))
+        shape, block = array.shape, array.shards or array.chunks
+        square = len(shape) == 1 if name == FLIP_ERROR else len(shape) == 3 and shape[1] == shape[2]
+        whole = block[1:] == array.chunks[1:] == shape[1:]
+        chunk, most = array.chunks[0], max(BLOCK_ROWS, self.rows)
+        bounded = 1 <= chunk <= block[0] < most + chunk <= 2 * most
+        if shape[0] != self.rows or not (square and whole and bounded):
+            raise DamagedError(
+                self.path / name / _ROOT,
+                f"shape {shape} in blocks of {block} and chunks of {array.chunks}, expected {self.rows:,} rows",
+                self._remedy_of(f"{name}/{_ROOT}"),
+            )
+        return array
+
+    def read(self, first: int, last: int) -> np.ndarray:
+        """Return the labels (n,S,S) of rows `first` to `last`, exclusive; 0 where unfinished labels have none yet.
+
+        Raises `DamagedError`, naming the file, for a block that cannot be decoded or that finished labels lack.
+        """
+        return self._read(self.array, first, last)
+
+    def read_rows(self, rows: np.ndarray) -> np.ndarray:
+        """Return the labels (n,S,S) of single rows; raises as `read`."""
+        return np.concatenate([self.read(row, row + 1) for row in rows.tolist()])
+
+    def read_flip_errors(self) -> np.ndarray | None:
+        """Return all flip errors (rows,) f4, NaN where unfinished labels have none yet, or None; raises as `read`."""
+        if self.flip_error is None:
+            return None
+        errors = self._read(self.flip_error, 0, self.rows)
+        if self.attributes.get("complete") and not np.isfinite(errors).all():
+            row = int(np.argmin(np.isfinite(errors)))
+            file = block_file(FLIP_ERROR, row // self.flip_error.chunks[0])
+            raise DamagedError(self.path / file, f"damaged, row {row:,} has no value", self._remedy)
+        return errors
+
+    def named_damage(self, row: int) -> AbstractContextManager[None]:
+        """Turn the errors of codecs into a `DamagedError` about the file of the labels that has a row."""
+        length = (self.array.shards or self.array.chunks)[0]
+        return named_damage(self.path / block_file(self.array.basename, row // length), self._remedy)
+
+    def _read(self, array: zarr.Array, first: int, last: int) -> np.ndarray:
+        length = (array.shards or array.chunks)[0]
+        pieces = []
+        for number in range(first // length, -(-last // length)):
+            file = self.path / block_file(array.basename, number)
+            if self.attributes.get("complete") and not file.is_file():  # zarr would read it as not labelled
+                raise DamagedError(file, "missing", self._remedy)
+            with named_damage(file, self._remedy):
+                start, stop = number * length, (number + 1) * length
+                pieces.append(np.asarray(array[max(first, start) : min(last, stop)]))
+        return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
 
     @property
     def kind(self) -> str:
@@ -103,8 +247,7 @@ class Labels:
 
     def blocks(self) -> list[Block]:
         """List all blocks of rows."""
-        length = (self.array.shards or self.array.chunks)[0]
-        return [(start, min(start + length, self.rows)) for start in range(0, self.rows, length)]
+        return self.array_blocks(self.array.basename)
 
     def missing_blocks(self) -> list[Block]:
         """List the blocks without labels: those whose shard does not exist."""
@@ -145,7 +288,7 @@ class Labels:
         if not self.metric:
             raise DsgenError(
                 self.path,
-                f"labelled by {self.attributes['model']}, which answers no metres",
+                f"labelled by {self.attributes['model']}, whose depth is relative, not in metres",
                 "remove it and label with --metric-reference, or with a metric model",
             )
         expected = (self.rows, size, size)
@@ -155,14 +298,14 @@ class Labels:
                 f"got depth of {self.array.dtype} {self.array.shape}, expected uint16 {expected}",
                 "remove it and run dsgen depth again",
             )
-        missing = self.missing_rows()
-        if missing or not self.attributes.get("complete"):
+        lacking = self.missing_rows()
+        if lacking or not self.attributes.get("complete"):
             raise DsgenError(
                 self.path,
-                f"labels unfinished, {missing:,} of {self.rows:,} rows lack depth",
-                f"run dsgen depth {self.path.parent} to resume, or remove {self.path} to pack without",
+                f"labelling is unfinished, {lacking:,} of {self.rows:,} rows lack depth",
+                f"run dsgen depth {self.path.parent} to resume it, or remove {self.path} to pack without depth",
             )
-        return {name: value for name, value in self.attributes.items() if name != "complete"}
+        return {name: value for name, value in self.attributes.items() if name not in ("complete", METADATA_SHA256)}
 
 
 def count_rows(blocks: Iterable[Block]) -> int:
@@ -175,12 +318,78 @@ def block_file(array: str, number: int) -> str:
     return f"{array}/c/{number}" + ("" if array == FLIP_ERROR else "/0/0")
 
 
-def open_array(group: zarr.Group, name: str) -> zarr.Array:
-    """Return an array of a zarr group; anything else under its name is a damaged corpus."""
-    array = group.get(name)
-    if not isinstance(array, zarr.Array):
-        raise DamagedError(group.store_path, f"no array {name!r}", "remove the folder and recreate it")
-    return array
+def restored_metadata(path: Path, rows: int, size: int, positions: int) -> dict[str, bytes]:
+    """Return every `zarr.json` of the arrays of the labels at `path`, by name, as they were made.
+
+    They follow from the attributes of the group. Left out are those that this zarr, or this version, writes otherwise,
+    and those without a recorded hash. Raises `DamagedError` where the attributes are damaged.
+    """
+    attributes: dict[str, Any] = dict(_parse_group(path)["attributes"])
+    recorded = attributes.get(METADATA_SHA256)
+    if recorded is None or _find_other_attributes(attributes):
+        return {}
+    made = LabelAttributes(**{field.name: attributes[field.name] for field in fields(LabelAttributes)})
+    with TemporaryDirectory() as folder:
+        create_labels(Path(folder) / path.name, rows, size, positions, made)
+        files = {name: (Path(folder) / path.name / name).read_bytes() for name in recorded if name != _ATTRIBUTES}
+    return {name: content for name, content in files.items() if hashlib.sha256(content).hexdigest() == recorded[name]}
+
+
+def find_damaged_metadata(path: Path) -> dict[str, str]:
+    """Return which `zarr.json` of the labels at `path` is missing or damaged, by name, and what is wrong with it."""
+    try:
+        attributes: dict[str, Any] = dict(_parse_group(path)["attributes"])
+    except FileNotFoundError:
+        damaged, attributes = {_ROOT: "missing"}, {}
+    except DamagedError as error:
+        damaged, attributes = {_ROOT: error.reason}, {}
+    else:
+        reason = _find_other_attributes(attributes)
+        damaged = {_ROOT: reason} if reason else {}
+    for name in _array_names(path, attributes):
+        file = f"{name}/{_ROOT}"
+        try:
+            content = (path / file).read_bytes()
+            recorded = attributes.get(METADATA_SHA256, {}).get(file)
+            if recorded not in (None, hashlib.sha256(content).hexdigest()):
+                damaged[file] = f"damaged, its hash differs from the one in {_ROOT}"
+            else:
+                parse_as(_ArrayMetadata, content, file)
+        except FileNotFoundError:
+            damaged[file] = "missing"
+        except DamagedError as error:
+            damaged[file] = error.reason
+    return damaged
+
+
+def _parse_group(path: Path) -> _GroupMetadata:
+    return parse_as(_GroupMetadata, (path / _ROOT).read_bytes(), path / _ROOT)
+
+
+def _array_names(path: Path, attributes: dict[str, Any]) -> list[str]:
+    """Return the names of the arrays: those with a recorded hash, else those that exist."""
+    recorded = attributes.get(METADATA_SHA256)
+    names = (DEPTH, RELATIVE, FLIP_ERROR)
+    return [name for name in names if (f"{name}/{_ROOT}" in recorded if recorded else (path / name).is_dir())]
+
+
+def _find_other_attributes(attributes: dict[str, Any]) -> str:
+    """Say that the attributes differ from their hash, or return an empty string."""
+    recorded = attributes.get(METADATA_SHA256)
+    if recorded is None:
+        # one bit can turn the name of the attribute into another: no version wrote other attributes and no hash
+        unknown = sorted(attributes.keys() - GroupAttributes.__annotations__.keys())
+        return f"damaged, holds {unknown[0]!r}, which no dsgen writes without {METADATA_SHA256}" if unknown else ""
+    if recorded.get(_ATTRIBUTES) != _hash_attributes(attributes):
+        return f"changed or damaged, its attributes differ from their hash in {METADATA_SHA256}"
+    return ""
+
+
+def _hash_attributes(attributes: dict[str, Any]) -> str:
+    """Hash all attributes but `complete`, with the hashes of the arrays' metadata but without their own hash."""
+    recorded = {name: digest for name, digest in attributes[METADATA_SHA256].items() if name != _ATTRIBUTES}
+    content = {name: value for name, value in attributes.items() if name != "complete"} | {METADATA_SHA256: recorded}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def resume_labels(path: Path, rows: int, attributes: LabelAttributes) -> Labels:
@@ -189,23 +398,27 @@ def resume_labels(path: Path, rows: int, attributes: LabelAttributes) -> Labels:
     now, stored = attributes.as_dict(), _IMPLIED | labels.attributes
     differences = find_differences(now, {name: stored.get(name) for name in now})
     if differences:
+        others = [_OPTIONS[each.name] for each in differences if each.name in _OPTIONS]
+        by = f"other options ({', '.join(others)})" if len(others) == len(differences) else "another network"
         remedy = "use the same, or remove the folder to label again"
-        raise ConflictError(path, "labelled with another network", remedy, differences, "corpus")
+        raise ConflictError(path, f"labelled with {by}", remedy, differences, "corpus")
     return labels
 
 
 def create_labels(path: Path, rows: int, size: int, positions: int, attributes: LabelAttributes) -> None:
     """Create the group and its arrays, without any labels: the folder appears whole or not at all.
 
-    `size` is the side of a label in pixels, `positions` how many consecutive rows show the same foreground: a chunk
-    never splits them.
+    `size` is the side of a label in pixels. Chunks are those of a store of a corpus with so many `positions`, so that
+    `pack` can copy them.
     """
-    chunk = min(positions * max(1, _CHUNK_ROWS // positions), rows)
-    block = chunk * max(1, min(BLOCK_ROWS // chunk, math.ceil(rows / chunk)))
+    metric = attributes.units == "mm"
+    chunk = chunk_rows(positions, size)
+    most = min(BLOCK_ROWS, BLOCK_BYTES // (size * size * (2 if metric else 4)))
+    block = chunk * max(1, min(most // chunk, math.ceil(rows / chunk)))
     with write_folder(path) as unfinished:
         stored = attributes.as_dict() | {"dsgen": __version__, "complete": False}
         group = zarr.create_group(unfinished, attributes=stored)
-        array = _depth_array() if attributes.units == "mm" else _relative_array()
+        array = _depth_array() if metric else _relative_array()
         group.create_array(
             shape=(rows, size, size),
             chunks=(chunk, size, size),
@@ -220,10 +433,15 @@ def create_labels(path: Path, rows: int, size: int, positions: int, attributes: 
                 shape=(rows,),
                 chunks=(block,),
                 dtype="float32",
+                compressors=(ZstdCodec(level=0), Crc32cCodec()),
                 fill_value=float("nan"),
                 dimension_names=("sample",),
                 attributes={"units": "1", "long_name": "mean relative disagreement with the mirror image's depth"},
             )
+        files = sorted(unfinished.glob(f"*/{_ROOT}"))
+        hashes = {f"{file.parent.name}/{_ROOT}": hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+        whole = stored | {METADATA_SHA256: hashes}
+        group.attrs[METADATA_SHA256] = hashes | {_ATTRIBUTES: _hash_attributes(whole)}
 
 
 def _depth_array() -> dict[str, Any]:

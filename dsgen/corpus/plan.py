@@ -10,6 +10,7 @@ import io
 from pathlib import Path
 
 import numpy as np
+from numpy.lib.format import MAGIC_PREFIX
 
 from dsgen.errors import DamagedError, reason_of
 from dsgen.io.atomic import write_bytes
@@ -140,13 +141,30 @@ def save_plan(path: Path, plan: np.ndarray) -> None:
     write_bytes(path, buffer.getvalue())
 
 
-def load_plan(path: Path) -> np.ndarray:
-    """Memory-map the plan, read-only; raise `DamagedError` if it cannot be read."""
+def load_plan(path: Path, rows: int, sha256: str | None) -> np.ndarray:
+    """Memory-map the plan, read-only; raise `DamagedError` unless it has `rows` rows and, if recorded, this SHA-256.
+
+    A header that asks for more than the file holds is found before any memory is allocated.
+    """
+    remedy = f"run dsgen repair {path.parent}"
+    try:
+        with path.open("rb") as file:
+            start = file.read(len(MAGIC_PREFIX))
+            file.seek(0)
+            digest = None if sha256 is None else hashlib.file_digest(file, "sha256").hexdigest()
+    except FileNotFoundError as error:
+        raise DamagedError(path, "missing", remedy) from error
+    if digest != sha256:
+        raise DamagedError(path, "damaged, its hash differs from the one in corpus.json", remedy)
+    if start != MAGIC_PREFIX:
+        raise DamagedError(path, "damaged, not an npy file", remedy)
     try:
         plan = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError) as error:
-        reason = f"no readable plan ({reason_of(error, path)})"
-        raise DamagedError(path, reason, "run dsgen composite again") from error
-    if plan.dtype != DTYPE:
-        raise DamagedError(path, f"got columns {plan.dtype.names}, expected {DTYPE.names}", "run dsgen composite again")
+    except OSError:
+        raise
+    except Exception as error:  # numpy raises errors of any class on damaged headers
+        raise DamagedError(path, f"damaged ({reason_of(error, path)})", remedy) from error
+    if plan.dtype != DTYPE or plan.shape != (rows,):
+        found = f"got {plan.shape} of {plan.dtype.names or plan.dtype}"
+        raise DamagedError(path, f"damaged, {found}, expected ({rows},) of {DTYPE.names}", remedy)
     return plan

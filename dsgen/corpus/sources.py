@@ -36,11 +36,6 @@ class SourceFile:
     file: str
     sha256: str
 
-    @property
-    def record(self) -> dict[str, str]:
-        """The file's entry in the manifest."""
-        return {"name": self.name, "file": self.file, "sha256": self.sha256}
-
 
 @dataclass(frozen=True)
 class SourceFolder:

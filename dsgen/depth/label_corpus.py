@@ -6,6 +6,7 @@ the next. Several devices, several parts and the workers of a cluster take diffe
 whichever comes first creates the group, whichever ends last marks it complete.
 """
 
+import logging
 import threading
 import time
 from collections import deque
@@ -41,14 +42,15 @@ from dsgen.depth.labellers import (
     make_labellers,
 )
 from dsgen.errors import DsgenError, InvalidValueError
-from dsgen.parallel.dask_cluster import count_workers
-from dsgen.parallel.devices import pick_devices
+from dsgen.parallel.dask_cluster import ask_worker, count_workers
+from dsgen.parallel.devices import pick_devices, resolve_precision
 from dsgen.parallel.parts import Part, lock_setup, lock_stage, select_part
 from dsgen.parallel.pool import run_blocks, worker_count
 from dsgen.parallel.prefetch import prefetch
 from dsgen.parallel.progress import progress
 from dsgen.units import to_millimetres
 
+log = logging.getLogger("dsgen")
 _TASKS_PER_WORKER = 8
 _BATCHES_AHEAD = 3
 
@@ -130,6 +132,7 @@ def label_corpus(
         average_flip=average_flip,
     )
     corpus, workers = Corpus(path), worker_count(jobs)
+    options = _settle_precision(corpus, options, cluster)
     if pictures and part is not None:
         raise InvalidValueError("--pictures", "not with --part", "run dsgen depth --pictures once all parts have ended")
     # with a cluster, this process loads the networks only to know the attributes of the labels
@@ -167,6 +170,31 @@ def label_corpus(
         kind=labels.kind,
         device=cluster or ", ".join(str(each.labeller.device) for each in networks),
     )
+
+
+def _settle_precision(corpus: Corpus, options: LabelOptions, cluster: str | None) -> LabelOptions:
+    """Replace the precision "auto" by that of the labels to resume, or by what it stands for where the work is done.
+
+    All rows have one precision, whatever devices take part and wherever the labels are resumed.
+    """
+    if options.precision != "auto":
+        return options
+    path = corpus.path / layout.DEPTH
+    recorded = Labels(path, len(corpus)).attributes.get("precision", "auto") if path.is_dir() else None
+    if recorded == "auto":  # labels of earlier versions do not say what it stood for
+        return options
+    if cluster is None:
+        here = resolve_on_device(options.device)
+    else:
+        here = recorded or ask_worker(cluster, resolve_on_device, options.device)
+    if recorded not in (None, here):
+        log.warning("%s: labelled with --precision %s, continuing with it (auto is %s here)", path, recorded, here)
+    return replace(options, precision=recorded or here)
+
+
+def resolve_on_device(device: str) -> str:
+    """Return what the precision "auto" stands for on the first of the devices of this machine."""
+    return resolve_precision("auto", pick_devices(device)[0])
 
 
 def _load_networks(options: LabelOptions) -> list[_Networks]:

@@ -175,8 +175,8 @@ def _read_views(corpus: Corpus, start: int, stop: int) -> np.ndarray | None:
     from dsgen.corpus.depth_views import view_8bit
 
     try:
-        assert corpus.depth is not None
-        return view_8bit(np.asarray(corpus.depth[start:stop]))
+        assert corpus.labels is not None
+        return view_8bit(corpus.labels.read(start, stop))
     except Exception:  # zarr and codecs raise errors of any class; the check of the labels reports them
         return None
 

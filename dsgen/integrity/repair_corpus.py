@@ -11,10 +11,11 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from dsgen.corpus import layout
 from dsgen.corpus.corpus import Corpus
+from dsgen.corpus.labels import DEPTH, FLIP_ERROR, RELATIVE, block_file, restored_metadata
+from dsgen.corpus.manifest import REMEDY, Manifest, picture_records, plan_hash, source_hashes
 from dsgen.corpus.pictures import draw_composites, draw_missing_sources, encode_sources
 from dsgen.corpus.sources import hash_files, list_pictures, write_sources
 from dsgen.errors import BusyError, DamagedError, DsgenError
@@ -26,7 +27,6 @@ from dsgen.integrity.check_corpus import (
     read_manifest,
     read_shapes,
 )
-from dsgen.integrity.check_labels import FLIP_ERROR
 from dsgen.integrity.check_pictures import NOT_A_FOLDER, VIEWS, all_unlike, drawn_files, unlabelled_rows
 from dsgen.integrity.findings import EXTRA, Finding, RepairLog, RepairResult, ReportBuilder
 from dsgen.integrity.verify import verify
@@ -36,8 +36,6 @@ from dsgen.io.filesystem import LocalFiles, hash_tree
 from dsgen.parallel.locks import LOCK, held_locks
 from dsgen.parallel.parts import lock_stage
 from dsgen.parallel.pool import run_blocks
-
-_REBUILD_MANIFEST = "remove it and run dsgen composite with the same pictures and options, which writes it again"
 
 
 def repair_corpus(path: Path, backgrounds: Path | None, foregrounds: Path | None, workers: int) -> RepairResult:
@@ -52,6 +50,8 @@ def repair_corpus(path: Path, backgrounds: Path | None, foregrounds: Path | None
         return log.build()
     _refuse_all_unlike(path, report.findings)
     with _lock(path):
+        if _repair_label_metadata(path, report.findings, log):
+            report = verify(path, jobs=workers)  # labels that could not be opened were not checked
         relabel = _remove_labels(path, report.findings, log)
     if relabel:
         log.notes.append("labels were recreated; no hash was recorded, but the same device gives the same labels")
@@ -78,7 +78,7 @@ def _repair_foundation(path: Path, folders: dict[str, Path | None], workers: int
     report = ReportBuilder(str(path), "corpus")
     manifest = read_manifest(path, report)
     if manifest is None:
-        raise DamagedError(path / layout.CORPUS_JSON, report.findings[0].what, _REBUILD_MANIFEST)
+        raise DamagedError(path / layout.CORPUS_JSON, report.findings[0].what, REMEDY)
     check_sources(path, manifest, workers, report)
     if report.findings:
         _repair_sources(path, manifest, report.findings, folders, workers, log)
@@ -103,7 +103,7 @@ def _refuse_all_unlike(path: Path, findings: Iterable[Finding]) -> None:
 
 def _repair_sources(
     path: Path,
-    manifest: dict[str, Any],
+    manifest: Manifest,
     findings: list[Finding],
     folders: dict[str, Path | None],
     workers: int,
@@ -134,9 +134,9 @@ def _repair_sources(
         log.removed.append(file)
 
 
-def _find_originals(path: Path, manifest: dict[str, Any], kind: str, folder: Path | None, workers: int) -> list[Path]:
+def _find_originals(path: Path, manifest: Manifest, kind: str, folder: Path | None, workers: int) -> list[Path]:
     """Find the backgrounds or foregrounds a corpus was made from, by name and hash; return them in its order."""
-    hashes = {picture["file"]: picture["sha256"] for picture in manifest[kind]}
+    hashes = {picture["file"]: picture["sha256"] for picture in picture_records(manifest, kind)}
     folder = folder or asset(kind)
     chosen = [picture for picture in list_pictures(folder, kind) if picture.name in hashes]
     found = {file.file: file.sha256 for file in hash_files(chosen, workers)}
@@ -151,10 +151,10 @@ def _find_originals(path: Path, manifest: dict[str, Any], kind: str, folder: Pat
     return sorted(chosen, key=lambda picture: list(hashes).index(picture.name))
 
 
-def _replace_sources(path: Path, rebuilt: Path, manifest: dict[str, Any], workers: int, log: RepairLog) -> None:
+def _replace_sources(path: Path, rebuilt: Path, manifest: Manifest, workers: int, log: RepairLog) -> None:
     """Replace the files of the sources that differ from the rebuilt ones, which must have the recorded hashes."""
     fresh = _hash_sources(rebuilt, workers)
-    recorded = {name: digest for name, digest in manifest.get("sha256", {}).items() if name != layout.PLAN}
+    recorded = source_hashes(manifest)
     if recorded and fresh != recorded:
         raise DsgenError(
             path / layout.SOURCES,
@@ -183,13 +183,13 @@ def _clear(path: Path) -> None:
         LocalFiles(path.parent).remove(path.name)
 
 
-def _repair_plan(path: Path, manifest: dict[str, Any], findings: list[Finding], log: RepairLog) -> None:
+def _repair_plan(path: Path, manifest: Manifest, findings: list[Finding], log: RepairLog) -> None:
     """Write the plan again, which needs only the manifest and the foregrounds' shapes."""
     content = encode_plan(expected_plan(manifest, read_shapes(path)))
-    recorded = manifest.get("sha256", {}).get(layout.PLAN)
+    recorded = plan_hash(manifest)
     if findings[0].file != layout.PLAN or recorded not in (None, hashlib.sha256(content).hexdigest()):
         raise DamagedError(
-            path / layout.CORPUS_JSON, "names or parameters differ from those the plan was made with", _REBUILD_MANIFEST
+            path / layout.CORPUS_JSON, "names or parameters differ from those the plan was made with", REMEDY
         )
     write_bytes(path / layout.PLAN, content)
     log.replaced.append(layout.PLAN)
@@ -281,6 +281,21 @@ def _write(path: Path, content: bytes) -> None:
     write_bytes(path, content)
 
 
+def _repair_label_metadata(path: Path, findings: Iterable[Finding], log: RepairLog) -> bool:
+    """Write damaged metadata of the labels' arrays again, which follows from the group's; return whether any was."""
+    damaged = {finding.file.partition("/")[2] for finding in findings if finding.component == layout.DEPTH}
+    arrays = {name for name in damaged if name.count("/") == 1 and name.endswith("/zarr.json")}
+    if not arrays or "zarr.json" in damaged:
+        return False
+    corpus = Corpus(path)
+    restored = restored_metadata(path / layout.DEPTH, len(corpus), corpus.size, corpus.positions)
+    mended = sorted(arrays & restored.keys())
+    for name in mended:
+        _write(path / layout.DEPTH / name, restored[name])
+        log.replaced.append(f"{layout.DEPTH}/{name}")
+    return bool(mended)
+
+
 def _remove_labels(path: Path, findings: Iterable[Finding], log: RepairLog) -> bool:
     """Remove damaged blocks of labels, each with its flip errors; return whether to label them again now.
 
@@ -298,9 +313,8 @@ def _remove_labels(path: Path, findings: Iterable[Finding], log: RepairLog) -> b
             files.remove(finding.file)
             log.removed.append(finding.file)
         elif len(names) > 3 and names[2] == "c":
-            block = names[3]
-            for file in (f"depth/c/{block}/0/0", f"relative/c/{block}/0/0", f"{FLIP_ERROR}/c/{block}"):
-                files.remove(f"{layout.DEPTH}/{file}")
+            for array in (DEPTH, RELATIVE, FLIP_ERROR):
+                files.remove(f"{layout.DEPTH}/{block_file(array, int(names[3]))}")
             relabel = complete
             if complete:
                 log.replaced.append(finding.file)

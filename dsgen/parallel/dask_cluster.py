@@ -38,6 +38,12 @@ def count_workers(address: str) -> int:
         return len(client.nthreads())
 
 
+def ask_worker(address: str, function: Callable[..., str], *arguments: str) -> str:
+    """Return `function(*arguments)` as one of the workers of a dask cluster answers it."""
+    with _connect(address) as client:
+        return str(client.submit(function, *arguments, pure=False).result())
+
+
 def run_on_cluster(
     work: Callable[..., int], blocks: list[tuple[Any, ...]], address: str, shared: Sequence[Path]
 ) -> Iterator[int]:

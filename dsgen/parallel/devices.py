@@ -34,18 +34,23 @@ def pick_devices(names: str = "auto") -> list[torch.device]:
     return [pick_device(name.strip()) for name in names.split(",")]
 
 
-def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
-    """Return the autocast dtype of a precision, one of `PRECISIONS`, on a device; None for plain float32.
+def resolve_precision(precision: str, device: torch.device) -> str:
+    """Return what "auto" stands for on a device; other precisions of `PRECISIONS` stand for themselves.
 
     "auto" is bfloat16 where the device multiplies bfloat16 matrices in hardware: on CUDA (float16 on devices that
     cannot), and on CPUs with AMX, where it is several times faster than float32. On other CPUs bfloat16 would be
     several times slower, so "auto" is float32 there.
     """
-    if precision == "auto" and device.type == "cuda":
-        precision = "bf16" if torch.cuda.is_bf16_supported() else "fp16"
-    if precision == "auto" and device.type == "cpu" and _has_amx():
-        precision = "bf16"
-    return _HALF_DTYPES.get(precision)
+    if precision != "auto":
+        return precision
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+    return "bf16" if device.type == "cpu" and _has_amx() else "float32"
+
+
+def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
+    """Return the autocast dtype of a precision, one of `PRECISIONS`, on a device; None for plain float32."""
+    return _HALF_DTYPES.get(resolve_precision(precision, device))
 
 
 def _has_amx() -> bool:

@@ -2,6 +2,7 @@
 
 import json
 import logging
+from contextlib import AbstractContextManager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -9,9 +10,10 @@ from typing import Any
 import numpy as np
 
 from dsgen.corpus import layout
+from dsgen.corpus.chunks import chunk_rows
 from dsgen.corpus.corpus import Corpus
 from dsgen.corpus.plan import SPLITS
-from dsgen.errors import DamagedError, DsgenError, InvalidValueError, check_rules
+from dsgen.errors import DsgenError, InvalidValueError, check_rules
 from dsgen.io.filesystem import LocalFiles
 from dsgen.store import codecs, schema
 from dsgen.store.source import SourceKey
@@ -37,7 +39,7 @@ class CorpusSource:
         if corpus_sha256 not in (None, corpus.sha256):
             raise DsgenError(path, "the corpus changed while it was being packed", "run dsgen pack again")
         self.size = corpus.size
-        self.chunk = schema.chunk_rows(corpus.positions, corpus.size)
+        self.chunk = chunk_rows(corpus.positions, corpus.size)
         labels = _depth_labels(corpus, quiet=corpus_sha256 is not None) if depth else None
         self.fields: tuple[str, ...] = ("image", "mask", *(["depth"] if labels is not None else []), "background")
         self.made_from = {
@@ -60,13 +62,14 @@ class CorpusSource:
         image, mask = self._corpus.render(self.plan[first:last])
         found = {"image": image, "mask": mask}
         if "depth" in self.fields:
-            assert self._corpus.depth is not None
+            assert self._corpus.labels is not None
             codes = self.coded_depth(first, last)
             if codes is None:
-                found["depth"] = np.asarray(self._corpus.depth[first:last])
+                found["depth"] = self._corpus.labels.read(first, last)
             else:
                 shape = (self.chunk, self.size, self.size)
-                chunks = [codecs.decode_depth(code, np.empty(shape, "<u2")) for code in codes]
+                with self._damage_of_rows(first):
+                    chunks = [codecs.decode_depth(code, np.empty(shape, "<u2")) for code in codes]
                 found["depth"] = np.concatenate(chunks)[: last - first]
         return found
 
@@ -75,7 +78,7 @@ class CorpusSource:
         """How the labels are encoded, if it is as a store encodes depth, in the same chunks; else None."""
         try:
             found = schema.ArrayLayout.parse("depth", json.loads(self._labels.read(f"depth/{schema.ROOT}")))
-        except (ValueError, KeyError):
+        except (ValueError, KeyError, TypeError, IndexError):
             return None
         return found if found.is_depth and found.chunk == self.chunk else None
 
@@ -86,12 +89,24 @@ class CorpusSource:
             return None
         codes: list[bytes] = []
         for number in range(first // labels.each, -(-last // labels.each)):
-            content = self._labels.read(labels.file(number))
-            chunks = codecs.split_block(content, labels.chunk, labels.each)
             start = number * labels.each
-            codes += chunks[max(first - start, 0) // self.chunk : -(-(last - start) // self.chunk)]
-        # labels of earlier versions have no checksum
-        return codes if "crc32c" in labels.codecs else [codecs.with_checksum(code) for code in codes]
+            with self._damage_of_rows(start):
+                content = self._labels.read(labels.file(number))
+                chunks = codecs.split_block(content, labels.chunk, labels.each)
+                chunks = chunks[max(first - start, 0) // self.chunk : -(-(last - start) // self.chunk)]
+                if "crc32c" in labels.codecs:
+                    for code in chunks:
+                        codecs.check_checksum(code)
+                else:  # labels of earlier versions have no checksum
+                    chunks = [codecs.with_checksum(code) for code in chunks]
+            codes += chunks
+        return codes
+
+    def _damage_of_rows(self, first: int) -> AbstractContextManager[None]:
+        """Name the file of the labels that has row `first` if it cannot be decoded."""
+        labels = self._corpus.labels
+        assert labels is not None
+        return labels.named_damage(first)
 
     def background(self, number: int) -> np.ndarray:
         """Return a background, (S,S,3) u1."""
@@ -127,34 +142,10 @@ def _leave_out(corpus: Corpus, max_flip_error: float | None) -> dict[str, Any]:
 
 def _depth_labels(corpus: Corpus, quiet: bool = False) -> dict[str, Any] | None:
     """Return how the depth labels were made; None if there are none, with a warning unless `quiet`."""
-    path = corpus.path / layout.DEPTH
-    if corpus.relative is not None:
-        raise DsgenError(
-            path,
-            f"labelled by {corpus.depth_attributes['model']}, whose depth is relative, not in metres",
-            "remove it and label with --metric-reference, or with a metric model",
+    if corpus.labels is not None:
+        return corpus.labels.check_for_packing(corpus.size)
+    if not quiet:
+        log.warning(
+            "%s: no depth labels, packing without depth; to have it, run dsgen depth %s first", corpus.path, corpus.path
         )
-    if corpus.depth is None:
-        if not quiet:
-            log.warning(
-                "%s: no depth labels, packing without depth; to have it, run dsgen depth %s first",
-                corpus.path,
-                corpus.path,
-            )
-        return None
-    attributes = corpus.depth_attributes
-    expected = (len(corpus), corpus.size, corpus.size)
-    if corpus.depth.shape != expected or corpus.depth.dtype != np.uint16:
-        raise DamagedError(
-            path,
-            f"got depth of {corpus.depth.dtype} {corpus.depth.shape}, expected uint16 {expected}",
-            "remove it and run dsgen depth again",
-        )
-    lacking = len(corpus) - corpus.labelled_rows()
-    if lacking or not attributes.get("complete"):
-        raise DsgenError(
-            path,
-            f"labelling is unfinished, {lacking:,} of {len(corpus):,} rows lack depth",
-            f"run dsgen depth {corpus.path} to resume it, or remove {path} to pack without depth",
-        )
-    return {name: value for name, value in attributes.items() if name != "complete"}
+    return None

@@ -15,6 +15,7 @@ from typing import Any
 import cv2
 import numpy as np
 
+from dsgen.corpus.chunks import chunk_rows
 from dsgen.corpus.plan import DTYPE, assign_splits, split_counts
 from dsgen.corpus.sources import list_pictures
 from dsgen.errors import (
@@ -80,7 +81,7 @@ class Pictures:
         sha256 = checked or self._check()
         names = [path.stem for path in self._paths["image"]]
         count = len(names)
-        self.chunk = min(count, schema.chunk_rows(_CHUNK, size))
+        self.chunk = min(count, chunk_rows(_CHUNK, size))
         self.plan = np.zeros(count, DTYPE)
         self.plan["background"] = np.arange(count)
         self.plan["split"] = assign_splits(names, "picture", seed, validation_share, test_share)

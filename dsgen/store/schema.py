@@ -39,7 +39,6 @@ from dsgen.store.layout import INDEX_JSON, SHA256SUMS
 FORMAT = 1
 SAMPLE_FIELDS = ("image", "mask", "depth")
 ROOT = "zarr.json"
-_CHUNK_SAMPLES, _CHUNK_BYTES = 20, 2**24
 _BLOCK_SAMPLES, _BLOCK_BYTES = 1000, 2**25
 _COLUMN_CHUNK = 65536
 _COLUMNS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -60,18 +59,6 @@ _DESCRIBED: dict[str, dict[str, Any]] = {
     "background": {"long_name": "background, RGB"},
     "foreground_cutout": {"long_name": "foreground, RGBA with straight alpha"},
 }
-
-
-def chunk_rows(positions: int, size: int) -> int:
-    """Return how many samples make a chunk: about 20 and 16 MiB at most.
-
-    They are whole runs of `positions`, or an even fraction of one run.
-    """
-    if positions <= _CHUNK_SAMPLES:
-        rows = positions * (_CHUNK_SAMPLES // positions)
-    else:
-        rows = -(-positions // round(positions / _CHUNK_SAMPLES))
-    return min(rows, max(1, _CHUNK_BYTES // (size * size * 3)))
 
 
 def block_rows(chunk: int, size: int) -> int:

@@ -141,22 +141,22 @@ def describe_corpus(path: Path) -> CorpusInfo:
 
 
 def _describe_depth(corpus: Corpus) -> DepthInfo | None:
-    attributes = corpus.depth_attributes
-    if not attributes:
+    if corpus.labels is None:
         return None
+    attributes = corpus.labels.attributes
     labelled = corpus.labelled_rows()
     percentiles_m, sampled = None, 0
-    if corpus.depth is not None and labelled:
+    if corpus.labels.metric and labelled:
         sampled = min(_SAMPLED_ROWS, len(corpus))
         rows = np.sort(np.random.default_rng(0).choice(len(corpus), sampled, replace=False))
-        depth_m = np.stack([corpus.depth[int(row)] for row in rows])
+        depth_m = corpus.labels.read_rows(rows)
         depth_m = depth_m[depth_m > 0] / 1000
         percentiles_m = tuple(np.percentile(depth_m, _DEPTH_PERCENTILES).tolist()) if depth_m.size else None
     return DepthInfo(
         labelled_rows=labelled,
         model=attributes["model"],
         weights_sha256=attributes["weights_sha256"],
-        metric=corpus.depth is not None,
+        metric=corpus.labels.metric,
         percentiles_m=percentiles_m,
         sampled_rows=sampled,
     )

@@ -64,7 +64,8 @@ def _read_corpus(path: Path, count: int, seed: int) -> Sample:
     corpus = Corpus(path)
     rows = _choose(len(corpus), count, seed)
     image, mask = corpus.render(corpus.plan[rows])
-    depth_m = None if corpus.depth is None else np.stack([corpus.depth[int(row)] for row in rows]) / 1000
+    labels = None if corpus.depth is None else corpus.labels
+    depth_m = None if labels is None else labels.read_rows(rows) / 1000
     titles = [layout.composite_name(b, f, bool(flip), p) for b, f, flip, p, *_ in corpus.plan[rows].tolist()]
     return Sample(rows, image, mask, depth_m, titles)
 

@@ -1,5 +1,6 @@
 """The plan: rows, places, splits."""
 
+import io
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from dsgen.corpus.plan import (
     save_plan,
     split_counts,
 )
-from dsgen.errors import DsgenError
+from dsgen.errors import DamagedError
 
 NAMES = [f"b{n}" for n in range(12)], [f"f{n}" for n in range(9)]
 SHAPES = np.array([[20, 8 + n] for n in range(9)])
@@ -122,17 +123,50 @@ def test_plan_survives_the_disk(tmp_path: Path):
     """Saved and loaded it is the same, and nothing unfinished is left."""
     rows = plan()
     save_plan(tmp_path / "plan.npy", rows)
-    loaded = load_plan(tmp_path / "plan.npy")
+    loaded = load_plan(tmp_path / "plan.npy", len(rows), None)
     assert loaded.dtype == DTYPE
     assert (loaded == rows).all()
     assert [p.name for p in tmp_path.iterdir()] == ["plan.npy"]
 
 
-def test_damaged_plan_is_refused(tmp_path: Path):
-    """A file that is no plan, or another table, is a clear error."""
-    (tmp_path / "plan.npy").write_bytes(b"nonsense")
-    with pytest.raises(DsgenError, match="no readable plan"):
-        load_plan(tmp_path / "plan.npy")
-    np.save(tmp_path / "plan.npy", np.zeros(3))
-    with pytest.raises(DsgenError, match=r"expected .*background"):
-        load_plan(tmp_path / "plan.npy")
+def npy(description: str, more: bytes = b"") -> bytes:
+    """An npy file with any header."""
+    header = description.encode() + b"\n"
+    return b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + more
+
+
+def zipped() -> bytes:
+    """What np.savez writes, under the name of an npy file."""
+    buffer = io.BytesIO()
+    np.savez(buffer, plan=np.zeros(3, DTYPE))
+    return buffer.getvalue()
+
+
+_DESCR = f"{DTYPE.descr!r}"
+HOSTILE = {
+    "nonsense": b"nonsense",
+    "empty": b"",
+    "zip": zipped(),
+    "half a header": npy("{'descr'")[:12],
+    "no header": b"\x93NUMPY\x01\x00",
+    "no dictionary": npy("[" * 300),
+    "shape of 1e11": npy(f"{{'descr': {_DESCR}, 'fortran_order': False, 'shape': (100000000000,)}}", b"x" * 45),
+    "shape of 1e30": npy(f"{{'descr': {_DESCR}, 'fortran_order': False, 'shape': (10**30,)}}", b"x" * 45),
+    "shape below 0": npy(f"{{'descr': {_DESCR}, 'fortran_order': False, 'shape': (-3,)}}", b"x" * 45),
+    "two dimensions": npy(f"{{'descr': {_DESCR}, 'fortran_order': True, 'shape': (3, 1)}}", b"x" * 45),
+    "objects": npy("{'descr': '|O', 'fortran_order': False, 'shape': (3,)}", b"x" * 45),
+    "another table": npy("{'descr': '<f8', 'fortran_order': False, 'shape': (3,)}", b"x" * 24),
+    "cut off": npy(f"{{'descr': {_DESCR}, 'fortran_order': False, 'shape': (3,)}}", b"x" * 44),
+    "one row too few": npy(f"{{'descr': {_DESCR}, 'fortran_order': False, 'shape': (2,)}}", b"x" * 30),
+}
+
+
+@pytest.mark.parametrize("content", HOSTILE.values(), ids=HOSTILE)
+def test_a_damaged_plan_is_refused(tmp_path: Path, content: bytes):
+    """Whatever the header says: one line with the file and the command, and no memory for what it asks for."""
+    path = tmp_path / "plan.npy"
+    path.write_bytes(content)
+    with pytest.raises(DamagedError, match=rf"^{path}: damaged.*; run dsgen repair {tmp_path}$"):
+        load_plan(path, 3, None)
+    with pytest.raises(DamagedError, match=r"damaged, its hash differs from the one in corpus.json"):
+        load_plan(path, 3, "0" * 64)

@@ -222,7 +222,8 @@ def test_precision_is_a_choice_that_labels_keep(
         label_corpus(tmp_path / f"auto-{name}", weights=weights, device="cpu")
         assert (Corpus(tmp_path / f"auto-{name}").depth[:] == found[name]).all()
     with pytest.raises(
-        DsgenError, match=r"labelled with another network; .*\n  precision float32 \(the corpus has bf16\)$"
+        DsgenError,
+        match=r"labelled with other options \(--precision\); .*\n  precision float32 \(the corpus has bf16\)$",
     ):
         label_corpus(tmp_path / "bf16", weights=weights, device="cpu", precision="float32")
     with pytest.raises(DsgenError, match="--precision: got 'half', expected auto, float32, bf16, fp16"):

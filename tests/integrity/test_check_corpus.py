@@ -5,20 +5,23 @@ import shutil
 from pathlib import Path
 
 import pytest
-from support.corpora import files
+from support.corpora import earlier_manifest, files
 from support.damage import add, delete, flip, linked, named, put, truncate
 
 from dsgen.errors import DsgenError
 from dsgen.integrity.repair import repair
 from dsgen.integrity.verify import verify
-from dsgen.io.atomic import write_json
+from dsgen.io.json_files import encode_json
 
 
 def test_a_whole_corpus_has_no_findings(viewed: Path, corpus: Path) -> None:
     """Every file is read and every picture drawn again, without a finding."""
     report = verify(viewed, jobs=1)
     assert report.findings == ()
-    assert report.notes == ("labels of an earlier dsgen have no checksums: a changed byte may go unnoticed",)
+    assert report.notes == (
+        "labels of an earlier dsgen have no hash of their metadata: a changed attribute may go unnoticed",
+        "labels of an earlier dsgen have no checksums (depth): a changed byte may go unnoticed",
+    )
     assert report.files == len(files(viewed))
     assert (report.kind, report.rows) == ("corpus", 72)
     assert report.summary().endswith(", 72 rows compared")
@@ -62,21 +65,46 @@ def test_a_picture_that_cannot_be_read_is_named(tmp_path: Path, viewed: Path, mo
     assert found["bg/bg002.jpeg"] == "cannot be read (Input/output error)"
 
 
+CHANGED_PARAMETERS: list[dict[str, object]] = [
+    {"seed": 1},
+    {"seed": "1"},
+    {"label_size": 48},
+    {"label_size": 100},
+    {"quality": 0},
+    {"positions": 65535},  # verify must not draw so many positions to find it
+    {"positions": 0},
+    {"size": 0},
+    {"fg_height": 49},
+    {"flip": False},
+    {"test_share": 0.9},
+]
+
+
 def test_a_damaged_manifest_is_found(tmp_path: Path, corpus: Path) -> None:
-    """Broken JSON, another seed, another count: each is found, and nothing is repaired from it."""
+    """Broken JSON, another seed, another count: each is found, without the file's own hash too, and not repaired."""
     path = linked(corpus, tmp_path / "c")
+    whole = (path / "corpus.json").read_bytes()
     manifest = json.loads((path / "corpus.json").read_text())
     parameters = manifest["parameters"]
     for change in (
         {"rows": 73},
         {"splits": {}},
         {"format": 9},
-        *({"parameters": parameters | other} for other in ({"seed": 1}, {"label_size": 48}, {"quality": 0}, {"a": 1})),
+        {"backgrounds": []},
+        {"manifest_sha25v": "0" * 64},
+        *({"parameters": parameters | other} for other in CHANGED_PARAMETERS),
     ):
-        write_json(path / "corpus.json", manifest | change)
-        assert named(verify(path, jobs=1)) == {"corpus.json"}, change
-        with pytest.raises(DsgenError, match=r"corpus\.json: .*; remove it and run dsgen composite"):
-            repair(path, jobs=1)
+        for content in (encode_json(manifest | change), earlier_manifest(path, **change)):
+            put(path / "corpus.json", content)
+            assert named(verify(path, jobs=1)) == {"corpus.json"}, change
+            with pytest.raises(
+                DsgenError, match=r"corpus\.json: .*; (remove it and run dsgen composite|use the dsgen)"
+            ):
+                repair(path, jobs=1)
+            put(path / "corpus.json", whole)
+    names = [picture | {"name": "other"} for picture in manifest["backgrounds"]]
+    put(path / "corpus.json", encode_json(manifest | {"backgrounds": names}))
+    assert named(verify(path, jobs=1)) == {"corpus.json"}
     for content in ((json.dumps(manifest)).encode(), b"{"):
         put(path / "corpus.json", content)
         assert named(verify(path, jobs=1)) == {"corpus.json"}

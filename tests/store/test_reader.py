@@ -12,12 +12,13 @@ import pytest
 import xarray
 import zarr
 
+from dsgen.corpus.chunks import chunk_rows
 from dsgen.corpus.corpus import Corpus
 from dsgen.errors import DsgenError, NotFoundError
 from dsgen.store.codecs import encode_block, split_block
 from dsgen.store.packing import pack
 from dsgen.store.reader import Shard, Store
-from dsgen.store.schema import block_rows, chunk_rows, read_sums
+from dsgen.store.schema import block_rows, read_sums
 
 
 @pytest.fixture(scope="module")

@@ -1,12 +1,14 @@
 """Small pictures, corpora and weights, and what is on disk, for tests of every package."""
 
 import hashlib
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from dsgen.corpus.build import Parameters, composite
+from dsgen.io.json_files import encode_json
 from dsgen.parallel.locks import LOCK
 
 if TYPE_CHECKING:
@@ -46,6 +48,12 @@ def write_weights(path: Path, network: "DenseDepth") -> Path:
 
     save_depth_network(network, path)
     return path
+
+
+def earlier_manifest(corpus: Path, **changes: object) -> bytes:
+    """The `corpus.json` that versions without a hash of it would have written; None removes a key."""
+    content = json.loads((corpus / "corpus.json").read_bytes()) | changes | {"manifest_sha256": None}
+    return encode_json({name: value for name, value in content.items() if value is not None})
 
 
 def files(folder: Path) -> dict[str, bytes]:

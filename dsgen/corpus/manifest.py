@@ -1,0 +1,170 @@
+"""The schema of `corpus.json`, the manifest of a corpus, which is written last and vouches for everything else.
+
+It holds the parameters, the counts, the SHA-256 of the plan and of every file of the sources, and, for every picture
+the corpus was made from, its name, file, hash and split. The last key, `manifest_sha256`, is the SHA-256 of the file
+itself with an empty string in its place:
+
+    sed 's/"manifest_sha256": ".*"/"manifest_sha256": ""/' corpus.json | sha256sum
+
+Corpora of earlier versions lack that key, and the oldest `sha256` too; of these, only the schema and the counts are
+checked.
+"""
+
+import hashlib
+from pathlib import Path
+from typing import Annotated, Any, NotRequired, cast
+
+from annotated_types import Ge, Gt, Le, Lt, MinLen
+from pydantic import StringConstraints
+from typing_extensions import TypedDict
+
+from dsgen.corpus import layout
+from dsgen.corpus.plan import SPLITS
+from dsgen.errors import DamagedError, DsgenError
+from dsgen.io.atomic import write_bytes
+from dsgen.io.json_files import encode_json, parse_as
+
+FORMAT = 1
+MAX_POSITIONS = 65535
+MIN_SIZE, MAX_SIZE = 16, 8192  # of the stored images, in pixels
+_MAX_SCALE = 64  # of the label size to the stored size
+REMEDY = "remove it and run dsgen composite with the same pictures and options, which writes it again"
+_OWN_HASH = "manifest_sha256"
+
+Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+_Share = Annotated[int | float, Ge(0), Lt(1)]
+_Side = Annotated[int, Ge(MIN_SIZE), Le(MAX_SIZE)]
+
+
+class ParameterRecord(TypedDict):
+    """What a corpus depends on besides the pictures; see `dsgen.corpus.build.Parameters`."""
+
+    positions: Annotated[int, Ge(1), Le(MAX_POSITIONS)]
+    size: _Side
+    label_size: Annotated[int, Ge(MIN_SIZE), Le(MAX_SIZE * _MAX_SCALE)]
+    fg_height: Annotated[int, Ge(1), Le(MAX_SIZE)]
+    flip: bool
+    seed: int
+    quality: Annotated[int, Ge(1), Le(100)]
+    validation_share: _Share
+    test_share: _Share
+
+
+class PictureRecord(TypedDict):
+    """A picture that a corpus was made from: `name` is the name of `file` without its ending."""
+
+    name: str
+    file: str
+    sha256: Sha256
+    split: str
+
+
+class Manifest(TypedDict):
+    """The content of `corpus.json`; keys that it does not name are kept."""
+
+    format: int
+    dsgen: str
+    rows: Annotated[int, Gt(0)]
+    splits: dict[str, Annotated[int, Ge(0)]]
+    parameters: ParameterRecord
+    sha256: NotRequired[dict[str, Sha256]]
+    backgrounds: Annotated[list[PictureRecord], MinLen(1)]
+    foregrounds: Annotated[list[PictureRecord], MinLen(1)]
+    manifest_sha256: NotRequired[Sha256]
+
+
+class _Format(TypedDict):
+    format: int
+
+
+def write_manifest(path: Path, manifest: Manifest) -> None:
+    """Write `corpus.json` atomically, with the hash of itself as its last key."""
+    write_bytes(path, encode_manifest(manifest))
+
+
+def encode_manifest(manifest: Manifest) -> bytes:
+    """Encode a manifest with the hash of itself as its last key."""
+    content = {name: value for name, value in manifest.items() if name != _OWN_HASH}
+    digest = hashlib.sha256(encode_json(content | {_OWN_HASH: ""})).hexdigest()
+    return encode_json(content | {_OWN_HASH: digest})
+
+
+def parse_manifest(content: bytes, name: Path | str) -> Manifest:
+    """Parse the content of `corpus.json`, a file called `name` in errors.
+
+    Raises `DamagedError` if it does not fit the schema, its own hash, or its counts, and `DsgenError` for a format
+    that this version does not read.
+    """
+    found = parse_as(_Format, content, name, REMEDY)["format"]
+    if found != FORMAT:
+        raise DsgenError(name, f"format {found}, expected {FORMAT}", "use the dsgen that made it")
+    manifest = parse_as(Manifest, content, name, REMEDY)
+    reason = _find_other_hash(manifest, content) or _find_contradiction(manifest)
+    if reason:
+        raise DamagedError(name, reason, REMEDY)
+    return manifest
+
+
+def is_vouched(manifest: Manifest) -> bool:
+    """Return whether a manifest holds the hash of itself; those of earlier versions do not."""
+    return _OWN_HASH in manifest
+
+
+def picture_records(manifest: Manifest, kind: str) -> list[PictureRecord]:
+    """Return the entries of the pictures of a kind, "backgrounds" or "foregrounds"."""
+    return manifest["backgrounds"] if kind == "backgrounds" else manifest["foregrounds"]
+
+
+def source_hashes(manifest: Manifest) -> dict[str, str]:
+    """Return the SHA-256 of every file of the sources, by its name within the corpus; empty where none was recorded."""
+    return {name: digest for name, digest in manifest.get("sha256", {}).items() if name != layout.PLAN}
+
+
+def plan_hash(manifest: Manifest) -> str | None:
+    """Return the SHA-256 of the plan, or None where none was recorded."""
+    return manifest.get("sha256", {}).get(layout.PLAN)
+
+
+def _find_other_hash(manifest: Manifest, content: bytes) -> str:
+    """Say that the content differs from its own hash, or return an empty string."""
+    if not is_vouched(manifest):
+        # one bit can turn the name of the key into another: no version wrote other keys and no hash
+        unknown = sorted(manifest.keys() - Manifest.__annotations__.keys())
+        return f"damaged, holds {unknown[0]!r}, which no dsgen writes without {_OWN_HASH}" if unknown else ""
+    head, _, tail = content.rpartition(manifest["manifest_sha256"].encode())
+    if hashlib.sha256(head + tail).hexdigest() != manifest["manifest_sha256"]:
+        return "changed or damaged, its content differs from the hash in its last line"
+    return ""
+
+
+def _find_contradiction(manifest: Manifest) -> str:
+    """Say which values do not go together, or return an empty string."""
+    parameters = cast(dict[str, Any], manifest["parameters"])
+    size = parameters["size"]
+    flips = 2 if parameters["flip"] else 1
+    rows = len(manifest["backgrounds"]) * len(manifest["foregrounds"]) * flips * parameters["positions"]
+    given = manifest["rows"]
+    rules = (
+        (
+            set(manifest["splits"]) == set(SPLITS),
+            f"splits {', '.join(manifest['splits'])}, expected {', '.join(SPLITS)}",
+        ),
+        (
+            sum(manifest["splits"].values()) == given,
+            f"{sum(manifest['splits'].values()):,} rows in splits of {given:,}",
+        ),
+        (
+            given <= rows if parameters.get("skip_unused") else given == rows,
+            f"{given:,} rows, expected {rows:,} as pictures and parameters say",
+        ),
+        (
+            parameters["label_size"] % size == 0,
+            f"label_size {parameters['label_size']}, expected a multiple of size {size}",
+        ),
+        (parameters["fg_height"] <= size, f"fg_height {parameters['fg_height']}, expected at most size {size}"),
+        (
+            parameters["validation_share"] + parameters["test_share"] < 1,
+            "validation_share and test_share are 1 or more together",
+        ),
+    )
+    return next((f"damaged, {reason}" for holds, reason in rules if not holds), "")
