@@ -150,4 +150,8 @@ def reason_of(error: BaseException, path: Path | str | None = None) -> str:
     """Say in a line why something failed, without repeating its path."""
     text = (isinstance(error, OSError) and error.strerror) or str(error) or type(error).__name__
     line = text.strip().splitlines()[0]
-    return line if path is None else line.replace(str(path), "it")
+    if path is None:
+        return line
+    for quoted in (repr(str(path)), f'"{path}"', str(path)):
+        line = line.replace(quoted, "it")
+    return line

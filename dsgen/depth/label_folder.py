@@ -16,7 +16,6 @@ from itertools import groupby
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from dsgen import __version__
 from dsgen.corpus.labels import METRIC
@@ -26,6 +25,7 @@ from dsgen.io import images
 from dsgen.io.atomic import write_bytes, write_json
 from dsgen.io.folders import FORMATS, attempt, output_names
 from dsgen.io.json_files import read_json
+from dsgen.io.picture_files import read_size
 from dsgen.parallel.devices import pick_device
 from dsgen.parallel.locks import exclusive_lock
 from dsgen.parallel.pool import available_cores
@@ -36,7 +36,6 @@ from dsgen.units import to_millimetres
 DEPTH_CSV = "depth.csv"
 DEPTH_JSON = "depth.json"
 _BATCH_PIXELS = 8_000_000  # in a batch; a quarter of it on a CPU, which gains nothing from more
-_ROTATED = range(5, 9)  # EXIF orientations that swap height and width
 
 
 @dataclass(frozen=True)
@@ -273,10 +272,8 @@ def _decode_groups(
 def _header_size(path: Path) -> tuple[int, int]:
     """Read a picture's height and width as displayed; (0, 0) where even the header is bad."""
     try:
-        with Image.open(path) as image:
-            rotated = image.getexif().get(0x0112) in _ROTATED
-            return image.size if rotated else image.size[::-1]
-    except Exception:  # decoding the picture raises the error to report
+        return read_size(path)
+    except DsgenError:  # decoding the picture raises the error to report
         return 0, 0
 
 

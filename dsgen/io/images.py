@@ -1,7 +1,7 @@
 """Decode and encode picture files; no other module does.
 
-In memory a picture is HWC RGB u1, a cut-out is HWC RGBA u1 with straight alpha, a mask is HW u1 with 0 or 255. Encoders
-return bytes, so that the caller decides how they are written.
+In memory a picture is HWC sRGB u1, a cut-out is HWC RGBA u1 with straight alpha, a mask is HW u1 with 0 or 255.
+Encoders return bytes, so that the caller decides how they are written.
 """
 
 import struct
@@ -10,66 +10,114 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from dsgen.errors import DamagedError, DsgenError, reason_of
+from dsgen.io.colour_keys import key_alpha
+from dsgen.io.colour_profiles import convert_to_srgb
+from dsgen.io.picture_files import is_white_zero, note_once, open_picture, read_orientation, sample_bits
 
-MAX_PIXELS = 64_000_000
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp"}
 DEFLATE_LEVEL = 1  # level 0 would save 8 us per mask and double its bytes
+_BAND_PIXELS = 4_000_000  # converted at a time, so that a large picture is in memory once
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}  # by EXIF orientation
+_MODES_OF_8_BITS = {"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr"}
 
 
 def read_picture(path: Path) -> np.ndarray:
-    """Decode a picture to (h,w,3) u1 RGB: 8 or 16 bits, grey, palette, CMYK; apply EXIF rotation, drop alpha.
+    """Decode a picture to (h,w,3) u1 sRGB: 8 or 16 bits, grey, palette, CMYK; apply EXIF rotation, drop alpha.
 
-    Raises `DamagedError` if it cannot be decoded, `DsgenError` if it is too large or has 32-bit samples.
+    An embedded ICC profile is converted. Of several pages or frames, the first counts. Raises `DamagedError` if the
+    file cannot be decoded, `DsgenError` if it is too large, has 32-bit samples or cannot be read at all.
     """
     return _decode(path, alpha=False)
 
 
+def read_cutout(path: Path) -> np.ndarray:
+    """Decode a picture with an alpha channel, a palette with transparency or a PNG's colour key to (h,w,4) u1 RGBA.
+
+    Raises as `read_picture`, and `DamagedError` if there is no transparency.
+    """
+    return _decode(path, alpha=True)
+
+
 def read_depth_png(path: Path) -> np.ndarray:
-    """Decode a 16-bit grey PNG to (h,w) integers; raise `DamagedError` if it cannot be decoded."""
+    """Decode a 16-bit grey PNG to (h,w) integers, upright; raise `DamagedError` if it cannot be decoded."""
     try:
         with Image.open(path, formats=["PNG"]) as image:
-            return np.asarray(image)
+            image.load()
+            return np.asarray(_upright(image, read_orientation(image)))
     except Exception as error:  # Pillow's decoders raise errors of any class on damaged files
         reason = f"cannot be decoded ({reason_of(error, path)}), expected a complete PNG"
         raise DamagedError(path, reason, "replace it") from error
 
 
-def read_cutout(path: Path) -> np.ndarray:
-    """Decode a picture with an alpha channel, or a palette with transparency, to (h,w,4) u1 RGBA.
-
-    Raises as `read_picture`, and `DamagedError` if there is no alpha channel.
-    """
-    return _decode(path, alpha=True)
-
-
 def _decode(path: Path, alpha: bool) -> np.ndarray:
-    if path.stat().st_size == 0:
-        raise DamagedError(path, "empty file (0 bytes), expected a picture", "replace it")
-    try:
-        with Image.open(path) as image:
-            width, height = image.size
-            if width * height > MAX_PIXELS:
-                reason = f"{width}x{height} pixels, expected at most {MAX_PIXELS:,} in total"
-                raise DsgenError(path, reason, "scale it down")
-            if alpha and not image.has_transparency_data:
-                raise DamagedError(path, f"no alpha channel (mode {image.mode})", "save it as an RGBA PNG")
-            image.load()
-            upright = ImageOps.exif_transpose(image)
-            if upright.mode.startswith("I;16"):
-                grey = ((np.asarray(upright).astype(np.uint32) + 128) // 257).astype(np.uint8)
-                return np.repeat(grey[..., None], 3, axis=2)
-            if upright.mode in ("I", "F"):
-                raise DsgenError(path, f"32-bit samples (mode {upright.mode}), expected 8 or 16 bits", "convert it")
-            return np.asarray(upright.convert("RGBA" if alpha else "RGB"))
-    except DsgenError:
-        raise
-    except Image.DecompressionBombError as error:
-        raise DsgenError(path, f"far more pixels than the limit of {MAX_PIXELS:,}", "scale it down") from error
-    except Exception as error:  # Pillow's decoders raise errors of any class on damaged files
-        raise DamagedError(path, f"cannot be decoded ({reason_of(error, path)})", "replace it") from error
+    with open_picture(path) as image:
+        if alpha and not image.has_transparency_data:
+            raise DamagedError(path, f"no alpha channel (mode {image.mode})", "save it as an RGBA PNG")
+        image.load()
+        orientation, profile = read_orientation(image), image.info.get("icc_profile")
+        if "icc_profile" in image.info and not profile:
+            note_once(path, "its colour profile is damaged; its colours are read as sRGB")
+        cover = key_alpha(path, image) if alpha else None
+        if cover is not None or not alpha:
+            image.info.pop("transparency", None)  # Pillow would apply or warn about it when it converts
+        eight_bits = _to_8_bits(path, image)
+        picture = convert_to_srgb(path, eight_bits, profile, alpha=alpha and cover is None)
+        if cover is not None:
+            picture.putalpha(Image.fromarray(cover))
+        picture = _upright(picture, orientation)
+        return _as_array(picture)
+
+
+def _upright(image: Image.Image, orientation: int) -> Image.Image:
+    return image.transpose(_TURNS[orientation]) if orientation in _TURNS else image
+
+
+def _to_8_bits(path: Path, image: Image.Image) -> Image.Image:
+    """Scale the samples of a decoded picture to 8 bits; raise for a kind of picture whose scale is not known."""
+    if image.mode.startswith("I;16"):
+        return Image.fromarray(_scale_grey16(image))
+    if image.mode in ("I", "F"):
+        raise DsgenError(path, f"32-bit samples (mode {image.mode}), expected 8 or 16 bits", "convert it")
+    if image.mode not in _MODES_OF_8_BITS:
+        raise DsgenError(
+            path, f"colours of mode {image.mode}, expected grey, palette, RGB or CMYK", "convert it to RGB"
+        )
+    return image
+
+
+def _scale_grey16(image: Image.Image) -> np.ndarray:
+    """Scale 12- or 16-bit grey to (h,w) u1, rounded to nearest, 0 black."""
+    values = np.asarray(image)
+    top = 4095 if image.format == "TIFF" and sample_bits(image) == 12 else 65535
+    table = ((np.arange(65536).clip(0, top) * 255 + top // 2) // top).astype(np.uint8)
+    if is_white_zero(image):
+        table = 255 - table
+    scaled = np.empty(values.shape, np.uint8)
+    rows = max(1, _BAND_PIXELS // max(1, values.shape[1]))
+    for start in range(0, len(values), rows):
+        scaled[start : start + rows] = table[values[start : start + rows]]
+    return scaled
+
+
+def _as_array(picture: Image.Image) -> np.ndarray:
+    """Copy a picture to an array in bands: Pillow's own conversion holds it three times."""
+    width, height = picture.size
+    array = np.empty((height, width, len(picture.getbands())), np.uint8)
+    rows = max(1, _BAND_PIXELS // width)
+    for top in range(0, height, rows):
+        array[top : top + rows] = np.asarray(picture.crop((0, top, width, min(height, top + rows))))
+    return array
 
 
 def resize(picture: np.ndarray, height: int, width: int) -> np.ndarray:

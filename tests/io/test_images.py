@@ -1,13 +1,15 @@
 """Picture files: decoding, encoding, resizing."""
 
 import io
+import struct
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageCms
 from support.corpora import draw_background
+from support.picture_files import icc_profile, write_keyed_png, write_tiff
 
 from dsgen.errors import DsgenError
 from dsgen.io import images
@@ -69,6 +71,76 @@ def test_palette_transparency_counts_as_alpha(tmp_path: Path):
     rgba = images.read_cutout(tmp_path / "p.png")
     assert rgba.shape[2] == 4
     assert set(np.unique(rgba[..., 3])) == {0, 255}
+
+
+@pytest.mark.parametrize(("bits", "channels"), [(1, 1), (2, 1), (4, 1), (8, 1), (16, 1), (8, 3), (16, 3)])
+def test_a_colour_key_is_transparent_and_nothing_else_is(tmp_path: Path, bits: int, channels: int):
+    """PNG specification, 11.3.1.1: samples equal to the key, in all their bits, have alpha 0; the others 255."""
+    top = 2**bits - 1
+    key = [0x1234, 0x5678, 0x9ABC] if bits == 16 else [top // 2, top, 0]
+    samples = np.random.default_rng(bits).integers(0, top + 1, (16, 32, channels))
+    samples[:, :8] = key[:channels]
+    samples[:, 8:16] = key[:channels]
+    samples[:, 8:16, channels - 1] ^= 1  # differs in the lowest bit of one channel
+    expected = np.where((samples == key[:channels]).all(2), 0, 255)
+    write_keyed_png(tmp_path / "p.png", samples, bits, tuple(key[:channels]))
+    rgba = images.read_cutout(tmp_path / "p.png")
+    assert (rgba[..., 3] == expected).all()
+    assert (rgba[..., :3] == images.read_picture(tmp_path / "p.png")).all()
+    assert abs(rgba[..., 0].astype(float) - samples[..., 0] * (255 / top)).max() <= 1
+
+
+def test_grey_tiffs_of_more_than_8_bits_keep_their_brightness(tmp_path: Path):
+    """12 bits are scaled, and 0 may be white, as with 8 bits."""
+    write_tiff(tmp_path / "12.tif", bytes([0x80, 0x08, 0x00]) * (64 * 64 // 2), 64, 12, 1)
+    write_tiff(tmp_path / "white16.tif", struct.pack("<H", 16384) * 64 * 64, 64, 16, 0)
+    write_tiff(tmp_path / "white8.tif", bytes([64]) * 64 * 64, 64, 8, 0)
+    assert (images.read_picture(tmp_path / "12.tif") == 128).all()
+    assert (images.read_picture(tmp_path / "white16.tif") == 191).all()
+    assert (images.read_picture(tmp_path / "white8.tif") == 191).all()
+
+
+@pytest.mark.parametrize(
+    ("mode", "ending"),
+    [
+        *(("RGB", e) for e in ("png", "jpg", "webp", "tif")),
+        ("RGBA", "png"),
+        ("RGBA", "webp"),
+        ("RGBA", "tif"),
+        ("P", "png"),
+    ],
+)
+def test_colour_profiles_are_converted_to_srgb(tmp_path: Path, mode: str, ending: str):
+    """What LittleCMS gives for the wide gamut of Adobe RGB; alpha is kept."""
+    plain = Image.new("RGBA", (16, 16), (120, 200, 60, 77)).convert(mode)
+    plain.save(tmp_path / f"p.{ending}", icc_profile=icc_profile(), **({"quality": 100} if ending != "tif" else {}))
+    assert abs(images.read_picture(tmp_path / f"p.{ending}")[4, 4].astype(int) - [51, 201, 37]).max() <= 6
+    if mode == "RGBA":
+        assert (images.read_cutout(tmp_path / f"p.{ending}")[..., 3] == 77).all()
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "I;16"])
+def test_grey_profiles_are_converted_to_srgb(tmp_path: Path, mode: str):
+    """Half of the light is 188 in sRGB."""
+    grey = np.full((8, 8), 128, np.uint8)
+    picture = Image.fromarray(grey.astype(np.uint16) * 257) if mode == "I;16" else Image.fromarray(grey).convert(mode)
+    picture.save(tmp_path / "p.png", icc_profile=icc_profile(1.0, ()))
+    assert (images.read_picture(tmp_path / "p.png") == 188).all()
+
+
+def test_an_srgb_profile_changes_no_byte(tmp_path: Path):
+    """Nor does one that differs from sRGB by rounding only."""
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    Image.fromarray(draw_background(0)).save(tmp_path / "p.png", icc_profile=profile)
+    assert (images.read_picture(tmp_path / "p.png") == draw_background(0)).all()
+
+
+@pytest.mark.parametrize("profile", [b"rubbish" * 40, icc_profile()[:200], icc_profile(2.2, ())])
+def test_a_profile_that_cannot_be_used_is_said(tmp_path: Path, profile: bytes, caplog: pytest.LogCaptureFixture):
+    """Damaged, cut short, or for grey pictures: the file is named, and its colours are taken as they are."""
+    Image.fromarray(draw_background(0)).save(tmp_path / "p.png", icc_profile=profile)
+    assert (images.read_picture(tmp_path / "p.png") == draw_background(0)).all()
+    assert f"{tmp_path}/p.png: its colour profile cannot be used" in caplog.text
 
 
 def _bomb(path: Path) -> None:
