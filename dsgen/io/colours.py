@@ -10,6 +10,11 @@ from dsgen.io.atomic import write_bytes
 _SHOWN_PIXELS = 640  # of the longer side
 
 
+def view_height(height: int, width: int) -> float:
+    """Return how high a view of a picture is in inches: in proportion, but never so high that it cannot be drawn."""
+    return min(max(1.5, 3.9 * height / width), 16.0) + 0.4
+
+
 def draw_depth(out: Path, picture: np.ndarray, depth: np.ndarray, title: str, *, metric: bool) -> None:
     """Write a JPEG with a picture (h,w,3) u1 and its depth (h,w) side by side, with a colour scale.
 
@@ -20,7 +25,7 @@ def draw_depth(out: Path, picture: np.ndarray, depth: np.ndarray, title: str, *,
 
     height, width = depth.shape
     step = max(1, round(max(height, width) / _SHOWN_PIXELS))  # strided views, no copies
-    figure = Figure(figsize=(9, max(1.5, 3.9 * height / width) + 0.4), dpi=100, layout="constrained")
+    figure = Figure(figsize=(9, view_height(height, width)), dpi=100, layout="constrained")
     left, right = figure.subplots(1, 2)
     for axis in (left, right):
         axis.set_axis_off()

@@ -15,7 +15,7 @@ from PIL import Image, ImageOps
 from dsgen.errors import DamagedError, DsgenError, reason_of
 
 MAX_PIXELS = 64_000_000
-SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp"}
+SUFFIXES = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".tif", ".tiff", ".bmp"}
 DEFLATE_LEVEL = 1  # level 0 would save 8 us per mask and double its bytes
 
 

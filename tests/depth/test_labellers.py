@@ -52,7 +52,7 @@ def test_a_picture_that_does_not_fit_is_an_error(monkeypatch: pytest.MonkeyPatch
     """Nothing smaller than one picture can be tried."""
     monkeypatch.setattr(Greedy, "room", 0)
     labeller = Greedy(CPU)
-    with pytest.raises(DsgenError, match="--device cpu: one picture of 8x4 does not fit its memory"):
+    with pytest.raises(DsgenError, match="--device cpu: one picture, fed as 8x4 pixels, does not fit its memory"):
         labeller(labeller.prepare(np.zeros((3, 4, 8, 3), np.uint8)), (4, 8), (4, 8))
 
 
@@ -67,7 +67,7 @@ def test_the_loss_of_a_device_is_named(monkeypatch: pytest.MonkeyPatch):
     with pytest.raises(RuntimeError, match="device lost"):
         labeller._estimate(torch.zeros(1, 3, 4, 4), (4, 4), (4, 4))
     labeller.device = torch.device("meta")
-    with pytest.raises(DsgenError, match=r"failed \(CUDA error: device lost\); finished blocks are kept"):
+    with pytest.raises(DsgenError, match=r"failed \(CUDA error: device lost\); finished work is kept"):
         labeller._estimate(torch.zeros(1, 3, 4, 4), (4, 4), (4, 4))
 
 
