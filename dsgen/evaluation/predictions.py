@@ -9,7 +9,7 @@ from dsgen import __version__
 from dsgen.evaluation.pairs import Pair
 from dsgen.io import images
 from dsgen.io.atomic import write_bytes, write_json
-from dsgen.io.colours import view_height
+from dsgen.io.colours import drawable, view_height
 from dsgen.io.csv_files import encode_csv, read_csv
 from dsgen.io.folders import PREDICTIONS_JSON as JSON
 from dsgen.io.json_files import read_json
@@ -138,7 +138,7 @@ def draw_view(
             axes[0].contour(inside, levels=[0.5], colors="magenta", linewidths=0.8)
     else:
         axes[0].imshow(picture)
-    axes[0].set_title(title, fontsize=8, loc="left", parse_math=False)
+    axes[0].set_title(drawable(title), fontsize=8, loc="left", parse_math=False)
     if depth_m is not None:
         far_m = max(MIN_DEPTH_M, float(np.percentile(depth_m, 99.5)))
         shown = axes[1].imshow(depth_m[::step, ::step], cmap="turbo_r", vmin=0, vmax=far_m)

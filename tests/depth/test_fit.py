@@ -185,7 +185,9 @@ def test_folders_that_will_not_do_are_refused(tmp_path: Path, frames: Path):
         Frames(tmp_path)
     for kind in ("rgb", "depth"):
         (tmp_path / kind).mkdir()
-    with pytest.raises(DsgenError, match=r"2 problems(.*\n)+.*rgb/ghost: no picture of that name, listed in(.*\n)+.*depth"):
+    with pytest.raises(
+        DsgenError, match=r"2 problems(.*\n)+.*rgb/ghost: no picture of that name, listed in(.*\n)+.*depth"
+    ):
         Frames(tmp_path)
     with pytest.raises(DsgenError, match="--epochs: got 1 numbers, expected 2"):
         train_depth(frames, tmp_path / "w.safetensors", sizes=(64, 96), epochs=(1,))
