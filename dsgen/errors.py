@@ -13,6 +13,7 @@ fields, so nothing has to parse the message. A bug is no `DsgenError` and keeps 
       SeveralErrors         more than one, found in one pass
 """
 
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,7 +37,8 @@ class DsgenError(Exception):
         super().__init__(str(self))
 
     def __str__(self) -> str:
-        return self.what + (f": {self.reason}" if self.reason else "") + (f"; {self.remedy}" if self.remedy else "")
+        text = self.what + (f": {self.reason}" if self.reason else "") + (f"; {self.remedy}" if self.remedy else "")
+        return printable(text)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.what, self.reason, self.remedy)
@@ -132,6 +134,23 @@ def find_differences(now: Mapping[str, Any], was: Mapping[str, Any]) -> list[Dif
     """Compare what is given now with what was given before, name by name."""
     names = dict.fromkeys([*now, *was])
     return [Difference(name, now.get(name), was.get(name)) for name in names if now.get(name) != was.get(name)]
+
+
+def printable(name: object) -> str:
+    """Write a name in one line that any terminal can show: control characters and bytes that are no text as escapes.
+
+    >>> printable("two\\nlines")
+    'two\\\\nlines'
+    """
+    return "".join(map(_escape, str(name)))
+
+
+def _escape(character: str) -> str:
+    if unicodedata.category(character) not in ("Cc", "Cs", "Zl", "Zp"):
+        return character
+    if "\udc80" <= character <= "\udcff":  # how Python keeps a byte of a file name that is not UTF-8
+        return f"\\x{ord(character) - 0xDC00:02x}"
+    return character.encode("unicode_escape", "surrogatepass").decode()
 
 
 def option(name: str) -> str:

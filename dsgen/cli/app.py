@@ -4,6 +4,7 @@ Results go to stdout, progress, notes and errors to stderr. With `--json` stdout
 result, or `{"error": {"type", "what", "reason", "remedy"}}`, beside the error for people on stderr.
 """
 
+import io
 import logging
 import sys
 from typing import Annotated, Any, NoReturn
@@ -102,6 +103,7 @@ app.add_typer(weights_app, name="weights")
 def main() -> NoReturn:
     """Run the program: report what a user can put right in a few lines, and exit with the right code."""
     _log_to_stderr()
+    _print_any_name()
     try:
         code = app(prog_name="dsgen", standalone_mode=False)
     except typer.Abort:  # Ctrl-C in older versions of typer
@@ -140,6 +142,13 @@ def _log_to_stderr() -> None:
     logger = logging.getLogger("dsgen")
     logger.addHandler(handler)
     logger.propagate = False
+
+
+def _print_any_name() -> None:
+    """Let names be printed that the terminal's encoding lacks, as escapes, rather than end a command with an error."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _is_usage_error(error: Exception) -> bool:

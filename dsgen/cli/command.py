@@ -145,7 +145,11 @@ def _surroundings(verbose: bool, quiet: bool, endpoint: str | None) -> Iterator[
     level = logger.level
     with ExitStack() as stack:
         stack.enter_context(_environment({name: value for name, value in environment.items() if value is not None}))
-        stack.enter_context(redirect_stdout(stack.enter_context(open(os.devnull, "w")) if quiet else sys.stderr))
+        stack.enter_context(
+            redirect_stdout(
+                stack.enter_context(open(os.devnull, "w", encoding="utf-8", errors="replace")) if quiet else sys.stderr
+            )
+        )
         stack.callback(logger.setLevel, level)
         if verbose or quiet:
             logger.setLevel(logging.DEBUG if verbose else logging.ERROR)

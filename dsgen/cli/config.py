@@ -56,7 +56,7 @@ def _parse(path: Path) -> dict[str, Any]:
     if path.suffix not in readers:
         raise InvalidValueError("--config", f"got {path}, expected a file that ends in .toml or .json")
     try:
-        content = readers[path.suffix](path.read_text(encoding="utf-8"))
+        content = readers[path.suffix](path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError as error:
         raise NotFoundError("--config", f"{path}: no such file", "check the path") from error
     except (OSError, ValueError) as error:

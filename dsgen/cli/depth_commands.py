@@ -9,6 +9,7 @@ from dsgen.cli.command import Command
 from dsgen.cli.corpus_commands import left_to_others
 from dsgen.cli.options import (
     Backend,
+    Device,
     Jobs,
     PartOf,
     Scheduler,
@@ -46,7 +47,10 @@ def depth(
         typer.Option(help="Depth range in metres of a Keras file; 80 if its name says kitti, else 10, by default."),
     ] = None,
     device: Annotated[
-        str, typer.Option("--device", help="auto, cpu, cuda, cuda:N or mps; several for a corpus: cuda:0,cuda:1.")
+        str,
+        typer.Option(
+            "--device", help="auto (CUDA, else the CPU), cpu, cuda, cuda:N or mps; for a corpus several: cuda:0,cuda:1."
+        ),
     ] = "auto",
     batch_size: Annotated[
         int | None,
@@ -188,6 +192,7 @@ def train_depth(
     batch_size: Annotated[int, typer.Option(help="Frames per step.")] = 16,
     learning_rate: Annotated[float, typer.Option(help="Peak learning rate.")] = 2e-3,
     seed: Annotated[int, typer.Option(help="Seed of the first weights, the order and the augmentation.")] = 0,
+    device: Device = "auto",
 ) -> Reply:
     """Train a depth network on a folder of RGB-D frames."""
     from dsgen.depth.fit import train_depth as fit
@@ -207,6 +212,7 @@ def train_depth(
         batch_size=batch_size,
         learning_rate=learning_rate,
         seed=seed,
+        device=device,
     )
     scores = ", ".join(f"{name} {value:.4g}" for name, value in result.scores.items())
     return Reply(f"{out}: scores on held-out rooms: {scores}", as_dict(result))

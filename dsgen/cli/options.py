@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from dsgen.parallel.parts import Part
 
 Jobs = Annotated[int | None, typer.Option("--jobs", help="Number of worker processes; one per core by default.")]
-Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:N or mps.")]
+Device = Annotated[str, typer.Option("--device", help="auto (CUDA, else the CPU), cpu, cuda, cuda:N or mps.")]
 Endpoint = Annotated[
     str | None,
     typer.Option(

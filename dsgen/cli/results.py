@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -35,8 +36,17 @@ def as_dict(result: Any) -> dict[str, Any]:
 
 
 def to_json(values: Any) -> str:
-    """Encode values as one line of JSON; paths become strings, and nan and infinity, which JSON lacks, null."""
-    return json.dumps(_plain(values), allow_nan=False, ensure_ascii=False)
+    """Encode values as one line of JSON; paths become strings, and nan and infinity, which JSON lacks, null.
+
+    Characters that stdout cannot print become JSON's own escapes.
+    """
+    plain = _plain(values)
+    text = json.dumps(plain, allow_nan=False, ensure_ascii=False)
+    try:
+        text.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:
+        return json.dumps(plain, allow_nan=False)
+    return text
 
 
 def _plain(value: Any) -> Any:

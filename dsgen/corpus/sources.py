@@ -21,8 +21,9 @@ import numpy as np
 import zarr
 from zarr.codecs import ZstdCodec
 
-from dsgen.errors import DamagedError, DsgenError, InvalidValueError, NotFoundError, raise_all
+from dsgen.errors import DamagedError, DsgenError, raise_all
 from dsgen.io import images
+from dsgen.io.folders import list_pictures, match_key
 
 _CHUNK_BYTES = 4 * 2**20
 log = logging.getLogger("dsgen")
@@ -60,38 +61,16 @@ class SourceFolder:
         """Return an error for each name that several files share: names must differ, since locations depend on them."""
         by_name = defaultdict(list)
         for file in self.files:
-            by_name[file.name].append(file.file)
+            by_name[match_key(file.name)].append(file.file)
         return [
             DsgenError(
                 self.folder,
-                f"{' and '.join(same)} have the same name {name!r} except for the ending",
+                f"{' and '.join(same)} have the same name {name!r} except for the ending or the Unicode normalisation",
                 "rename or remove one",
             )
             for name, same in by_name.items()
             if len(same) > 1
         ]
-
-
-def list_pictures(folder: Path, kind: str, limit: int | None = None) -> list[Path]:
-    """List the picture files of a folder in order of name, the first `limit` only; log a warning about other entries.
-
-    `kind`, such as backgrounds, is the option that names the folder in errors. Raises `NotFoundError` if the folder
-    does not exist, `InvalidValueError` if it has no pictures or `limit` is below 1.
-    """
-    if not folder.is_dir():
-        raise NotFoundError(f"--{kind}", f"{folder} is no folder, expected one with pictures")
-    entries = sorted((p for p in folder.iterdir() if not p.name.startswith(".")), key=lambda p: p.name)
-    pictures = [p for p in entries if p.is_file() and p.suffix.lower() in images.SUFFIXES]
-    others = [p.name for p in entries if p not in set(pictures)]
-    if others:
-        shown = ", ".join(others[:5]) + (", ..." if len(others) > 5 else "")
-        log.warning("%s: skipped, not picture files: %s", folder, shown)
-    if not pictures:
-        suffixes = " ".join(sorted(images.SUFFIXES))
-        raise InvalidValueError(f"--{kind}", f"{folder} has no pictures, expected files ending in {suffixes}")
-    if limit is not None and limit < 1:
-        raise InvalidValueError.expected(f"max_{kind}", limit, "1 or more")
-    return pictures[:limit]
 
 
 def hash_files(paths: list[Path], workers: int) -> list[SourceFile]:

@@ -23,9 +23,17 @@ from dsgen.averaging import fixed_decay
 from dsgen.depth.frames import Frames, batches, read_people
 from dsgen.depth.networks import DenseDepth, to_metres
 from dsgen.depth.weights import save_depth_network
-from dsgen.errors import ConflictError, DamagedError, InvalidValueError, find_differences
+from dsgen.errors import (
+    ConflictError,
+    DamagedError,
+    InvalidValueError,
+    NotFoundError,
+    check_rules,
+    find_differences,
+    reason_of,
+)
 from dsgen.io.atomic import write_bytes
-from dsgen.parallel.devices import autocast_dtype
+from dsgen.parallel.devices import autocast_dtype, pick_device
 from dsgen.units import MAX_DEPTH_M
 
 _EMA_DECAY = 0.998
@@ -56,11 +64,12 @@ def depth_loss(raw: Tensor, depth_m: Tensor) -> Tensor:
 def score(network: DenseDepth, frames: Frames, rows: np.ndarray, size: int, batch_size: int = 16) -> dict[str, float]:
     """Mean over frames of AbsRel, RMSE (m), delta1 metric and after median scaling; full size, 0.1..10 m, no crop."""
     network.eval()
+    device = next(network.parameters()).device
     totals: dict[str, list[float]] = {"abs_rel": [], "rmse_m": [], "delta1": [], "delta1_median_scaled": []}
     for start in range(0, len(rows), batch_size):
         group = rows[start : start + batch_size]
-        truth = torch.from_numpy(frames.depth_mm[group].astype(np.float32) / 1000)[:, None]
-        image = torch.from_numpy(frames.rgb[group]).permute(0, 3, 1, 2).float() / 255
+        truth = torch.from_numpy(frames.depth_mm[group].astype(np.float32) / 1000)[:, None].to(device)
+        image = torch.from_numpy(frames.rgb[group]).to(device).permute(0, 3, 1, 2).float() / 255
         if size != image.shape[-1]:
             image = F.interpolate(image, size=(size, size), mode="bilinear", antialias=True)
         raw = F.interpolate(network(image), size=truth.shape[-2:], mode="bilinear")
@@ -96,6 +105,7 @@ def train_depth(
     batch_size: int = 16,
     learning_rate: float = 2e-3,
     seed: int = 0,
+    device: str = "auto",
 ) -> TrainDepthResult:
     """Train a depth network and write the moving average of its weights as safetensors after every epoch.
 
@@ -104,16 +114,27 @@ def train_depth(
     is written after every epoch. The same call resumes from it after a kill and ends with the same weights; at the end
     it is removed. The scores are those at the last size, at which the network will be fed.
 
-    Raises `InvalidValueError` for numbers of sizes and epochs that differ, `ConflictError` for a checkpoint of other
-    settings, and `DsgenError` for frames that cannot be used.
+    Raises `InvalidValueError` for numbers of sizes and epochs that differ, for a batch of more frames than there are to
+    train on, and for weights of another network, `ConflictError` for a checkpoint of other settings, and `DsgenError`
+    for frames that cannot be used.
 
     >>> train_depth(Path("frames"), Path("depth.safetensors")).scores["delta1"]  # doctest: +SKIP
     0.711
     """
     if len(sizes) != len(epochs):
         raise InvalidValueError(
-            "--epochs", f"got {len(epochs)} numbers, expected {len(sizes)}, one for each of --sizes"
+            "--epochs", f"got {len(epochs)} numbers, expected {len(sizes)}, one for each of --sizes", "give as many"
         )
+    check_rules(
+        [
+            (batch_size >= 1, "batch_size", batch_size, "1 or more"),
+            (all(size >= 32 for size in sizes), "sizes", sizes, "32 pixels or more each"),
+            (all(count >= 0 for count in epochs) and sum(epochs) > 0, "epochs", epochs, "0 or more each, and 1 in all"),
+        ]
+    )
+    if init is not None and not init.is_file():
+        raise NotFoundError("--init", f"{init} does not exist, expected weights of dsgen train-depth", "check the path")
+    target = pick_device(device)
     settings = {
         "folder": str(folder),
         "people": str(people_folder),
@@ -133,8 +154,11 @@ def train_depth(
     frames = Frames(folder)
     people = read_people(people_folder) if people_folder else []
     training, held_out = frames.split()
+    if len(training) < batch_size:
+        rule = f"at most {len(training)}, the frames to train on ({len(held_out)} are held out)"
+        raise InvalidValueError.expected("batch_size", batch_size, rule, "make it smaller, or add frames")
     steps = (len(training) // batch_size) * sum(epochs)
-    learner = _Learner(encoder, width, sizes[-1], learning_rate, steps, init)
+    learner = _Learner(encoder, width, sizes[-1], learning_rate, steps, init, target)
     print(f"{len(training)} frames to train on, {len(held_out)} of held-out rooms, {steps} steps", flush=True)
     done, minutes = 0, 0.0
     if before:
@@ -174,14 +198,21 @@ def _in_words(scores: dict[str, float]) -> str:
 class _Learner:
     """A depth network with its optimizer, learning rate schedule, and the moving average of its weights."""
 
-    def __init__(self, encoder: str, width: int, size: int, learning_rate: float, steps: int, init: Path | None):
-        from safetensors.torch import load_file
-
-        self.network = DenseDepth(encoder, width, norm=True, output="log", input_size=size).to(
-            memory_format=torch.channels_last
-        )
+    def __init__(
+        self,
+        encoder: str,
+        width: int,
+        size: int,
+        learning_rate: float,
+        steps: int,
+        init: Path | None,
+        device: torch.device,
+    ):
+        network = DenseDepth(encoder, width, norm=True, output="log", input_size=size)
         if init:
-            self.network.load_state_dict(load_file(init))
+            _load_initial_weights(network, init)
+        self.device = device
+        self.network = network.to(device).to(memory_format=torch.channels_last)
         average = torch.optim.swa_utils.AveragedModel(
             self.network, multi_avg_fn=fixed_decay(_EMA_DECAY), use_buffers=True
         )
@@ -194,7 +225,9 @@ class _Learner:
             optimizer, learning_rate, total_steps=steps + 1, pct_start=0.06, div_factor=20, final_div_factor=50
         )
         self._average, self._optimizer, self._schedule = average, optimizer, schedule
-        self._autocast_dtype = autocast_dtype("auto", torch.device("cpu"))
+        # float16, the choice for CUDA devices without bfloat16, would need its gradients scaled
+        dtype = autocast_dtype("auto", device)
+        self._autocast_dtype = None if dtype is torch.float16 else dtype
 
     @property
     def averaged(self) -> DenseDepth:
@@ -202,10 +235,11 @@ class _Learner:
         return cast(DenseDepth, self._average.module)
 
     def step(self, image: Tensor, depth_m: Tensor) -> float:
-        """Take one step on images (B,3,S,S) uint8 and depth (B,1,S,S) in metres; return the loss."""
+        """Take one step on images (B,3,S,S) uint8 and depth (B,1,S,S) in metres, on the CPU; return the loss."""
         self.network.train()
+        image, depth_m = image.to(self.device), depth_m.to(self.device)
         image = image.float().div_(255).contiguous(memory_format=torch.channels_last)
-        with torch.autocast("cpu", self._autocast_dtype, enabled=self._autocast_dtype is not None):
+        with torch.autocast(self.device.type, self._autocast_dtype, enabled=self._autocast_dtype is not None):
             raw = self.network(image)
         loss = depth_loss(raw.float(), depth_m)
 
@@ -236,14 +270,33 @@ class _Learner:
             each.load_state_dict(state[name])
 
 
+def _load_initial_weights(network: DenseDepth, init: Path) -> None:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        network.load_state_dict(load_file(init))
+    except (SafetensorError, OSError) as error:
+        reason = f"{init} is no readable safetensors file ({reason_of(error, init)})"
+        raise InvalidValueError("--init", reason, "give weights that dsgen train-depth wrote") from error
+    except RuntimeError as error:
+        settings = f"{network.config['encoder']}, {network.config['width']} wide"
+        reason = f"{init} is for another network than the one to train ({settings})"
+        raise InvalidValueError("--init", reason, "use the --encoder and --width that it was trained with") from error
+
+
 def _read_checkpoint(path: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
     """Read what an unfinished run left, if anything; refuse that of another run."""
     if not path.is_file():
         return None
     try:
-        before = torch.load(path, weights_only=True)
+        before = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # what torch raises on a damaged file is up to the file
-        raise DamagedError(path, f"damaged checkpoint ({error})", "remove it to begin again") from error
+        raise DamagedError(
+            path, f"damaged checkpoint ({reason_of(error, path)})", "remove it to begin again"
+        ) from error
+    if not (isinstance(before, dict) and isinstance(before.get("settings"), dict) and "done" in before):
+        raise DamagedError(path, "no checkpoint of dsgen train-depth", "remove it to begin again")
     differences = find_differences(settings, {name: before["settings"].get(name) for name in settings})
     if differences:
         remedy = "use the same, or remove it to begin again"

@@ -1,9 +1,8 @@
 """Folders of RGB-D frames as batches to train a depth network on."""
 
-import csv
 import hashlib
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -12,70 +11,137 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dsgen.errors import DamagedError, DsgenError, NotFoundError
+from dsgen.errors import DamagedError, DsgenError, NotFoundError, raise_all
+from dsgen.io import images
+from dsgen.io.csv_files import read_csv
+from dsgen.io.folders import attempt, list_files, match_key
 
 FOCAL = 0.85  # focal length over picture width of a typical frame (61 degrees): what pasted people are scaled by
 FOV_DEG = 61.0  # of frames that do not say theirs
 STANDING_M = 1.7
+LAYOUT = (
+    "a folder of frames holds rgb/NAME.jpg or .png, depth/NAME.png (16-bit, millimetres) and frames.csv (UTF-8) with "
+    "the columns name, room and, if known, fov_deg"
+)
 
 
 class Frames:
-    """All frames of a folder in memory: `rgb` (n,S,S,3) u1, `depth_mm` (n,S,S) u2, `room` (n,), `fov_deg`."""
+    """All frames of a folder in memory: `rgb` (n,S,S,3) u1, `depth_mm` (n,S,S) u2, `room` (n,), `fov_deg`.
+
+    Raises `NotFoundError` for a missing listing, `DamagedError` for one that cannot be read, and the errors of all
+    frames together.
+    """
 
     def __init__(self, folder: Path, jobs: int = 2):
         listing = folder / "frames.csv"
         if not listing.is_file():
-            raise NotFoundError(listing, "no such file, expected columns name and room", "see the module's docstring")
-        with listing.open(newline="") as file:
-            rows = list(csv.DictReader(file))
+            raise NotFoundError(listing, "no such file, expected columns name and room", LAYOUT)
+        rows = read_csv(listing, LAYOUT, ("name", "room"))
         if not rows:
-            raise DamagedError(listing, "no frames listed, expected at least one row")
+            raise DamagedError(listing, "no frames listed, expected at least one row", "add a row for each frame")
         self.names = [row["name"] for row in rows]
         self.room = np.array([row["room"] for row in rows])
-        self.fov_deg = [float(row.get("fov_deg") or FOV_DEG) for row in rows]
+        self.fov_deg = [_field_of_view(listing, row) for row in rows]
+        pictures, depths = _files_by_name(folder / "rgb", images.SUFFIXES), _files_by_name(folder / "depth", {".png"})
+        errors = [
+            NotFoundError(
+                folder / kind / name, "no picture of that name, listed in frames.csv", "add it, or remove its row"
+            )
+            for name in self.names
+            for kind, files in (("rgb", pictures), ("depth", depths))
+            if match_key(name) not in files
+        ]
+        raise_all(errors)
         with ThreadPoolExecutor(jobs) as pool:
-            pairs = list(pool.map(lambda name: self._read(folder, name), self.names))
-        shapes = {rgb.shape[:2] for rgb, _ in pairs} | {depth.shape for _, depth in pairs}
-        if len(shapes) != 1:
-            raise DsgenError(folder, f"frames of several sizes {sorted(shapes)}, expected one size for all")
-        self.rgb = np.stack([rgb for rgb, _ in pairs])
-        self.depth_mm = np.stack([depth for _, depth in pairs])
-
-    @staticmethod
-    def _read(folder: Path, name: str) -> tuple[np.ndarray, np.ndarray]:
-        path = next((p for p in (folder / "rgb" / f"{name}{end}" for end in (".jpg", ".png")) if p.is_file()), None)
-        if path is None:
-            raise NotFoundError(f"{folder / 'rgb' / name}", "no .jpg or .png of that name, listed in frames.csv")
-        rgb = cv2.imread(str(path), cv2.IMREAD_COLOR)
-        depth = cv2.imread(str(folder / "depth" / f"{name}.png"), cv2.IMREAD_UNCHANGED)
-        if rgb is None or depth is None or depth.dtype != np.uint16:
-            raise DsgenError(folder, f"frame {name} needs a readable picture and a 16-bit depth PNG")
-        return cv2.cvtColor(rgb, cv2.COLOR_BGR2RGB), depth
+            rgb = list(pool.map(lambda name: attempt(pictures[match_key(name)]), self.names))
+            depth_mm = list(pool.map(lambda name: _attempt_depth(depths[match_key(name)]), self.names))
+        raise_all(each for each in (*rgb, *depth_mm) if isinstance(each, DsgenError))
+        shapes = sorted({each.shape[:2] for each in (*rgb, *depth_mm) if isinstance(each, np.ndarray)})
+        if len(shapes) != 1 or shapes[0][0] != shapes[0][1]:
+            sizes = ", ".join(f"{width}x{height}" for height, width in shapes[:5])
+            reason = f"frames of {sizes} pixels, expected one size for all pictures and depth maps, as wide as high"
+            raise DsgenError(folder, reason, "crop and scale them")
+        self.rgb, self.depth_mm = (
+            np.stack([each for each in arrays if isinstance(each, np.ndarray)]) for arrays in (rgb, depth_mm)
+        )
 
     def split(self, validation_share: float = 0.1) -> tuple[np.ndarray, np.ndarray]:
-        """Row numbers for training and validation; a room goes whole to one side, decided by its name alone."""
-        held_out = {
-            room
-            for room in np.unique(self.room)
-            if int(hashlib.sha256(room.encode()).hexdigest()[:8], 16) / 2**32 < validation_share
-        }
+        """Row numbers for training and validation; a room goes whole to one side, decided by its name alone.
+
+        Either side gets at least one room. Raises `DsgenError` for frames of a single room.
+        """
+        places = {str(room): _place(str(room)) for room in np.unique(self.room)}
+        if len(places) < 2:
+            reason = "the frames are of one room, expected two or more: whole rooms are held out to score the network"
+            raise DsgenError("frames.csv", reason, "name the rooms in the column room, or add frames of another")
+        held_out = {room for room, place in places.items() if place < validation_share}
+        by_place = sorted(places, key=places.__getitem__)
+        held_out = (held_out or {by_place[0]}) if len(held_out) < len(places) else held_out - {by_place[-1]}
         mask = np.array([room in held_out for room in self.room])
         return np.flatnonzero(~mask), np.flatnonzero(mask)
 
 
+def _place(room: str) -> float:
+    """Return a room's place in 0..1 by its name, the same for every spelling that Unicode takes for one."""
+    return int(hashlib.sha256(match_key(room).encode()).hexdigest()[:8], 16) / 2**32
+
+
+def _field_of_view(listing: Path, row: dict[str, str]) -> float:
+    text = row.get("fov_deg") or str(FOV_DEG)
+    try:
+        degrees = float(text)
+    except ValueError:
+        degrees = math.nan
+    if not 0 < degrees < 180:
+        reason = f"fov_deg of frame {row['name']} is {text}, expected degrees above 0 and below 180"
+        raise DamagedError(listing, reason, "correct it, or leave it empty")
+    return degrees
+
+
+def _files_by_name(folder: Path, suffixes: Collection[str]) -> dict[str, Path]:
+    """Return the files of a folder by name without ending, in the form in which names match."""
+    if not folder.is_dir():
+        raise NotFoundError(folder, "no such folder", LAYOUT)
+    found: dict[str, Path] = {}
+    errors = []
+    for path in list_files(folder, suffixes):
+        other = found.setdefault(match_key(path.stem), path)
+        if other != path:
+            errors.append(DsgenError(path, f"has the same name as {other.name} except for the ending", "remove one"))
+    raise_all(errors)
+    return found
+
+
+def _attempt_depth(path: Path) -> np.ndarray | DsgenError:
+    """Read a depth map (h,w) u2 millimetres; return the error, so that all can be listed together."""
+    try:
+        depth_mm = images.read_depth_png(path)
+    except DsgenError as error:
+        return error
+    if depth_mm.ndim != 2 or depth_mm.dtype != np.uint16:
+        return DsgenError(path, "no 16-bit grey PNG, expected depth in millimetres", "save it as uint16")
+    return depth_mm
+
+
 def read_people(folder: Path) -> list[tuple[np.ndarray, float]]:
     """Cut-outs (H,W,4) u1 with the height in metres each stands for; `../people.csv` tells who is seated."""
+    if not folder.is_dir():
+        raise NotFoundError("--people", f"{folder} is no folder, expected one with cut-outs", "check the path")
     listing = folder.parent / "people.csv"
     seated = set()
     if listing.is_file():
-        with listing.open(newline="") as file:
-            seated = {row["name"] for row in csv.DictReader(file) if "sit" in row["poses"]}
+        rows = read_csv(listing, "save it as UTF-8, with the columns name and poses", ("name", "poses"))
+        seated = {match_key(row["name"]) for row in rows if "sit" in row["poses"]}
+    errors: list[DsgenError] = []
     people = []
-    for path in sorted(folder.glob("*.png")):
-        rgba = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
-        if rgba is None or rgba.ndim != 3 or rgba.shape[2] != 4:
-            raise DamagedError(path, "no alpha channel, expected an RGBA PNG")
-        people.append((cv2.cvtColor(rgba, cv2.COLOR_BGRA2RGBA), 1.3 if path.stem in seated else STANDING_M))
+    for path in list_files(folder, {".png"}):
+        try:
+            people.append((images.read_cutout(path), 1.3 if match_key(path.stem) in seated else STANDING_M))
+        except DsgenError as error:
+            errors.append(error)
+    raise_all(errors)
+    if not people:
+        raise NotFoundError("--people", f"{folder} has no PNG files, expected cut-outs", "check the path")
     return people
 
 

@@ -6,8 +6,10 @@ for each picture; `depth.json`, what the labels were made with. A label that is 
 same settings, is kept. Memory depends on the largest picture, not on their number.
 """
 
-import csv
+import errno
 import io
+import logging
+import math
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -19,14 +21,31 @@ import numpy as np
 
 from dsgen import __version__
 from dsgen.corpus.labels import METRIC
-from dsgen.depth.labellers import DepthFunction, Labeller, LabelOptions, default_batch_size, make_labellers
-from dsgen.errors import DsgenError, InvalidValueError, NotFoundError
+from dsgen.depth.labellers import (
+    DepthFunction,
+    Labeller,
+    LabelOptions,
+    PictureError,
+    default_batch_size,
+    make_labellers,
+)
+from dsgen.errors import DsgenError, InvalidValueError, NotFoundError, reason_of
 from dsgen.io import images
 from dsgen.io.atomic import write_bytes, write_json
-from dsgen.io.folders import FORMATS, attempt, output_names
+from dsgen.io.csv_files import encode_csv, read_csv
+from dsgen.io.folders import (
+    DEPTH_JSON,
+    FORMATS,
+    attempt,
+    beside,
+    check_answers_folder,
+    endings_in_words,
+    list_files,
+    output_names,
+)
 from dsgen.io.json_files import read_json
 from dsgen.io.picture_files import read_size
-from dsgen.parallel.devices import pick_device
+from dsgen.parallel.devices import pick_device, picture_failure
 from dsgen.parallel.locks import exclusive_lock
 from dsgen.parallel.pool import available_cores
 from dsgen.parallel.prefetch import prefetch
@@ -34,8 +53,10 @@ from dsgen.parallel.progress import progress
 from dsgen.units import to_millimetres
 
 DEPTH_CSV = "depth.csv"
-DEPTH_JSON = "depth.json"
+_ERRORS_OF_NAMES = (errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL)
 _BATCH_PIXELS = 8_000_000  # in a batch; a quarter of it on a CPU, which gains nothing from more
+
+log = logging.getLogger("dsgen")
 
 
 @dataclass(frozen=True)
@@ -79,7 +100,7 @@ class _Job:
 
     def title(self, path: Path) -> str:
         """Return a picture's path relative to the folder."""
-        return str(path.relative_to(self.folder))
+        return path.relative_to(self.folder).as_posix()
 
     def view(self, path: Path) -> Path:
         """Return where a picture's coloured view is written."""
@@ -102,14 +123,17 @@ def label_folder(
     file_format: str | None = None,
     previews: bool = False,
 ) -> FolderLabelResult:
-    """Label every picture under a folder; bad pictures are listed under `failed` and do not stop the others.
+    """Label every picture under a folder; pictures that fail are listed under `failed` and do not stop the others.
 
     Labels go to `out`, by default `FOLDER_depth` beside the folder, as `file_format` "png" (uint16 millimetres) or
     "npy" (float32), by default PNG for metres. Pictures of one size are fed in batches. `previews` adds
     `NAME.view.jpg`, the picture and its depth in colours with their scale.
 
-    Raises `NotFoundError` for a folder that does not exist, `InvalidValueError` for options that do not fit together,
-    and `DsgenError` for a folder without pictures.
+    A picture fails that cannot be decoded, is too thin to be fed, or on which the network fails or runs out of memory.
+    Hidden files, and folders that dsgen wrote, are passed by, see `dsgen.io.folders`.
+
+    Raises `NotFoundError` for a folder that does not exist, `InvalidValueError` for options that do not fit together
+    and for an `out` that holds files of others, and `DsgenError` for a folder without pictures.
 
     >>> from dsgen import label_folder
     >>> label_folder(Path("holiday-pictures"), previews=True).labelled  # doctest: +SKIP
@@ -126,7 +150,9 @@ def label_folder(
         precision=precision,
         average_flip=average_flip,
     )
-    out = out or folder.with_name(folder.name + "_depth")
+    if not folder.is_dir():
+        raise NotFoundError(folder, "no such folder, expected a corpus or a folder of pictures", "check the path")
+    out = out or beside(folder, "_depth")
     _check_options(folder, out, options, file_format)
     paths = _find_pictures(folder, out)
     labeller = make_labellers(options, [pick_device(device)])[0]
@@ -137,15 +163,16 @@ def label_folder(
     with exclusive_lock(out):
         _write_parameters(job, suffix)
         before = _read_table(out / DEPTH_CSV, labeller)
-        missing = [path for path in paths if not _is_labelled(path, job)]
-        lines: dict[Path, _Line] = {}
-        for path in set(paths).difference(missing):
-            lines[path] = before.get(job.title(path)) or _describe(path, _read_label(out / names[path]), job)
-        with progress("depth", len(paths), len(paths) - len(missing)) as advance:
-            for path, line in _label_pictures(missing, job):
-                lines[path] = line
-                advance(1)
-        _write_table(out / DEPTH_CSV, [lines[path] for path in paths], labeller)
+        found = {path: _describe_again(path, before, job) for path in paths}
+        lines = {path: line for path, line in found.items() if line is not None}
+        missing = [path for path in paths if path not in lines]
+        try:
+            with progress("depth", len(paths), len(lines)) as advance:
+                for path, line in _label_pictures(missing, job):
+                    lines[path] = line
+                    advance(1)
+        finally:
+            _write_table(out / DEPTH_CSV, [lines[path] for path in paths if path in lines], labeller)
     failed = tuple(lines[path].error for path in paths if lines[path].error)
     return FolderLabelResult(
         folder=folder,
@@ -159,8 +186,6 @@ def label_folder(
 
 
 def _check_options(folder: Path, out: Path, options: LabelOptions, file_format: str | None) -> None:
-    if not folder.is_dir():
-        raise NotFoundError(folder, "no such folder, expected a corpus or a folder of pictures")
     if out.resolve() == folder.resolve():
         raise InvalidValueError("--out", f"{out} is the folder of pictures itself", "choose another")
     if file_format not in (None, *FORMATS):
@@ -169,18 +194,16 @@ def _check_options(folder: Path, out: Path, options: LabelOptions, file_format: 
         raise InvalidValueError.expected(
             "device", options.device, "one device for a folder", "several are for a corpus"
         )
+    check_answers_folder(out, DEPTH_JSON)
     options.check()
 
 
 def _find_pictures(folder: Path, out: Path) -> list[Path]:
     """Return the pictures below a folder, sorted, without those below `out`."""
-    paths = sorted(
-        path
-        for path in folder.rglob("*")
-        if path.suffix.lower() in images.SUFFIXES and path.is_file() and out not in path.parents
-    )
+    paths = list_files(folder, below=True, skip=(out,))
     if not paths:
-        raise DsgenError(folder, f"neither a corpus nor a folder with pictures ({' '.join(sorted(images.SUFFIXES))})")
+        reason = f"neither a corpus nor a folder with pictures ({endings_in_words()})"
+        raise DsgenError(folder, reason, "check the path")
     return paths
 
 
@@ -221,7 +244,6 @@ def _is_labelled(path: Path, job: _Job) -> bool:
 
 def _label_pictures(paths: list[Path], job: _Job) -> Iterator[tuple[Path, _Line]]:
     """Label pictures; yield each with its line of the table. Decoding, network and writing overlap."""
-    labeller = job.labeller
     pending: list[tuple[Path, Future[_Line]]] = []
     with ThreadPoolExecutor(available_cores()) as decoders, ThreadPoolExecutor(1) as writer:
         for group, decoded in prefetch(_decode_groups(paths, job, decoders), 2):
@@ -233,13 +255,14 @@ def _label_pictures(paths: list[Path], job: _Job) -> Iterator[tuple[Path, _Line]
                     good.append((path, image))
             if not good:
                 continue
-            batch = np.stack([image for _, image in good])  # (n,H,W,3) u1
-            size = batch.shape[1:3]
             started = time.monotonic()
-            depths, _ = labeller(labeller.prepare(batch), size, size)  # (n,H,W) f4
+            depths = _estimate(good, job)
             seconds = round((time.monotonic() - started) / len(good), 4)
             for (path, image), depth in zip(good, depths, strict=True):
-                pending.append((path, writer.submit(_write_label, path, image, depth, seconds, job)))
+                if isinstance(depth, DsgenError):
+                    yield path, _Line(job.title(path), error=str(depth))
+                else:
+                    pending.append((path, writer.submit(_write_label, path, image, depth, seconds, job)))
             while len(pending) > len(good):  # this batch is written while the next is labelled
                 path, future = pending.pop(0)
                 yield path, future.result()
@@ -247,19 +270,40 @@ def _label_pictures(paths: list[Path], job: _Job) -> Iterator[tuple[Path, _Line]
             yield path, future.result()
 
 
+def _estimate(pictures: list[tuple[Path, np.ndarray]], job: _Job) -> list[np.ndarray | DsgenError]:
+    """Estimate the depth (H,W) f4 of pictures of one size; where a batch fails, each alone, with an error for each bad.
+
+    Raises `DsgenError` for what is no picture's fault, such as a device that is lost.
+    """
+    labeller = job.labeller
+    try:
+        batch = np.stack([image for _, image in pictures])  # (n,H,W,3) u1
+        size = batch.shape[1:3]
+        depths, _ = labeller(labeller.prepare(batch), size, size)  # (n,H,W) f4
+    except Exception as error:  # networks and functions raise errors of any class
+        if isinstance(error, DsgenError) and not isinstance(error, PictureError):
+            raise
+        if len(pictures) == 1:
+            log.debug("%s", pictures[0][0], exc_info=error)
+            return [picture_failure(pictures[0][0], error, labeller.device)]
+        return [depth for picture in pictures for depth in _estimate([picture], job)]
+    return list(depths)
+
+
 def _decode_groups(
     paths: list[Path], job: _Job, decoders: ThreadPoolExecutor
 ) -> Iterator[tuple[list[Path], list[np.ndarray | DsgenError]]]:
     """Decode pictures in groups of one size, read from the headers, so that a group can be fed as one batch.
 
-    A group has at most `job.batch_size` pictures and, unless it is a single one, `_BATCH_PIXELS` pixels.
+    A group has at most `job.batch_size` pictures and, unless it is a single one, `_BATCH_PIXELS` pixels, both as they
+    are and as they are fed.
     """
     most_pixels = _BATCH_PIXELS // 4 if job.labeller.device.type == "cpu" else _BATCH_PIXELS
     sizes = dict(zip(paths, decoders.map(_header_size, paths), strict=True))
     by_size = sorted(paths, key=lambda path: (sizes[path], path))
     for (height, width), same_size in groupby(by_size, key=sizes.__getitem__):
         alike = list(same_size)
-        length = max(1, min(job.batch_size, most_pixels // max(1, height * width)))
+        length = max(1, min(job.batch_size, most_pixels // max(1, height * width, _fed_pixels(job, height, width))))
         for start in range(0, len(alike), length):
             group = alike[start : start + length]
             decoded = list(decoders.map(attempt, group))
@@ -267,6 +311,15 @@ def _decode_groups(
                 yield from (([path], [image]) for path, image in zip(group, decoded, strict=True))
             else:
                 yield group, decoded
+
+
+def _fed_pixels(job: _Job, height: int, width: int) -> int:
+    if not height or not width:
+        return 0
+    try:
+        return math.prod(job.labeller.feed_shape(height, width))
+    except PictureError:
+        return 0
 
 
 def _header_size(path: Path) -> tuple[int, int]:
@@ -278,10 +331,24 @@ def _header_size(path: Path) -> tuple[int, int]:
 
 
 def _write_label(path: Path, image: np.ndarray, depth: np.ndarray, seconds: float, job: _Job) -> _Line:
-    """Write one picture's label (H,W) f4, and its view; return its line of the table."""
-    title, file = job.title(path), job.out / job.names[path]
+    """Write one picture's label (H,W) f4, and its view; return its line of the table, with the error if there is one.
+
+    Raises `OSError` for what would stop every label, such as a full disk.
+    """
     if not np.isfinite(depth).all():
-        return _Line(title, error=f"{path}: the network's depth is not finite; nothing was stored")
+        error = DsgenError(path, "the network's depth is not finite, so nothing was stored", "try --precision float32")
+        return _Line(job.title(path), error=str(error))
+    try:
+        return _store_label(path, image, depth, seconds, job)
+    except OSError as failed:
+        if failed.errno not in _ERRORS_OF_NAMES:
+            raise
+        named = DsgenError(path, f"its label cannot be written ({reason_of(failed)})", "rename the picture")
+        return _Line(job.title(path), error=str(named))
+
+
+def _store_label(path: Path, image: np.ndarray, depth: np.ndarray, seconds: float, job: _Job) -> _Line:
+    title, file = job.title(path), job.out / job.names[path]
     file.parent.mkdir(parents=True, exist_ok=True)
     if job.previews:
         from dsgen.io.colours import draw_depth
@@ -301,8 +368,18 @@ def _write_label(path: Path, image: np.ndarray, depth: np.ndarray, seconds: floa
 def _read_label(path: Path) -> np.ndarray:
     """Read a label back, (H,W) f4: metres, or a relative model's answer."""
     if path.suffix == ".npy":
-        return np.load(path)
+        return np.load(path, allow_pickle=False)
     return images.read_depth_png(path).astype(np.float32) / 1000
+
+
+def _describe_again(path: Path, before: dict[str, _Line], job: _Job) -> _Line | None:
+    """Return the line of the table for a label that is there, up to date and whole; None where there is none."""
+    if not _is_labelled(path, job):
+        return None
+    try:
+        return before.get(job.title(path)) or _describe(path, _read_label(job.out / job.names[path]), job)
+    except (DsgenError, ValueError, EOFError):  # a damaged label
+        return None
 
 
 def _describe(path: Path, depth: np.ndarray, job: _Job, seconds: float | None = None) -> _Line:
@@ -311,7 +388,7 @@ def _describe(path: Path, depth: np.ndarray, job: _Job, seconds: float | None = 
     minimum, median, maximum = (str(round(float(value), 4)) for value in (depth.min(), np.median(depth), depth.max()))
     return _Line(
         picture=job.title(path),
-        depth=str(job.names[path]),
+        depth=job.names[path].as_posix(),
         width=str(width),
         height=str(height),
         minimum=minimum,
@@ -332,14 +409,10 @@ def _read_table(path: Path, labeller: Labeller) -> dict[str, _Line]:
     if not path.is_file():
         return {}
     columns = _columns(labeller)
-    with path.open(newline="") as file:
-        lines = [_Line(*(row.get(column) or "" for column in columns)) for row in csv.DictReader(file)]
+    rows = read_csv(path, "remove it; dsgen depth writes it again", ("picture", "error"))
+    lines = [_Line(*(row.get(column, "") for column in columns)) for row in rows]
     return {line.picture: line for line in lines if not line.error}
 
 
 def _write_table(path: Path, lines: list[_Line], labeller: Labeller) -> None:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(_columns(labeller))
-    writer.writerows(astuple(line) for line in lines)
-    write_bytes(path, text.getvalue().encode())
+    write_bytes(path, encode_csv(_columns(labeller), map(astuple, lines)))

@@ -8,6 +8,7 @@ shift, where larger is nearer, and is never called metres.
 import hashlib
 import inspect
 import logging
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,16 +20,21 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dsgen.corpus.labels import INVERSE, METRIC
+from dsgen.depth.hub import HUGGING_FACE, load_from_hub
 from dsgen.depth.networks import fold_batch_norms, to_metres
 from dsgen.depth.weights import DepthModel, load_depth_model
 from dsgen.errors import DsgenError, InvalidValueError, MissingPackageError, reason_of
 from dsgen.io import images
-from dsgen.parallel.devices import PRECISIONS, autocast_dtype
+from dsgen.parallel.devices import PRECISIONS, autocast_dtype, is_device_failure, is_out_of_memory
 
-HUGGING_FACE = "hf:"
 BUNDLED_REFERENCE = "bundled"
 # kinds that the configuration of a `transformers` model does not state, by its model_type
 _KINDS = {"zoedepth": METRIC, "glpn": METRIC, "depth_pro": METRIC, "dpt": INVERSE}
+
+MOST_FED_PIXELS = 2048 * 2048  # of a picture as it is fed; 0.7 GB in the bundled network, 2 GB in DenseNet-169
+_STRIDE = 32  # by which DenseDepth halves a picture: fed sides are multiples of it
+_MOST_ELONGATED = MOST_FED_PIXELS // _STRIDE**2  # longer over shorter side of a picture that DenseDepth can be fed
+_MOST_ELONGATED_FOREIGN = 32  # the same for models whose preprocessing may enlarge the shorter side
 
 Size = tuple[int, int]  # height and width in pixels
 DepthFunction = Callable[[np.ndarray], "np.ndarray | Tensor"]
@@ -94,6 +100,10 @@ class LabelOptions:
         return replace(self, weights=self.weights and self.weights.absolute(), metric_reference=reference)
 
 
+class PictureError(DsgenError):
+    """One picture cannot be labelled; others can."""
+
+
 class Labeller:
     """What all labellers share: moving batches to the device, splitting those that do not fit, mirror images.
 
@@ -117,7 +127,10 @@ class Labeller:
         self._largest_batch: int | None = None  # found by running out of memory
 
     def feed_shape(self, height: int, width: int) -> tuple[int, int]:
-        """Return the (height, width) to which images of this size are scaled before they are fed."""
+        """Return the (height, width) to which images of this size are scaled before they are fed.
+
+        Raises `PictureError` for images so thin that they cannot be fed.
+        """
         return height, width
 
     def prepare(self, image: np.ndarray) -> Tensor:
@@ -134,7 +147,8 @@ class Labeller:
 
         Flip errors, (n,) f4 with `check_flip` and else None, say how far image and mirror image disagree: the mean
         over pixels of 2 |a - b| / (|a| + |b|), where a is the depth of the image and b the un-mirrored depth of its
-        mirror image. Raises `DsgenError` if not even one image fits the device's memory.
+        mirror image. Raises `PictureError` if not even one image fits the device's memory, `DsgenError` if the device
+        fails.
         """
         if self.device.type == "cuda":
             batch = batch.pin_memory().to(self.device, non_blocking=True)
@@ -162,16 +176,15 @@ class Labeller:
             piece = batch[done : done + (self._largest_batch or len(batch))]
             try:
                 answers.append(self._answer(piece, source, shape))
-            except torch.OutOfMemoryError as error:
-                self._shrink_batches(piece, error)
-                continue
-            except RuntimeError as error:
-                if self.device.type == "cpu":
+            except (RuntimeError, MemoryError) as error:
+                if is_out_of_memory(error):
+                    self._shrink_batches(piece, error)
+                    continue
+                if self.device.type == "cpu" or not is_device_failure(error):
                     raise
+                other = "use --device cpu" if self.device.type == "mps" else "run the same command again to resume"
                 raise DsgenError(
-                    f"--device {self.device}",
-                    f"failed ({reason_of(error)})",
-                    "finished blocks are kept, run the same command again to resume",
+                    f"--device {self.device}", f"failed ({reason_of(error)})", f"finished work is kept, {other}"
                 ) from error
             done += len(piece)
         return answers[0] if len(answers) == 1 else torch.cat(answers)
@@ -179,9 +192,9 @@ class Labeller:
     def _shrink_batches(self, piece: Tensor, error: BaseException) -> None:
         """Halve the batches after one did not fit; raise if it was a single image."""
         if len(piece) == 1:
-            raise DsgenError(
+            raise PictureError(
                 f"--device {self.device}",
-                f"one picture of {piece.shape[-1]}x{piece.shape[-2]} does not fit its memory",
+                f"one picture, fed as {piece.shape[-1]}x{piece.shape[-2]} pixels, does not fit its memory",
                 "free some, or use another device",
             ) from error
         self._largest_batch = len(piece) // 2
@@ -201,17 +214,26 @@ class DenseDepthLabeller(Labeller):
         self._run: Callable[[Tensor], Tensor] = torch.compile(self.network) if compile_network else self.network
 
     def feed_shape(self, height: int, width: int) -> tuple[int, int]:
-        """Round to multiples of 32, at the network's own input size if it has one, close to the image's proportions."""
+        """Round to multiples of 32, at the network's own input size if it has one, close to the image's proportions.
+
+        An image that would have more than `MOST_FED_PIXELS` is fed smaller, in the same proportions.
+        """
+        _check_proportions(height, width, _MOST_ELONGATED)
         size = self.config["input_size"]
         scale = size / min(height, width) if size else 1.0
-        return max(32, round(height * scale / 32) * 32), max(32, round(width * scale / 32) * 32)
+        fed = [max(_STRIDE, round(side * scale / _STRIDE) * _STRIDE) for side in (height, width)]
+        if math.prod(fed) > MOST_FED_PIXELS:
+            short = max(_STRIDE, _floor(math.sqrt(MOST_FED_PIXELS * min(height, width) / max(height, width))))
+            long = min(
+                _floor(MOST_FED_PIXELS / short),
+                _STRIDE * round(short * max(height, width) / min(height, width) / _STRIDE),
+            )
+            fed = [short, long] if height < width else [long, short]
+        return fed[0], fed[1]
 
     def prepare(self, image: np.ndarray) -> Tensor:
         """Scale images to the size at which they are fed."""
-        height, width = self.feed_shape(*image.shape[1:3])
-        if (height, width) != image.shape[1:3]:
-            image = np.stack([images.resize(one, height, width) for one in image])
-        return super().prepare(image)
+        return super().prepare(_resize(image, self.feed_shape(*image.shape[1:3])))
 
     def _answer(self, batch: Tensor, source: Size, shape: Size) -> Tensor:  # noqa: ARG002
         with self._autocast():
@@ -222,6 +244,17 @@ class DenseDepthLabeller(Labeller):
         # exp and clamp would turn infinity into a depth
         metres = to_metres(raw, self.config["output"], self.config["max_depth_m"])
         return torch.where(raw.isfinite(), metres, torch.nan)[:, 0]  # (n,*shape)
+
+
+def _floor(side: float) -> int:
+    return math.floor(side / _STRIDE) * _STRIDE
+
+
+def _check_proportions(height: int, width: int, most: int) -> None:
+    """Raise `PictureError` for an image that is so thin that a network cannot be fed with it in bounded memory."""
+    if max(height, width) > most * min(height, width):
+        reason = f"{width}x{height} pixels, expected one side to be at most {most:,} times the other"
+        raise PictureError("picture", reason, "crop it, or leave it out")
 
 
 class TransformersLabeller(Labeller):
@@ -235,23 +268,33 @@ class TransformersLabeller(Labeller):
             raise MissingPackageError(
                 f"--model {HUGGING_FACE}{name}", "transformers is not installed", "pip install 'dsgen[hf]'"
             ) from error
-        try:
-            self._processor: Any = AutoImageProcessor.from_pretrained(name)
-            network: Any = AutoModelForDepthEstimation.from_pretrained(name)
-        except (OSError, ValueError, KeyError) as error:
-            raise InvalidValueError(
-                f"--model {HUGGING_FACE}{name}",
-                f"no depth-estimation model can be loaded ({reason_of(error)})",
-                "use a folder, or a name on the hub while it can be reached",
-            ) from error
+
+        def load(local_only: bool) -> tuple[Any, Any]:
+            options = {"local_files_only": local_only, "trust_remote_code": False}  # a model's own code is never run
+            processor = AutoImageProcessor.from_pretrained(name, **options)
+            return processor, AutoModelForDepthEstimation.from_pretrained(name, **options)
+
+        self._processor, network = load_from_hub(name, load)
         self.name = HUGGING_FACE + (Path(name).resolve().name if Path(name).is_dir() else name)
         self.sha256 = state_sha256(network)
         self.kind = kind or _kind_of(network.config, name)
         self.network = network.to(device).eval()
 
+    def feed_shape(self, height: int, width: int) -> tuple[int, int]:
+        """Return the size at which the model's own processor gets images: theirs, or a smaller one of large images."""
+        _check_proportions(height, width, _MOST_ELONGATED_FOREIGN)
+        scale = min(1.0, math.sqrt(MOST_FED_PIXELS / (height * width)))
+        return (height, width) if scale == 1 else (int(height * scale), int(width * scale))
+
     def prepare(self, image: np.ndarray) -> Tensor:
         """Scale and normalise images with the model's own processor."""
-        return self._processor(images=super().prepare(image), return_tensors="pt")["pixel_values"]  # (n,3,h,w) f4
+        image = _resize(image, self.feed_shape(*image.shape[1:3]))
+        fed = self._processor(images=super().prepare(image), return_tensors="pt")["pixel_values"]  # (n,3,h,w) f4
+        high, wide = fed.shape[-2:]
+        if high * wide > MOST_FED_PIXELS:
+            reason = f"the model's preprocessing makes it {wide}x{high}, expected at most {MOST_FED_PIXELS:,} pixels"
+            raise PictureError("picture", reason, "crop it, or leave it out")
+        return fed
 
     def _answer(self, batch: Tensor, source: Size, shape: Size) -> Tensor:
         assert self.network is not None
@@ -260,10 +303,18 @@ class TransformersLabeller(Labeller):
         outputs.predicted_depth = outputs.predicted_depth.float()
         sizes = [shape] * len(batch)
         config: Any = self.network.config
-        sources = {"source_sizes": [source] * len(batch)} if config.model_type == "zoedepth" else {}
+        given = self.feed_shape(*source)
+        sources = {"source_sizes": [given] * len(batch)} if config.model_type == "zoedepth" else {}
         answers = self._processor.post_process_depth_estimation(outputs, target_sizes=sizes, **sources)
         depth = torch.stack([answer["predicted_depth"].reshape(shape) for answer in answers])  # (n,*shape)
         return torch.where(depth.isfinite(), depth, torch.nan)
+
+
+def _resize(image: np.ndarray, size: Size) -> np.ndarray:
+    """Scale images (n,h,w,3) u1 to a size."""
+    if image.shape[1:3] == size:
+        return image
+    return np.stack([images.resize(one, *size) for one in image])
 
 
 def _kind_of(config: Any, name: str) -> str:
@@ -298,7 +349,8 @@ class FunctionLabeller(Labeller):
         self.sha256 = hashlib.sha256(source.encode()).hexdigest()
 
     def _answer(self, batch: Tensor, source: Size, shape: Size) -> Tensor:  # noqa: ARG002
-        answer = torch.as_tensor(self.function(batch.permute(0, 2, 3, 1).cpu().numpy())).to(self.device).float()
+        # float32 before it is moved: MPS has no float64
+        answer = torch.as_tensor(self.function(batch.permute(0, 2, 3, 1).cpu().numpy())).float().to(self.device)
         # (n,h,w) f4, of any h and w
         if answer.ndim != 3 or len(answer) != len(batch):
             raise DsgenError(

@@ -18,9 +18,10 @@ import cv2
 import numpy as np
 
 from dsgen import metrics
-from dsgen.errors import DamagedError, DsgenError, InvalidValueError, NotFoundError, raise_all
+from dsgen.errors import DamagedError, DsgenError, InvalidValueError, NotFoundError, raise_all, reason_of
 from dsgen.io import images
 from dsgen.io.atomic import write_json
+from dsgen.io.folders import DEPTH_SUFFIXES, list_files, match_key
 from dsgen.parallel.prefetch import prefetch
 from dsgen.parallel.progress import progress
 
@@ -37,7 +38,6 @@ METRICS = {
 ASPECT_TOLERANCE = 0.02
 EIGEN_SIZE = (480, 640)
 EIGEN_CROP = (20, 460, 24, 616)
-_SUFFIXES = {".png", ".npy"}
 _LISTED = 5  # problems an error names, and pictures a table shows
 _AHEAD = 4  # pairs of maps read before they are wanted
 _COLOURS = {0: "grey", 2: "RGB", 3: "palette", 4: "grey and alpha", 6: "RGBA"}
@@ -290,14 +290,12 @@ def _pair(predictions: Path, ground_truth: Path, window: Crop | str | None) -> l
 
 
 def _find_maps(folder: Path) -> dict[str, list[Path]]:
-    """Return the depth maps below a folder by their path in it without ending; hidden and other files are passed by."""
+    """Return the depth maps below a folder by their path in it without ending, in the form in which names match."""
     if not folder.is_dir():
         raise NotFoundError(folder, "no such folder, expected one with .png or .npy depth maps", "check the path")
     found: defaultdict[str, list[Path]] = defaultdict(list)
-    for path in sorted(folder.rglob("*")):
-        inside = path.relative_to(folder)
-        if path.suffix.lower() in _SUFFIXES and not any(part.startswith(".") for part in inside.parts):
-            found[inside.with_suffix("").as_posix()].append(path)
+    for path in list_files(folder, DEPTH_SUFFIXES, below=True, with_answers=True):
+        found[match_key(path.relative_to(folder).with_suffix("").as_posix())].append(path)
     if not found:
         raise NotFoundError(folder, "no depth maps, expected .png or .npy files in it or below", "check the path")
     return dict(found)
@@ -332,7 +330,9 @@ def _read_size(path: Path) -> tuple[int, int]:
         with path.open("rb") as file:
             head = file.read(26)
     except OSError as error:
-        raise DamagedError(path, f"cannot be read ({error.strerror}), expected a PNG file", "replace it") from error
+        raise DamagedError(
+            path, f"cannot be read ({reason_of(error, path)}), expected a PNG file", "replace it"
+        ) from error
     if len(head) < 26 or head[:8] != b"\x89PNG\r\n\x1a\n" or head[12:16] != b"IHDR":
         raise DsgenError(path, "not a PNG file, expected a 16-bit grey PNG", "replace it")
     width, height, bits, colour = struct.unpack(">IIBB", head[16:26])
@@ -348,9 +348,9 @@ def _open_npy(path: Path) -> np.ndarray:
     """Map a .npy file into memory, checked to be (h,w) of floats."""
     try:
         depth: np.ndarray = np.lib.format.open_memmap(path, mode="r")
-    except (OSError, ValueError) as error:
-        reason = " ".join(str(error).replace(str(path), "it").split())
-        raise DamagedError(path, f"cannot be read ({reason}), expected a .npy file of floats", "replace it") from error
+    except (OSError, ValueError, EOFError) as error:
+        reason = f"cannot be read ({reason_of(error, path)}), expected a .npy file of floats"
+        raise DamagedError(path, reason, "replace it") from error
     if depth.ndim != 2 or depth.dtype.kind != "f":
         shape = "x".join(map(str, depth.shape))
         raise DsgenError(path, f"{depth.dtype} of shape {shape}, expected two-dimensional float metres", "convert it")

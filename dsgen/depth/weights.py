@@ -51,7 +51,9 @@ def load_depth_model(
     if max_depth_m is not None:
         check_max_depth(max_depth_m)
     if not path.is_file():
-        raise NotFoundError("--weights", f"{path} does not exist, expected a safetensors or Keras HDF5 file")
+        raise NotFoundError(
+            "--weights", f"{path} does not exist, expected a safetensors or Keras HDF5 file", "check the path"
+        )
     config: dict[str, Any] | None
     if is_hdf5(path) or is_zip(path):
         config, state = read_keras(path)

@@ -6,8 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from dsgen.errors import DsgenError, NotFoundError
-from dsgen.io import images
-from dsgen.io.folders import output_names
+from dsgen.io.folders import check_name, endings_in_words, list_files, match_key, output_names
 
 
 @dataclass(frozen=True)
@@ -34,20 +33,13 @@ class Pairing:
 def list_pictures(path: Path, skip: tuple[Path, ...] = ()) -> list[Path]:
     """List the pictures below a folder, in order, except those below the folders to skip; a picture lists itself."""
     if path.is_file():
+        check_name(path)
         return [path]
     if not path.is_dir():
         raise NotFoundError(path, "no such folder or picture", "check the path")
-    skipped = [other for other in skip if other != path]
-    found = sorted(
-        picture
-        for picture in path.rglob("*")
-        if picture.suffix.lower() in images.SUFFIXES
-        and picture.is_file()
-        and not any(other in picture.parents for other in skipped)
-    )
+    found = list_files(path, below=True, skip=skip)
     if not found:
-        endings = " ".join(sorted(images.SUFFIXES))
-        raise NotFoundError(path, f"no pictures ({endings}) in it or below", "check the path")
+        raise NotFoundError(path, f"no pictures ({endings_in_words()}) in it or below", "check the path")
     return found
 
 
@@ -78,17 +70,17 @@ def pair_pictures(
 
 
 def _list_by_name(backgrounds: Path, out: Path) -> dict[str, list[Path]]:
-    """List the pictures below a folder by their path within it without ending."""
+    """List the pictures below a folder by their path within it without ending, in the form in which names match."""
     named: defaultdict[str, list[Path]] = defaultdict(list)
     for path in list_pictures(backgrounds, skip=(out,)):
-        named[path.relative_to(backgrounds).with_suffix("").as_posix()].append(path)
+        named[match_key(path.relative_to(backgrounds).with_suffix("").as_posix())].append(path)
     return dict(named)
 
 
 def _find_background(named: dict[str, list[Path]], path: Path, relative: Path, backgrounds: Path | None) -> Path:
     """Return the background of a composite by its path within its folder; raise where there is none, or several."""
-    own = relative.with_suffix("").as_posix()
-    above = [parent.as_posix() for parent in relative.parents][:-1]
+    own = match_key(relative.with_suffix("").as_posix())
+    above = [match_key(parent.as_posix()) for parent in relative.parents][:-1]
     found = next((named[name] for name in (own, *above) if name in named), [])
     if not found:
         nor = f", nor {' or '.join(above)}" if above else ""

@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dsgen.errors import DsgenError, InvalidValueError, check_rules, raise_all
+from dsgen.errors import DsgenError, InvalidValueError, NotFoundError, check_rules, raise_all
 from dsgen.evaluation.pairs import Pair, list_pictures, pair_pictures
 from dsgen.evaluation.predictions import (
     VIEW,
@@ -36,7 +36,8 @@ from dsgen.evaluation.predictions import (
     write_answers,
     write_table,
 )
-from dsgen.io.folders import FORMATS, attempt
+from dsgen.io.folders import FORMATS, PREDICTIONS_JSON, attempt, beside, check_answers_folder, check_name
+from dsgen.parallel.devices import picture_failure
 from dsgen.parallel.locks import exclusive_lock
 from dsgen.parallel.prefetch import prefetch
 from dsgen.parallel.progress import progress
@@ -104,6 +105,10 @@ def predict(
             (size is None or size >= MIN_SIZE, "size", size, f"{MIN_SIZE} or more"),
         ]
     )
+    if backgrounds is not None:
+        if not backgrounds.exists():
+            raise NotFoundError("--backgrounds", f"{backgrounds}: no such folder or picture", "check the path")
+        check_name(backgrounds)
     folder = pictures if pictures.is_dir() else pictures.parent
     out = _choose_out(out, pictures, (folder, backgrounds))
     paths = list_pictures(pictures, skip=(out,) if backgrounds is None else (out, backgrounds))
@@ -142,9 +147,10 @@ def predict(
 def _choose_out(out: Path | None, pictures: Path, inputs: tuple[Path | None, ...]) -> Path:
     """Return the output folder, by default one beside the pictures; it must not be a folder of pictures itself."""
     if out is None:
-        out = pictures.with_name((pictures.name if pictures.is_dir() else pictures.stem) + "_predictions")
+        out = beside(pictures, "_predictions")
     if out.resolve() in [path.resolve() for path in inputs if path is not None]:
         raise InvalidValueError("--out", f"{out} is a folder of pictures itself", "choose another")
+    check_answers_folder(out, PREDICTIONS_JSON)
     return out
 
 
@@ -161,6 +167,10 @@ def _answer_all(
                     entries[pair.title] = known | _answer(trained, pair, picture, background, size)
                 except DsgenError as error:
                     entries[pair.title] = known | {"error": str(error)}
+                except (RuntimeError, MemoryError, ValueError) as error:  # of the network, such as memory that ran out
+                    log.debug("%s", pair.picture, exc_info=error)
+                    failure = picture_failure(pair.picture, error, trained.device)
+                    entries[pair.title] = known | {"error": str(failure)}
                 advance(1)
                 if time.monotonic() - written > _TABLE_SECONDS:  # a killed run has its finished pictures in the table
                     write_table(out, entries)
@@ -200,7 +210,8 @@ def _answer(
     mask, depth_m = answer_pair(trained, background, picture, size)
     seconds = time.monotonic() - started
     if not np.isfinite(depth_m).all():
-        raise DsgenError(pair.picture, "the network's answer is not finite", "nothing was written")
+        reason = "the network's answer is not finite, so nothing was written"
+        raise DsgenError(pair.picture, reason, "leave it out, or predict with another --checkpoint")
     write_answers(pair, picture, mask, depth_m)
     fed_height, fed_width = fed_size(height, width, size)
     sizes = {"width": width, "height": height, "fed_width": fed_width, "fed_height": fed_height}

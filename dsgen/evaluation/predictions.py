@@ -1,6 +1,5 @@
 """A folder of predictions: its parameters, its table, the files of answers, and which of them are up to date."""
 
-import csv
 import io
 from pathlib import Path
 
@@ -10,11 +9,14 @@ from dsgen import __version__
 from dsgen.evaluation.pairs import Pair
 from dsgen.io import images
 from dsgen.io.atomic import write_bytes, write_json
+from dsgen.io.colours import drawable, view_height
+from dsgen.io.csv_files import encode_csv, read_csv
+from dsgen.io.folders import PREDICTIONS_JSON as JSON
 from dsgen.io.json_files import read_json
 from dsgen.training.checkpoint import DEPTH, MASK, Trained
 from dsgen.units import MAX_DEPTH_M, MIN_DEPTH_M
 
-CSV, JSON = "predictions.csv", "predictions.json"
+CSV = "predictions.csv"
 VIEW = "view"
 _VIEW_PIXELS = 640  # most along the longer side of a view
 _COLUMNS = (
@@ -58,17 +60,14 @@ def read_table(out: Path) -> dict[str, Entry]:
     path = out / CSV
     if not path.is_file():
         return {}
-    with path.open(newline="") as file:
-        return {row["picture"]: dict(row) for row in csv.DictReader(file) if not row.get("error")}
+    rows = read_csv(path, "remove it; dsgen predict writes it again", ("picture", "background"))
+    return {row["picture"]: row for row in rows if not row.get("error")}
 
 
 def write_table(out: Path, entries: dict[str, Entry]) -> None:
     """Write the entries, in order of picture."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, _COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(entries[title] for title in sorted(entries))
-    write_bytes(out / CSV, text.getvalue().encode())
+    rows = ([entries[title].get(column, "") for column in _COLUMNS] for title in sorted(entries))
+    write_bytes(out / CSV, encode_csv(_COLUMNS, rows))
 
 
 def is_current(pair: Pair, entry: Entry | None, out: Path) -> bool:
@@ -127,7 +126,7 @@ def draw_view(
     step = max(1, round(max(height, width) / _VIEW_PIXELS))
     picture = picture[::step, ::step]
     panels = 1 + (depth_m is not None)
-    figure = Figure(figsize=(4.5 * panels, max(1.5, 3.9 * height / width) + 0.4), dpi=100, layout="constrained")
+    figure = Figure(figsize=(4.5 * panels, view_height(height, width)), dpi=100, layout="constrained")
     axes = figure.subplots(1, panels, squeeze=False)[0]
     for axis in axes:
         axis.set_axis_off()
@@ -139,7 +138,7 @@ def draw_view(
             axes[0].contour(inside, levels=[0.5], colors="magenta", linewidths=0.8)
     else:
         axes[0].imshow(picture)
-    axes[0].set_title(title, fontsize=8, loc="left", parse_math=False)
+    axes[0].set_title(drawable(title), fontsize=8, loc="left", parse_math=False)
     if depth_m is not None:
         far_m = max(MIN_DEPTH_M, float(np.percentile(depth_m, 99.5)))
         shown = axes[1].imshow(depth_m[::step, ::step], cmap="turbo_r", vmin=0, vmax=far_m)

@@ -105,7 +105,7 @@ class _Scorer:
                 answers[MEAN] = depth_scores(torch.full_like(truth_m, self.mean_depth_m), truth_m, mask)
             if self.background_depth is not None and "background" in batch:
                 answers[BACKGROUND] = self._score_background_depth(batch["row"], truth_m, mask)
-        return answers, None if mask is None else mask.flatten(1).mean(1).double(), output_size
+        return answers, None if mask is None else mask.flatten(1).mean(1).cpu().double(), output_size
 
     def _score_background_depth(self, rows: Tensor, truth_m: Tensor, mask: Tensor | None) -> dict[str, Tensor]:
         """Score the depth of the rows' backgrounds as an answer; nan where a background has too few rows."""

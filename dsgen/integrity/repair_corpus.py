@@ -17,7 +17,7 @@ from dsgen.corpus.corpus import Corpus
 from dsgen.corpus.labels import DEPTH, FLIP_ERROR, RELATIVE, block_file, restored_metadata
 from dsgen.corpus.manifest import REMEDY, Manifest, picture_records, plan_hash, source_hashes
 from dsgen.corpus.pictures import draw_composites, draw_missing_sources, encode_sources
-from dsgen.corpus.sources import hash_files, list_pictures, write_sources
+from dsgen.corpus.sources import hash_files, write_sources
 from dsgen.errors import BusyError, DamagedError, DsgenError
 from dsgen.integrity.check_corpus import (
     check_plan,
@@ -33,6 +33,7 @@ from dsgen.integrity.verify import verify
 from dsgen.io.assets import asset
 from dsgen.io.atomic import partial_path, write_bytes, write_folder
 from dsgen.io.filesystem import LocalFiles, hash_tree
+from dsgen.io.folders import list_pictures, match_key
 from dsgen.parallel.locks import LOCK, held_locks
 from dsgen.parallel.parts import lock_stage
 from dsgen.parallel.pool import run_blocks
@@ -136,10 +137,10 @@ def _repair_sources(
 
 def _find_originals(path: Path, manifest: Manifest, kind: str, folder: Path | None, workers: int) -> list[Path]:
     """Find the backgrounds or foregrounds a corpus was made from, by name and hash; return them in its order."""
-    hashes = {picture["file"]: picture["sha256"] for picture in picture_records(manifest, kind)}
+    hashes = {match_key(picture["file"]): picture["sha256"] for picture in picture_records(manifest, kind)}
     folder = folder or asset(kind)
-    chosen = [picture for picture in list_pictures(folder, kind) if picture.name in hashes]
-    found = {file.file: file.sha256 for file in hash_files(chosen, workers)}
+    chosen = [picture for picture in list_pictures(folder, kind) if match_key(picture.name) in hashes]
+    found = {match_key(file.file): file.sha256 for file in hash_files(chosen, workers)}
     missing = sorted(name for name in hashes if found.get(name) != hashes[name])
     if missing:
         raise DamagedError(
@@ -148,7 +149,7 @@ def _find_originals(path: Path, manifest: Manifest, kind: str, folder: Path | No
             f"is {missing[0]})",
             f"pass the folder they are in with --{kind}",
         )
-    return sorted(chosen, key=lambda picture: list(hashes).index(picture.name))
+    return sorted(chosen, key=lambda picture: list(hashes).index(match_key(picture.name)))
 
 
 def _replace_sources(path: Path, rebuilt: Path, manifest: Manifest, workers: int, log: RepairLog) -> None:

@@ -17,7 +17,7 @@ from dsgen.io.colour_keys import key_alpha
 from dsgen.io.colour_profiles import convert_to_srgb
 from dsgen.io.picture_files import is_white_zero, note_once, open_picture, read_orientation, sample_bits
 
-SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp"}
+SUFFIXES = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".tif", ".tiff", ".bmp"}
 DEFLATE_LEVEL = 1  # level 0 would save 8 us per mask and double its bytes
 _BAND_PIXELS = 4_000_000  # converted at a time, so that a large picture is in memory once
 _TURNS = {

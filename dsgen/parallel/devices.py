@@ -7,22 +7,24 @@ from typing import Any
 
 import torch
 
-from dsgen.errors import InvalidValueError
+from dsgen.errors import DsgenError, InvalidValueError, reason_of
 
 PRECISIONS = ("auto", "float32", "bf16", "fp16")
 _TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # parameters of mallopt in glibc's malloc.h
 _HALF_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+_OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")  # CUDA and MPS, Linux, Windows
 
 
 def pick_device(name: str = "auto") -> torch.device:
-    """Return the device named auto, cpu, cuda, cuda:N or mps; auto is the best one available.
+    """Return the device named auto, cpu, cuda, cuda:N or mps; auto is CUDA where there is one, else the CPU.
 
-    Raises `InvalidValueError` for a device that this machine does not have.
+    MPS is used when it is asked for only: what dsgen measures and tests runs on CUDA and on CPUs. Raises
+    `InvalidValueError` for a device that this machine does not have.
     """
     cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
     available = ["cpu"] + [f"cuda:{n}" for n in range(torch.cuda.device_count() if cuda else 0)] + ["mps"] * mps
     if name == "auto":
-        return torch.device("cuda" if cuda else "mps" if mps else "cpu")
+        return torch.device("cuda" if cuda else "cpu")
     if name not in available and not (name == "cuda" and cuda):
         reason = f"got {name!r}, this machine has {', '.join(available)}"
         raise InvalidValueError("--device", reason, "use one of these, or auto")
@@ -51,6 +53,31 @@ def resolve_precision(precision: str, device: torch.device) -> str:
 def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
     """Return the autocast dtype of a precision, one of `PRECISIONS`, on a device; None for plain float32."""
     return _HALF_DTYPES.get(resolve_precision(precision, device))
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an error says that memory ran out, on whichever device; on a CPU torch has no class for it."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(sign in str(error).lower() for sign in _OUT_OF_MEMORY)
+
+
+def is_device_failure(error: BaseException) -> bool:
+    """Return whether an error is the device's, so that all that follows fails too: lost, or without an operation."""
+    if isinstance(error, NotImplementedError | getattr(torch, "AcceleratorError", ())):  # since torch 2.8
+        return True
+    return isinstance(error, RuntimeError) and "CUDA error" in str(error)
+
+
+def picture_failure(what: object, error: Exception, device: torch.device) -> DsgenError:
+    """Return the error to report for a picture on which a network failed, so that the others can still be done."""
+    if isinstance(error, DsgenError):
+        return DsgenError(what, error.reason, error.remedy)
+    if is_out_of_memory(error):
+        remedy = "free some, scale it down, or use another --device"
+        return DsgenError(what, f"does not fit the memory of {device}", remedy)
+    reason = f"the network failed on it ({type(error).__name__}: {reason_of(error)})"
+    return DsgenError(what, reason, "scale or crop it like the others, or leave it out")
 
 
 def _has_amx() -> bool:

@@ -38,8 +38,8 @@ def move_batches(
     """
     if device.type != "cuda":
         for batch in batches:
-            moved = {name: values if name == "row" else values.to(device) for name, values in batch.items()}
-            yield as_floats(moved) if floats else moved
+            ready = as_floats(batch) if floats else batch  # before they move: MPS has no unsigned 16-bit numbers
+            yield {name: values if name == "row" else values.to(device) for name, values in ready.items()}
         return
     copy_stream = torch.cuda.Stream(device)
     ahead: deque[tuple[Batch, torch.cuda.Event]] = deque()

@@ -17,7 +17,6 @@ import numpy as np
 
 from dsgen.corpus.chunks import chunk_rows
 from dsgen.corpus.plan import DTYPE, assign_splits, split_counts
-from dsgen.corpus.sources import list_pictures
 from dsgen.errors import (
     DamagedError,
     DsgenError,
@@ -28,6 +27,7 @@ from dsgen.errors import (
     reason_of,
 )
 from dsgen.io import images
+from dsgen.io.folders import DEPTH_SUFFIXES, list_files, list_pictures, match_key, names_in_words
 from dsgen.store import schema
 from dsgen.store.source import SourceKey
 from dsgen.units import MAX_DEPTH_MM
@@ -199,23 +199,24 @@ def _pair(folders: dict[str, Path]) -> dict[str, list[Path]]:
         paths = _list_depths(folder) if field == "depth" else list_pictures(folder, f"{field}s")
         by_name[field] = {}
         for path in paths:
-            if path.stem in by_name[field]:
-                other = by_name[field][path.stem].name
-                errors.append(
-                    DsgenError(path, f"differs from {other} only in its extension", "rename or remove one of the two")
-                )
-            by_name[field][path.stem] = path
+            name = match_key(path.stem)
+            if name in by_name[field]:
+                reason = f"differs from {by_name[field][name].name} only in its extension or Unicode normalisation"
+                errors.append(DsgenError(path, reason, "rename or remove one of the two"))
+            by_name[field][name] = path
     names = sorted(by_name["image"])
     for field, found in by_name.items():
         lacking = [name for name in names if name not in found]
         extra = sorted(set(found) - set(names))
         if lacking:
-            shown = ", ".join(lacking[:5]) + (", ..." if len(lacking) > 5 else "")
-            reason = f"no {field} for {len(lacking)} of {len(names)} images ({shown})"
+            reason = f"no {field} for {len(lacking)} of {len(names)} images ({names_in_words(lacking)})"
             errors.append(NotFoundError(folders[field], reason, "add them, or remove these images"))
         if extra:
             log.warning(
-                "%s: ignoring %d files without an image of the same name: %s ...", folders[field], len(extra), extra[0]
+                "%s: ignoring %d files without an image of the same name: %s",
+                folders[field],
+                len(extra),
+                names_in_words(extra),
             )
     raise_all(errors)
     return {field: [found[name] for name in names] for field, found in by_name.items()}
@@ -223,10 +224,12 @@ def _pair(folders: dict[str, Path]) -> dict[str, list[Path]]:
 
 def _list_depths(folder: Path) -> list[Path]:
     if not folder.is_dir():
-        raise NotFoundError("--depths", f"{folder} does not exist, expected a folder with 16-bit PNG or .npy files")
-    found = sorted(path for path in folder.iterdir() if path.suffix.lower() in (".png", ".npy"))
+        reason = f"{folder} does not exist, expected a folder with 16-bit PNG or .npy files"
+        raise NotFoundError("--depths", reason, "check the path")
+    found = list_files(folder, DEPTH_SUFFIXES)
     if not found:
-        raise NotFoundError("--depths", f"{folder} holds no depth maps, expected 16-bit PNG or .npy files")
+        reason = f"{folder} holds no depth maps, expected 16-bit PNG or .npy files"
+        raise NotFoundError("--depths", reason, "check the path")
     return found
 
 

@@ -66,7 +66,7 @@ def prepare(batch: Batch, size: int, device: torch.device) -> Prepared:
     takes the nearest pixel: the average of two surfaces would be the depth of neither, and 0 keeps marking a missing
     depth. A batch without backgrounds or masks gets zeros for them, one without depth gets None.
     """
-    arrays = as_floats({name: values.to(device) for name, values in batch.items() if name != "row"})
+    arrays = as_floats({name: _signed(values).to(device) for name, values in batch.items() if name != "row"})
 
     def shrink(images: Tensor) -> Tensor:
         if images.shape[-1] == size:
@@ -78,6 +78,11 @@ def prepare(batch: Batch, size: int, device: torch.device) -> Prepared:
     background = shrink(arrays["background"]) if "background" in arrays else torch.zeros_like(image)
     mask = shrink_mask(arrays["mask"], size) if "mask" in arrays else torch.zeros_like(image[:, :1])
     return background, image, mask, shrink_depth(arrays["depth"], size) if "depth" in arrays else None
+
+
+def _signed(values: Tensor) -> Tensor:
+    """Return u2 as the i2 of the same bits, which `as_floats` takes for the same and every device supports."""
+    return values.view(torch.int16) if values.dtype == torch.uint16 else values
 
 
 def shrink_mask(mask: Tensor, size: int) -> Tensor:

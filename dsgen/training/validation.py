@@ -54,10 +54,13 @@ def validate(
                 _, _, mask, depth_m = prepare(batch, logits.shape[-1], device)
             scores = _score(logits, raw, mask if "mask" in batch else None, depth_m, settings, mean_depth_m)
             for name, (values, has_truth) in scores.items():
-                total = torch.stack([torch.where(has_truth, values, 0.0).sum(), has_truth.sum()]).double().cpu()
+                total = (
+                    torch.stack([torch.where(has_truth, values, 0.0).sum(), has_truth.sum()]).cpu().double()
+                )  # MPS has no float64
                 sums[name] = sums.get(name, 0) + total
     names = sorted(sums)
-    totals = ranks.sum(torch.stack([sums[name] for name in names]).to(device)).tolist()
+    stacked = torch.stack([sums[name] for name in names])  # several ranks are on CUDA or on CPUs
+    totals = ranks.sum(stacked.to(device) if device.type == "cuda" else stacked).tolist()
     means = {name: total / count if count else math.nan for name, (total, count) in zip(names, totals, strict=True)}
     loss = math.fsum(means[name] for name in LOSSES if name in means)
     return {**dict.fromkeys(SCORES, math.nan), **means, "validation_loss": loss}

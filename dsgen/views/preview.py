@@ -13,6 +13,7 @@ from dsgen.corpus import layout
 from dsgen.corpus.corpus import Corpus
 from dsgen.errors import InvalidValueError, check_rules
 from dsgen.io.atomic import write_bytes
+from dsgen.io.colours import drawable
 from dsgen.store.kind import is_store
 from dsgen.units import MIN_DEPTH_M
 
@@ -99,7 +100,7 @@ def draw_sheet(out: Path, sample: Sample, title: str) -> None:
     for number, name in enumerate(sample.titles):
         line, first = number // across, panels * (number % across)
         axes[line, first].imshow(sample.image[number])
-        axes[line, first].set_title(name, fontsize=7, loc="left")
+        axes[line, first].set_title(drawable(name), fontsize=7, loc="left", parse_math=False)
         if mask is not None:
             axes[line, first + 1].imshow(mask[number], cmap="gray", vmin=0, vmax=255)
         if depth_m is not None:
@@ -107,7 +108,7 @@ def draw_sheet(out: Path, sample: Sample, title: str) -> None:
             shown = axes[line, first + panels - 1].imshow(known, cmap="turbo_r", vmin=0, vmax=far_m)
     if shown is not None:
         figure.colorbar(shown, ax=axes, label="depth, m", fraction=0.02, aspect=40)
-    figure.suptitle(title, fontsize=9)
+    figure.suptitle(drawable(title), fontsize=9, parse_math=False)
     content = io.BytesIO()
     FigureCanvasAgg(figure).print_png(content)
     write_bytes(out, content.getvalue())

@@ -181,7 +181,13 @@ def test_folders_that_will_not_do_are_refused(tmp_path: Path, frames: Path):
     with pytest.raises(DsgenError, match="no such file, expected columns name and room"):
         Frames(tmp_path)
     (tmp_path / "frames.csv").write_text("name,room\nghost,1\n")
-    with pytest.raises(DsgenError, match="of that name, listed in"):
+    with pytest.raises(DsgenError, match=r"rgb: no such folder; a folder of frames holds rgb/NAME.jpg or .png, depth/"):
+        Frames(tmp_path)
+    for kind in ("rgb", "depth"):
+        (tmp_path / kind).mkdir()
+    with pytest.raises(
+        DsgenError, match=r"2 problems(.*\n)+.*rgb/ghost: no picture of that name, listed in(.*\n)+.*depth"
+    ):
         Frames(tmp_path)
     with pytest.raises(DsgenError, match="--epochs: got 1 numbers, expected 2"):
         train_depth(frames, tmp_path / "w.safetensors", sizes=(64, 96), epochs=(1,))

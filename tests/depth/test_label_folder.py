@@ -3,16 +3,21 @@
 import csv
 import json
 import os
+import unicodedata
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from support.corpora import draw_background
+from torch import Tensor
+from typer.testing import CliRunner
 
+from dsgen.cli.app import app
 from dsgen.depth.label_folder import label_folder
-from dsgen.depth.labellers import DenseDepthLabeller
+from dsgen.depth.labellers import MOST_FED_PIXELS, DenseDepthLabeller
 from dsgen.errors import DsgenError
 
 
@@ -117,3 +122,165 @@ def test_folder_options_are_checked(tmp_path: Path, weights: Path):
         label_folder(folder, folder, weights=weights)
     with pytest.raises(DsgenError, match="expected one device for a folder"):
         label_folder(folder, weights=weights, device="cpu,cpu")
+
+
+def test_thin_pictures_are_fed_small(tmp_path: Path, weights: Path, monkeypatch: pytest.MonkeyPatch):
+    """What is fed is bounded, also as a batch; what is thinner still is named, and the others labelled."""
+    folder = fill(tmp_path / "in", 2)
+    for n in range(3):
+        Image.new("RGB", (4000, 4), (90, 80, 70)).save(folder / f"rule{n}.png")
+        Image.new("RGB", (3, 900), (90, 80, 70)).save(folder / f"tall{n}.png")
+    Image.new("RGB", (9000, 2)).save(folder / "thread.png")
+    fed: list[tuple[int, ...]] = []
+
+    def answer(self: DenseDepthLabeller, batch: Tensor, source: object, shape: tuple[int, int]) -> Tensor:
+        fed.append(tuple(batch.shape))
+        return torch.full((len(batch), *shape), 2.0)
+
+    monkeypatch.setattr(DenseDepthLabeller, "_answer", answer)
+    result = label_folder(folder, weights=weights, device="cpu", previews=True)
+    assert result.labelled == 8
+    assert result.failed == (
+        f"{folder / 'thread.png'}: 9000x2 pixels, expected one side to be at most 4,096 times the other; crop it, or "
+        "leave it out",
+    )
+    assert max(n * height * width for n, _, height, width in fed) <= MOST_FED_PIXELS
+    assert cv2.imread(str(tmp_path / "in_depth" / "rule0.png"), -1).shape == (4, 4000)
+    with Image.open(tmp_path / "in_depth" / "tall0.view.jpg") as view:
+        assert max(view.size) < 2000
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (
+            RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: 24 GB"),
+            "fed as 64x64 pixels, does not fit its memory; free some, or use another device",
+        ),
+        (torch.OutOfMemoryError("CUDA out of memory"), "does not fit its memory"),
+        (MemoryError(), "does not fit its memory"),
+        (
+            RuntimeError("shape mismatch\nmore"),
+            r"the network failed on it \(RuntimeError: shape mismatch\); scale or crop it",
+        ),
+        (ValueError("odd"), r"the network failed on it \(ValueError: odd\)"),
+    ],
+)
+def test_one_bad_picture_of_a_batch(
+    tmp_path: Path, weights: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, message: str
+):
+    """It is named, and the others of its batch are labelled; a second run tries it alone."""
+    folder = fill(tmp_path / "in", 4)
+    Image.new("RGB", (60, 40)).save(folder / "p1.png")  # black
+    answer = DenseDepthLabeller._answer
+    tried: list[int] = []
+
+    def fail_on_black(self: DenseDepthLabeller, batch: Tensor, *sizes: object) -> Tensor:
+        tried.append(len(batch))
+        if not batch.flatten(1).any(1).all():
+            raise error
+        return answer(self, batch, *sizes)
+
+    monkeypatch.setattr(DenseDepthLabeller, "_answer", fail_on_black)
+    monkeypatch.setattr(DenseDepthLabeller, "feed_shape", lambda *_: (64, 64))
+    result = label_folder(folder, weights=weights, device="cpu")
+    assert result.labelled == 3
+    (failure,) = result.failed
+    assert failure.startswith(f"{folder / 'p1.png'}: ")
+    with pytest.raises(AssertionError, match=message):
+        raise AssertionError(failure)
+    with (tmp_path / "in_depth" / "depth.csv").open() as file:
+        assert [row["picture"] for row in csv.DictReader(file) if row["error"]] == ["p1.png"]
+    tried.clear()
+    again = label_folder(folder, weights=weights, device="cpu")
+    assert (again.labelled, again.already_there, again.failed) == (0, 3, (failure,))
+    assert tried == [1]
+
+
+def test_a_label_that_cannot_be_written_is_named(tmp_path: Path, weights: Path):
+    """A name that leaves no room for what a file is called while it is written; the others are labelled."""
+    folder = fill(tmp_path / "in", 1)
+    os.rename(folder / "p0.png", folder / f"{'x' * 251}.png")
+    Image.fromarray(draw_background(1, 40, 60)).save(folder / "ok.png")
+    result = label_folder(folder, weights=weights, device="cpu")
+    assert result.labelled == 1
+    assert "its label cannot be written (File name too long); rename the picture" in result.failed[0]
+
+
+def test_a_damaged_label_is_made_again(tmp_path: Path, weights: Path):
+    """Without its table, as after a kill, a label is read; a cut one is not kept."""
+    folder, out = fill(tmp_path / "in"), tmp_path / "in_depth"
+    label_folder(folder, weights=weights, device="cpu")
+    whole = (out / "p1.png").read_bytes()
+    (out / "p1.png").write_bytes(whole[:40])
+    (out / "depth.csv").unlink()
+    result = label_folder(folder, weights=weights, device="cpu")
+    assert (result.labelled, result.already_there) == (1, 2)
+    assert (out / "p1.png").read_bytes() == whole
+
+
+def test_files_of_others_are_not_overwritten(tmp_path: Path, weights: Path):
+    """A folder with depth maps of another origin is refused before anything is written."""
+    folder, out = fill(tmp_path / "in", 1), tmp_path / "mine"
+    out.mkdir()
+    (out / "p0.png").write_bytes(b"measured")
+    with pytest.raises(
+        DsgenError, match=r"mine is not empty \(p0.png\) and has no depth.json of dsgen; choose another"
+    ):
+        label_folder(folder, out, weights=weights, device="cpu")
+    assert [path.name for path in out.iterdir()] == ["p0.png"]
+    assert (out / "p0.png").read_bytes() == b"measured"
+
+
+def test_labels_inside_the_folder_are_not_labelled(tmp_path: Path, weights: Path):
+    """Whether they are of this run or of one with another folder of labels."""
+    folder = fill(tmp_path / "in", 2)
+    assert label_folder(folder, folder / "labels", weights=weights, device="cpu").labelled == 2
+    assert label_folder(folder, Path(os.path.relpath(folder / "labels")), weights=weights, device="cpu").labelled == 0
+    assert label_folder(folder, weights=weights, device="cpu").labelled == 2
+    assert sorted(path.name for path in (tmp_path / "in_depth").glob("*.png")) == ["p0.png", "p1.png"]
+
+
+def test_a_folder_from_a_mac(tmp_path: Path, weights: Path):
+    """Resource forks and checkpoints are passed by, a .jfif is a JPEG, names keep the accents they have."""
+    folder = fill(tmp_path / "in", 1)
+    name = unicodedata.normalize("NFD", "caf\u00e9.jfif")
+    Image.fromarray(draw_background(1, 40, 60)).save(folder / name, "JPEG")
+    (folder / "._p0.png").write_bytes(b"\x00\x05\x16\x07Mac OS X")
+    (folder / ".ipynb_checkpoints").mkdir()
+    Image.fromarray(draw_background(1, 40, 60)).save(folder / ".ipynb_checkpoints" / "p0-checkpoint.png")
+    result = label_folder(folder, weights=weights, device="cpu")
+    assert (result.labelled, result.failed) == (2, ())
+    with (tmp_path / "in_depth" / "depth.csv").open(encoding="utf-8") as file:
+        assert [row["picture"] for row in csv.DictReader(file)] == [name, "p0.png"]
+    assert label_folder(folder, weights=weights, device="cpu").already_there == 2
+
+
+def test_odd_paths_of_folders_and_pictures(tmp_path: Path, weights: Path, monkeypatch: pytest.MonkeyPatch):
+    """`.`, characters of globs, formulas and formats, line feeds: labelled, with views, and one row for each."""
+    folder = fill(tmp_path / "[a] $x$ %d*", 1)
+    names = sorted(["$y$.png", "[0]*.png", "100%s.png", "line\nfeed.png", "東京.png", "p0.png", "q\"uote'.png"])
+    for name in names:
+        if name != "p0.png":
+            Image.fromarray(draw_background(1, 40, 60)).save(folder / name)
+    monkeypatch.chdir(folder)
+    result = label_folder(Path(), weights=weights, device="cpu", previews=True)
+    assert result.out == folder.with_name(folder.name + "_depth")
+    assert (result.labelled, result.failed) == (7, ())
+    with (result.out / "depth.csv").open(newline="", encoding="utf-8") as file:
+        assert sorted(row["picture"] for row in csv.DictReader(file)) == names
+    assert label_folder(folder, weights=weights, device="cpu", previews=True).already_there == 7
+
+
+def test_every_failed_picture_is_printed(tmp_path: Path, weights: Path):
+    """A line each, the count, and exit code 1; also in the run after it, which tries just those."""
+    folder = fill(tmp_path / "in", 2)
+    for name in ("bad.png", "line\nfeed.png"):
+        (folder / name).write_bytes(b"no picture")
+    for labelled, existed in ((2, 0), (0, 2)):
+        result = CliRunner().invoke(app, ["depth", str(folder), "--weights", str(weights), "--device", "cpu"])
+        assert result.exit_code == 1
+        errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+        assert [r"line\nfeed.png: cannot be decoded" in line for line in errors] == [False, True]
+        assert f"{labelled} pictures labelled now" in result.stdout
+        assert f"{existed} already existed, 2 failed" in result.stdout

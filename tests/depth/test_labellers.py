@@ -9,10 +9,14 @@ import torch
 from support.corpora import draw_background
 
 from dsgen.corpus.labels import METRIC
+from dsgen.depth import labellers
 from dsgen.depth.labellers import (
+    MOST_FED_PIXELS,
+    DenseDepthLabeller,
     FunctionLabeller,
     Labeller,
     LabelOptions,
+    PictureError,
     TransformersLabeller,
     make_labellers,
     state_sha256,
@@ -52,7 +56,7 @@ def test_a_picture_that_does_not_fit_is_an_error(monkeypatch: pytest.MonkeyPatch
     """Nothing smaller than one picture can be tried."""
     monkeypatch.setattr(Greedy, "room", 0)
     labeller = Greedy(CPU)
-    with pytest.raises(DsgenError, match="--device cpu: one picture of 8x4 does not fit its memory"):
+    with pytest.raises(DsgenError, match="--device cpu: one picture, fed as 8x4 pixels, does not fit its memory"):
         labeller(labeller.prepare(np.zeros((3, 4, 8, 3), np.uint8)), (4, 8), (4, 8))
 
 
@@ -67,7 +71,7 @@ def test_the_loss_of_a_device_is_named(monkeypatch: pytest.MonkeyPatch):
     with pytest.raises(RuntimeError, match="device lost"):
         labeller._estimate(torch.zeros(1, 3, 4, 4), (4, 4), (4, 4))
     labeller.device = torch.device("meta")
-    with pytest.raises(DsgenError, match=r"failed \(CUDA error: device lost\); finished blocks are kept"):
+    with pytest.raises(DsgenError, match=r"failed \(CUDA error: device lost\); finished work is kept"):
         labeller._estimate(torch.zeros(1, 3, 4, 4), (4, 4), (4, 4))
 
 
@@ -198,3 +202,105 @@ def test_models_that_cannot_be_loaded_are_one_line(tmp_path: Path):
     network.save_pretrained(tmp_path / "m")
     processor.save_pretrained(tmp_path / "m")
     assert make_labellers(LabelOptions(model=f"hf:{tmp_path / 'm'}", kind="metric"), [CPU])[0].kind == METRIC
+
+
+@pytest.mark.parametrize("size", [None, 64, 256])
+def test_what_is_fed_is_bounded(weights: Path, monkeypatch: pytest.MonkeyPatch, size: int | None):
+    """Whatever the size: multiples of 32, at most so many pixels, the proportions kept; usual sizes as they were."""
+    labeller = make_labellers(LabelOptions(weights=weights), [CPU])[0]
+    assert isinstance(labeller, DenseDepthLabeller)
+    monkeypatch.setitem(labeller.config, "input_size", size)
+    sides = [1, 2, 3, 4, 7, 10, 33, 100, 480, 640, 1999, 4000, 8000, 16000, 64000]
+    for height, width in ((h, w) for h in sides for w in sides if h * w <= 64_000_000):
+        if max(height, width) > 4096 * min(height, width):
+            with pytest.raises(PictureError, match=f"{width}x{height} pixels, expected one side to be at most 4,096"):
+                labeller.feed_shape(height, width)
+            continue
+        fed_height, fed_width = labeller.feed_shape(height, width)
+        assert fed_height % 32 == fed_width % 32 == 0
+        assert fed_height * fed_width <= MOST_FED_PIXELS
+        if min(fed_height, fed_width) > 32:
+            assert fed_height / fed_width == pytest.approx(height / width, rel=32 / min(fed_height, fed_width))
+    scale = 1 if size is None else size / 480
+    assert labeller.feed_shape(480, 640) == (round(480 * scale / 32) * 32, round(640 * scale / 32) * 32)
+
+
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize("family", ["dpt", "depth-anything", "glpn"])
+def test_what_transformers_models_are_fed_is_bounded(tmp_path: Path, family: str, monkeypatch: pytest.MonkeyPatch):
+    """Large pictures are scaled down before the model's own preprocessing, thin and enlarged ones refused."""
+    pytest.importorskip("transformers")
+    network, processor = FAMILIES[family][0]()
+    network.save_pretrained(tmp_path / "m")
+    processor.save_pretrained(tmp_path / "m")
+    labeller = make_labellers(LabelOptions(model=f"hf:{tmp_path / 'm'}", precision="float32"), [CPU])[0]
+    monkeypatch.setattr(labellers, "MOST_FED_PIXELS", 100 * 100)
+    assert labeller.feed_shape(60, 80) == (60, 80)
+    height, width = labeller.feed_shape(300, 400)
+    assert (height, width) == (86, 115)
+    fed = labeller.prepare(np.zeros((1, 300, 400, 3), np.uint8))
+    assert fed.shape[-1] * fed.shape[-2] <= 10_000
+    depth, _ = labeller(fed, (300, 400), (300, 400))
+    assert depth.shape == (1, 300, 400)
+    with pytest.raises(PictureError, match="4000x4 pixels, expected one side to be at most 32 times the other; crop"):
+        labeller.prepare(np.zeros((1, 4, 4000, 3), np.uint8))
+    monkeypatch.setattr(labellers, "MOST_FED_PIXELS", 100)
+    if family == "dpt":
+        with pytest.raises(PictureError, match="preprocessing makes it 32x32, expected at most 100 pixels"):
+            labeller.prepare(np.zeros((1, 60, 80, 3), np.uint8))
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "DefaultCPUAllocator: can't allocate memory",
+        "DefaultCPUAllocator: not enough memory",
+        "MPS backend out of memory",
+    ],
+)
+def test_memory_runs_out_on_every_device(message: str, monkeypatch: pytest.MonkeyPatch):
+    """CPUs and MPS have no class of error for it; batches shrink all the same."""
+
+    def answer(self: Greedy, batch: torch.Tensor, source: Any, shape: Any) -> torch.Tensor:
+        if len(batch) > 2:
+            raise RuntimeError(message)
+        return torch.zeros(len(batch), *shape)
+
+    monkeypatch.setattr(Greedy, "_answer", answer)
+    labeller = Greedy(CPU)
+    depth, _ = labeller(labeller.prepare(np.zeros((5, 4, 4, 3), np.uint8)), (4, 4), (4, 4))
+    assert depth.shape == (5, 4, 4)
+    assert labeller._largest_batch == 2
+
+
+def test_an_error_of_one_picture_is_not_the_device(monkeypatch: pytest.MonkeyPatch):
+    """Shapes that do not fit are raised as they are on every device; a missing operation is the device's."""
+    labeller = Greedy(CPU)
+    labeller.device = torch.device("mps")
+    monkeypatch.setattr(labeller, "_answer", raising(RuntimeError("shape mismatch")))
+    with pytest.raises(RuntimeError, match="shape mismatch"):
+        labeller._estimate(torch.zeros(1, 3, 4, 4), (4, 4), (4, 4))
+    monkeypatch.setattr(labeller, "_answer", raising(NotImplementedError("aten::upsample is not implemented")))
+    with pytest.raises(DsgenError, match=r"--device mps: failed \(aten::.*\); finished work is kept, use --device cpu"):
+        labeller._estimate(torch.zeros(1, 3, 4, 4), (4, 4), (4, 4))
+
+
+def raising(error: Exception) -> Any:
+    """Return a function that raises."""
+
+    def fail(*_: Any) -> torch.Tensor:
+        raise error
+
+    return fail
+
+
+def test_double_precision_is_not_moved(monkeypatch: pytest.MonkeyPatch):
+    """A function may answer float64, which MPS lacks."""
+    moved: list[torch.dtype] = []
+    to = torch.Tensor.to
+    monkeypatch.setattr(
+        torch.Tensor, "to", lambda self, *a, **k: (moved.append(self.dtype) if CPU in a else None, to(self, *a, **k))[1]
+    )
+    labeller = FunctionLabeller(lambda image: np.full(image.shape[:3], 2.0), CPU)
+    labeller(labeller.prepare(np.zeros((1, 8, 8, 3), np.uint8)), (8, 8), (8, 8))
+    assert moved == [torch.uint8, torch.float32]

@@ -303,8 +303,6 @@ def write_wrong_file(path: Path, kind: str) -> Path:
         Image.fromarray(small).save(path.with_suffix(".png"), format="JPEG")
     elif kind == "empty png":
         path.with_suffix(".png").write_bytes(b"")
-    elif kind == "folder":
-        path.with_suffix(".png").mkdir()
     elif kind == "integers":
         np.save(path, np.ones((12, 16), np.uint16))
     elif kind == "no pixels":
@@ -325,7 +323,6 @@ def write_wrong_file(path: Path, kind: str) -> Path:
         ("rgb", "8-bit RGB PNG, expected 16-bit grey; save"),
         ("not png", "not a PNG file, expected a 16-bit grey PNG; replace it"),
         ("empty png", "not a PNG file"),
-        ("folder", r"cannot be read \(Is a directory\), expected a PNG file"),
         ("integers", "uint16 of shape 12x16, expected two-dimensional float metres; convert it"),
         ("no pixels", "shape 0x16, expected some pixels; replace it"),
         ("objects", r"cannot be read \(.*\), expected a .npy file of floats; replace it"),
