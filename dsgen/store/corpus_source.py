@@ -157,4 +157,5 @@ def _depth_labels(corpus: Corpus, quiet: bool = False) -> dict[str, Any] | None:
             f"labelling is unfinished, {lacking:,} of {len(corpus):,} rows lack depth",
             f"run dsgen depth {corpus.path} to resume it, or remove {path} to pack without depth",
         )
-    return {name: value for name, value in attributes.items() if name != "complete"}
+    # the unit of the labels' numbers would contradict that of the store's depth
+    return {name: value for name, value in attributes.items() if name not in ("complete", "units")}
