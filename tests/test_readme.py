@@ -1,5 +1,6 @@
 """The READMEs: their snippets run, their commands and links exist, and the first one stays short."""
 
+import gc
 import os
 import re
 import shutil
@@ -46,6 +47,7 @@ def finished_work(tmp_path_factory: pytest.TempPathFactory, labelled_corpus: Pat
     return folder
 
 
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # webdataset leaves its last file open
 @pytest.mark.parametrize("readme", with_fences("python"), ids=named)
 def test_python_snippets_run(
     readme: Path, finished_work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -56,6 +58,8 @@ def test_python_snippets_run(
     names: dict[str, object] = {"__name__": "snippet"}
     for snippet in fences(readme, "python"):
         exec(compile(snippet, named(readme), "exec"), names)
+    names.clear()
+    gc.collect()
 
 
 def slow_if_first(readme: Path) -> Any:

@@ -305,7 +305,9 @@ class Labels:
                 f"labelling is unfinished, {lacking:,} of {self.rows:,} rows lack depth",
                 f"run dsgen depth {self.path.parent} to resume it, or remove {self.path} to pack without depth",
             )
-        return {name: value for name, value in self.attributes.items() if name not in ("complete", METADATA_SHA256)}
+        # the unit of the labels' numbers would contradict that of the store's depth
+        left_out = ("complete", "units", METADATA_SHA256)
+        return {name: value for name, value in self.attributes.items() if name not in left_out}
 
 
 def count_rows(blocks: Iterable[Block]) -> int:

@@ -215,6 +215,15 @@ def check_columns(task: RowTask, checked: Checked) -> None:
     numbers, index = np.unique(columns["background_number"], return_inverse=True)
     if not np.array_equal(columns["row"], np.arange(first, first + shard.rows)):
         find("row", f"does not count the rows from {first:,} on")
+    for name, expected in (("sample", columns["row"]), ("picture", numbers)):
+        if shard.has_column(name):
+            try:
+                differs = not np.array_equal(shard.column(name), expected)
+            except DsgenError as error:
+                find(name, f"column cannot be read ({shard_damage(error)})")
+                continue
+            if differs:
+                find(name, "differs from the rows" if name == "sample" else "differs from the rows' backgrounds")
     if not np.array_equal(columns["background_index"], index):
         find("background_index", "does not match the numbers of the backgrounds")
     if source is not None:

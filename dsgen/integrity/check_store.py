@@ -1,7 +1,7 @@
 """Check a store: every file against its hash, then every row against its corpus.
 
 Two records vouch for a shard: its files' hashes in `SHA256SUMS`, and the hash of these lines in `index.json`. A shard
-is whole if either agrees; what `SHA256SUMS` and `index.json` should hold then follows from the shards.
+is whole if either agrees; what the files beside the shards should hold then follows from the shards.
 """
 
 import hashlib
@@ -29,10 +29,11 @@ from dsgen.store.corpus_source import CorpusSource
 from dsgen.store.layout import INDEX_JSON, PACKING, SHA256SUMS, shard_name
 from dsgen.store.reader import Shard
 from dsgen.store.records import FileEntry
-from dsgen.store.sealing import ZIP_SUFFIX, open_shard, sums_and_index
+from dsgen.store.sealing import ZIP_SUFFIX, open_shard, store_files
+from dsgen.store.source import comparable
 
 _SHARD = re.compile(r"(shard-\d+-of-(\d+)\.zarr(?:\.zip)?)(?:/|$)")
-_OURS = re.compile(rf"(?:shard-\d+-of-\d+\.zarr|{INDEX_JSON}|{SHA256SUMS})")
+_OURS = re.compile(rf"(?:shard-\d+-of-\d+\.zarr|{INDEX_JSON}|{SHA256SUMS}|{re.escape(schema.ROOT)})")
 
 
 @dataclass
@@ -44,8 +45,9 @@ class Inspection:
     that `index.json` records, and `index` is what that file says, None where it cannot be relied on.
 
     `bad` are the shards that differ from what was recorded, `unknown` those of which nothing is recorded.
-    `expected_sums` and `expected_index` are what the two files should hold, None while a shard is bad. `leftovers` are
-    what killed runs have left beside the shards, `source` the corpus the store is compared with.
+    `expected` are the files that should be beside the shards, by name, None while a shard is bad. `lines` are all
+    hashes that `SHA256SUMS` records, by file. `leftovers` are what killed runs have left beside the shards, `source`
+    the corpus the store is compared with.
     """
 
     files: LocalFiles | UrlFiles
@@ -54,11 +56,11 @@ class Inspection:
     listed: dict[str, dict[str, str]]
     vouched: dict[str, str]
     index: dict[str, Any] | None
+    lines: dict[str, str]
     digests: dict[str, str | None] = field(default_factory=dict)
     bad: list[str] = field(default_factory=list)
     unknown: list[str] = field(default_factory=list)
-    expected_sums: bytes | None = None
-    expected_index: bytes | None = None
+    expected: dict[str, bytes] | None = None
     leftovers: list[str] = field(default_factory=list)
     source: CorpusSource | None = None
 
@@ -120,6 +122,7 @@ def inspect_store(path: Path | str, jobs: int, report: ReportBuilder, corpus: Pa
         listed={name: {file: lines[file] for file in listed.get(name, [])} for name in names},
         vouched={shard["name"]: shard["sha256"] for shard in shards},
         index=index,
+        lines=lines,
     )
     if corpus is not None:
         inspection.source = open_source(corpus, inspection.made_from())
@@ -230,7 +233,7 @@ def _check_shard(inspection: Inspection, name: str, report: ReportBuilder) -> No
 
 
 def expect_records(inspection: Inspection) -> None:
-    """Work out what `SHA256SUMS` and `index.json` should hold from shards that are whole."""
+    """Work out from shards that are whole which files should be beside them."""
     try:
         shards = {name: open_shard(inspection.files, name) for name in inspection.names}
         plan = _join_plan(list(shards.values()))
@@ -243,7 +246,7 @@ def expect_records(inspection: Inspection) -> None:
         versions = [shard.attributes["dsgen"] for shard in shards.values()]
         recorded = (inspection.index or {}).get("dsgen")
         version = str(recorded if recorded in versions else versions[-1])
-        inspection.expected_sums, inspection.expected_index = sums_and_index(plan, shards, tables, version)
+        inspection.expected = store_files(plan, shards, tables, version)
     except (DsgenError, KeyError, TypeError):
         if not inspection.unknown:  # shards with the right hashes can be read
             raise
@@ -263,9 +266,10 @@ def _join_plan(shards: list[Shard]) -> np.ndarray:
 def _check_records(
     inspection: Inspection, index_damage: str | None, sums_damage: str | None, report: ReportBuilder
 ) -> None:
-    """Compare `SHA256SUMS` and `index.json` with what they should hold, or, while that is unknown, with each other."""
+    """Compare the files beside the shards with what they should hold, or, while that is unknown, with each other."""
     files, index = inspection.files, inspection.index
-    sums, expected_index = inspection.expected_sums, inspection.expected_index
+    expected = inspection.expected or {}
+    sums, expected_index = expected.get(SHA256SUMS), expected.get(INDEX_JSON)
     if sums_damage is None and sums is not None and files.read(SHA256SUMS) != sums:
         sums_damage = "damaged: differs from the hashes of the files"
     if index_damage is None and expected_index is not None and files.read(INDEX_JSON) != expected_index:
@@ -280,11 +284,30 @@ def _check_records(
     for name, damage in ((INDEX_JSON, index_damage), (SHA256SUMS, sums_damage)):
         if damage:
             report.find(name, damage)
+    for name, digest in _tree_digests(inspection).items():
+        if name not in inspection.sizes:
+            report.find(name, MISSING)
+        elif inspection.digests[name] != digest:
+            report.find(name, "damaged: differs from what the shards say")
+
+
+def _tree_digests(inspection: Inspection) -> dict[str, str]:
+    """Return the hashes that the files of the store's own group should have, as far as they are known."""
+    if inspection.expected is None:
+        return {name: inspection.lines[name] for name in schema.TREE_FILES if name in inspection.lines}
+    contents = {name: inspection.expected[name] for name in schema.TREE_FILES if name in inspection.expected}
+    return {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
 
 
 def _check_strangers(inspection: Inspection, report: ReportBuilder) -> None:
     """Report what lies in the store's folder and is not part of it."""
-    for top in inspection.tops.keys() - {INDEX_JSON, SHA256SUMS, *inspection.names}:
+    tree = set(_tree_digests(inspection)) or set(schema.TREE_FILES if inspection.expected is None else ())
+    in_tree = {name.partition("/")[0] for name in tree}
+    for top in in_tree & inspection.tops.keys():
+        for name in set(inspection.tops[top]) - tree:
+            report.find(name, EXTRA)
+            inspection.leftovers.append(name)
+    for top in inspection.tops.keys() - {INDEX_JSON, SHA256SUMS, *inspection.names} - in_tree:
         files = inspection.tops[top]
         what = _classify_stranger(top, files)
         if what == EXTRA:
@@ -318,8 +341,9 @@ def open_source(corpus: Path, made_from: dict[str, Any]) -> CorpusSource:
         raise InvalidValueError("--corpus", f"{corpus} is not the corpus the store was packed from", "pass that one")
     depth = made_from["depth"] is not None
     source = CorpusSource(corpus, made_from.get("max_flip_error"), opened.sha256, depth)
-    now = parse_json(encode_json(source.made_from), "the corpus")
-    differences = find_differences(now, {name: made_from.get(name) for name in now})
+    now = comparable(parse_json(encode_json(source.made_from), "the corpus"))
+    was = comparable(made_from)
+    differences = find_differences(now, {name: was.get(name) for name in now})
     if differences:
         raise ConflictError(corpus, "has changed since the store was packed", "restore it", differences, "store")
     return source

@@ -27,7 +27,7 @@ from dsgen.integrity.verify import verify
 from dsgen.io.filesystem import LocalFiles, UrlFiles, is_url
 from dsgen.parallel.parts import lock_stage
 from dsgen.store.corpus_source import CorpusSource
-from dsgen.store.layout import INDEX_JSON, PACKING, SHA256SUMS
+from dsgen.store.layout import PACKING
 from dsgen.store.packing import pack_shards
 from dsgen.store.sealing import ZIP_SUFFIX
 
@@ -130,14 +130,14 @@ def _replace_files(scratch: Path, name: str, table: dict[str, str], inspection: 
 
 
 def _write_records(inspection: Inspection, rebuilt: Tables, log: RepairLog) -> None:
-    """Rewrite `SHA256SUMS` and `index.json` where they differ from what the shards, rebuilt or not, say."""
+    """Rewrite the files beside the shards where they differ from what the shards, rebuilt or not, say."""
     files = inspection.files
     sizes = list_sizes(files)
     digests = inspection.digests | {file: digest for table in rebuilt.values() for file, digest in table.items()}
     now = replace(inspection, sizes=sizes, digests={file: digests[file] for file in sizes}, bad=[])
     expect_records(now)
-    for name, content in ((SHA256SUMS, now.expected_sums), (INDEX_JSON, now.expected_index)):
-        if content is not None and (name not in sizes or files.read(name) != content):
+    for name, content in (now.expected or {}).items():
+        if name not in sizes or files.read(name) != content:
             files.write(name, content)
             log.replaced.append(name)
 

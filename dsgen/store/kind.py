@@ -25,7 +25,7 @@ def is_store(place: Path | str) -> bool:
         raise NotFoundError(path, "no such folder, expected a corpus or a store", remedy)
     if not path.is_dir():
         raise DsgenError(path, "a file, expected a corpus or a store", "pass the folder it is in")
-    if path.name.startswith("shard-") and (path / "zarr.json").exists():
+    if path.name.startswith("shard-") and (path / "zarr.json").exists() and not (path / INDEX_JSON).exists():
         raise DsgenError(path, "a shard, expected a store", "pass the folder it is in")
     if any((path / name).exists() for name in _CORPUS_NAMES) or any(path.glob(f"{layout.SOURCES}*")):
         return False

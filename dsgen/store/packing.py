@@ -2,9 +2,9 @@
 
 The unit of work is a block: whole chunks of consecutive rows, one file of every array of samples (`blocks`). While a
 store is packed, its folder `packing/` records what it is packed from and which blocks are finished (`records`). A
-shard whose blocks are all finished is sealed, and when all shards are, `SHA256SUMS` and `index.json` are written
-(`sealing`). Every file is written whole or not at all, and its bytes depend on the source alone. So runs that are
-killed, repeated, or divided among several machines end with the same store.
+shard whose blocks are all finished is sealed, and when all shards are, the other files of the store are written,
+`index.json` last (`sealing`). Every file is written whole or not at all, and its bytes depend on the source alone. So
+runs that are killed, repeated, or divided among several machines end with the same store.
 """
 
 import contextlib
@@ -22,15 +22,23 @@ from dsgen.io.json_files import parse_json
 from dsgen.parallel.locks import LOCK
 from dsgen.parallel.parts import Part, lock_setup, lock_stage, select_part
 from dsgen.parallel.pool import run_blocks, worker_count
-from dsgen.store import reader
+from dsgen.store import reader, schema
 from dsgen.store.blocks import BlockTask, ShardTask, pack_block
 from dsgen.store.corpus_source import CorpusSource
 from dsgen.store.layout import INDEX_JSON, PACKING, SHA256SUMS, ZIP_SUFFIX, shard_name
-from dsgen.store.records import MADE_FROM, FileTable, block_record_name, shard_table, start_records
-from dsgen.store.sealing import open_shard, seal_shard, sums_and_index
-from dsgen.store.source import Source
+from dsgen.store.records import (
+    MADE_FROM,
+    FileTable,
+    block_record_name,
+    hash_shard,
+    read_shard_table,
+    start_records,
+)
+from dsgen.store.sealing import layout_of, open_shard, seal_shard, store_files
+from dsgen.store.source import Source, comparable
 from dsgen.store.space import check_space
 
+_TREE = {name.partition("/")[0] for name in schema.TREE_FILES}
 _SHARD = re.compile(r"shard-\d+-of-(\d+)\.zarr(\.zip)?(\.partial)?")
 
 
@@ -114,18 +122,19 @@ def pack_source(
         raise InvalidValueError(
             "--zip", f"{out} is a URL, but zip files can only be made on a disk", "pack into a folder and copy it"
         )
-    made_from = source.made_from | {"shards": shards, "recipe": recipe, "zip": zipped}
-    packing = _Packing(source, files, made_from)
-    _check_out(files, made_from)
+    made_from = source.made_from | {"shards": shards, "recipe": recipe, "zip": zipped, "layout": schema.LAYOUT}
+    shard_bounds(len(source.plan), source.chunk, shards)
+    packing = _Packing(source, files, _check_out(files, made_from) or made_from)
     with _lock_stage(files, part):
-        if files.has(INDEX_JSON):
-            if not packing.unsealed():
-                packing.clean_up()
-                return _summarise(reader.Store(out), packed=0)
-            files.remove(INDEX_JSON)  # it vouches for the whole store, so it must not exist while anything is missing
+        if files.has(INDEX_JSON) and packing.is_whole():
+            packing.clean_up()
+            return _summarise(reader.Store(out), packed=0)
+        packing.reopen()
         packed = packing.pack_blocks(workers, part, cluster)
         with _lock_setup(files, part):
-            if packing.seal_shards():
+            if files.has(INDEX_JSON):  # another part has finished the store meanwhile
+                packing.clean_up()
+            elif packing.seal_shards():
                 packing.finish()
         if files.has(INDEX_JSON):
             return _summarise(reader.Store(out), packed)
@@ -166,12 +175,15 @@ def shard_bounds(rows: int, chunk: int, shards: int) -> list[tuple[int, int]]:
     return list(pairwise(edges))
 
 
-def _check_out(files: LocalFiles | UrlFiles, made_from: dict[str, Any]) -> None:
-    """Refuse a folder that holds anything but a store, and a store that was packed from anything else."""
+def _check_out(files: LocalFiles | UrlFiles, made_from: dict[str, Any]) -> dict[str, Any] | None:
+    """Refuse a folder that holds anything but a store, and a store that was packed from anything else.
+
+    Returns what an existing store says it was made from, perhaps by an earlier version, in its own words.
+    """
     if isinstance(files, LocalFiles) and files.path.exists() and not files.path.is_dir():
         raise InvalidValueError("--out", f"{files} is a file, expected a folder or nothing", "choose another name")
     names = files.top()
-    known = {INDEX_JSON, SHA256SUMS, PACKING}
+    known = {INDEX_JSON, SHA256SUMS, PACKING, *_TREE}
     others = [
         name
         for name in names
@@ -179,11 +191,13 @@ def _check_out(files: LocalFiles | UrlFiles, made_from: dict[str, Any]) -> None:
     ]
     if others:
         raise InvalidValueError("--out", f"{files} holds other files ({', '.join(others[:5])})", "choose another name")
-    for earlier in _made_from_earlier(files, names):
-        differences = find_differences(_flatten(made_from), _flatten(earlier))
+    found = list(_made_from_earlier(files, names))
+    for earlier in found:
+        differences = find_differences(_flatten(comparable(made_from)), _flatten(comparable(earlier)))
         if differences:
             remedy = "use the same inputs, choose another --out, or remove this store"
             raise ConflictError(str(files), "packed from other inputs", remedy, differences, "store")
+    return found[0] if found else None
 
 
 def _made_from_earlier(files: LocalFiles | UrlFiles, names: list[str]) -> Iterator[dict[str, Any]]:
@@ -231,6 +245,20 @@ class _Packing:
     def unsealed(self) -> list[ShardTask]:
         """List the shards that are not sealed."""
         return [shard for shard in self._shards if not self._files.has(shard.root)]
+
+    def is_whole(self) -> bool:
+        """Return whether every shard is sealed, and the group that they are in exists."""
+        return not self.unsealed() and (layout_of(self._made_from) == 1 or self._files.has(schema.ROOT))
+
+    def reopen(self) -> None:
+        """Remove what vouches for the whole store if anything is missing.
+
+        Each of the two is looked for before the shards are: it exists only after all of them do, so a part that
+        finishes the store at this moment is not disturbed.
+        """
+        for name in (schema.ROOT, INDEX_JSON):
+            if self._files.has(name) and not self.is_whole():
+                self._files.remove(name)
 
     def _existing(self) -> set[str]:
         return set(self._files.sizes())
@@ -290,16 +318,27 @@ class _Packing:
 
     def shard_tables(self) -> dict[str, FileTable]:
         """Return size and hash of every file of every shard, by shard; all must be sealed."""
-        sizes = self._files.sizes()
-        return {shard.name: shard_table(self._files, shard.name, sizes) for shard in self._shards}
+        noted = self._noted_tables()
+        sizes = self._files.sizes() if None in noted.values() else {}
+        return {name: hash_shard(self._files, name, sizes) if table is None else table for name, table in noted.items()}
+
+    def _noted_tables(self) -> dict[str, FileTable | None]:
+        return {shard.name: read_shard_table(self._files, shard.name) for shard in self._shards}
 
     def finish(self) -> None:
-        """Write `SHA256SUMS` and the index from the sealed shards, then clean up."""
+        """Write the other files of the store, which follow from its sealed shards, then clean up."""
+        if None in self._noted_tables().values() and self._files.has(INDEX_JSON):
+            self.clean_up()  # another part, which no lock keeps out of an object store, has finished it
+            return
         tables = self.shard_tables()
         shards = {shard.name: open_shard(self._files, shard.name) for shard in self._shards}
-        lines, index = sums_and_index(self._source.plan, shards, tables)
-        self._files.write(SHA256SUMS, lines)
-        self._files.write(INDEX_JSON, index)
+        found = store_files(self._source.plan, shards, tables)
+        for top in sorted(_TREE - {schema.ROOT}):
+            for name in self._files.child(top).sizes():  # of writes that were killed
+                if f"{top}/{name}" not in found:
+                    self._files.remove(f"{top}/{name}")
+        for name, content in found.items():
+            self._files.write(name, content)
         self.clean_up()
 
     def clean_up(self) -> None:

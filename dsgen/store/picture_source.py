@@ -96,7 +96,7 @@ class Pictures:
             "test_share": test_share,
             "chunk_rows": self.chunk,
             "block_rows": schema.block_rows(self.chunk, size),
-            "depth": {"model": "files", "png_unit_m": png_unit_m, "units": "mm"} if "depth" in self.fields else None,
+            "depth": {"model": "files", "png_unit_m": png_unit_m} if "depth" in self.fields else None,
         }
         self.attributes = {"pictures": [path.name for path in self._paths["image"]]}
         options = (size, png_unit_m, validation_share, test_share, seed)

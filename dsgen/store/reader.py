@@ -153,12 +153,17 @@ class Shard:
         with _reading(self.files, f"background {index}"):
             return self._decode(self._arrays["background"], index)[0]
 
+    def has_column(self, name: str) -> bool:
+        """Return whether the shard has a column or coordinate; those of earlier versions lack some."""
+        return name in self._arrays
+
     def column(self, name: str) -> np.ndarray:
-        """Read a column, (rows,)."""
+        """Read a column, (rows,), or the coordinate `picture`, (backgrounds,)."""
         with _reading(self.files, name):
             array = self._arrays[name]
-            pieces = [self._decode(array, start) for start in range(0, self.rows, array.chunk)]
-            return np.concatenate(pieces)[: self.rows]
+            rows = array.shape[0]
+            pieces = [self._decode(array, start) for start in range(0, rows, array.chunk)]
+            return np.concatenate(pieces)[:rows]
 
 
 def _shard_files(path: Path | str) -> Files:

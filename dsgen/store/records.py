@@ -86,14 +86,16 @@ def write_shard_table(files: LocalFiles | UrlFiles, shard: str, table: FileTable
     files.write(f"{PACKING}/{shard}.json", encode_json(table))
 
 
-def shard_table(files: LocalFiles | UrlFiles, shard: str, sizes: dict[str, int]) -> FileTable:
-    """Return size and hash of every file of a sealed shard: as noted when it was sealed, else by reading the files.
-
-    `sizes` lists all files of the store.
-    """
+def read_shard_table(files: LocalFiles | UrlFiles, shard: str) -> FileTable | None:
+    """Return size and hash of every file of a sealed shard as noted when it was sealed; None without such a note."""
+    name = f"{PACKING}/{shard}.json"
     with contextlib.suppress(FileNotFoundError):
-        name = f"{PACKING}/{shard}.json"
         return _parse_table(parse_json(files.read(name), f"{files}/{name}"))
+    return None
+
+
+def hash_shard(files: LocalFiles | UrlFiles, shard: str, sizes: dict[str, int]) -> FileTable:
+    """Return size and hash of every file of a shard by reading them; `sizes` lists all files of the store."""
     names = [file for file in sizes if file == shard or file.startswith(f"{shard}/")]
     with ThreadPoolExecutor(THREADS) as pool:
         return dict(zip(names, pool.map(lambda file: FileEntry.of(files.read(file)), names), strict=True))

@@ -11,16 +11,30 @@ readable with plain zarr or xarray:
     background_index  (sample)                  u4   which of them
     row               (sample)                  i8   the row of the plan; then its columns, `background` as
                                                      `background_number`
+    sample            (sample)                  i8   the row again, as the coordinate of its dimension
+    picture           (picture)                 u4   the background's number in the corpus, likewise
+
+The two coordinates keep xarray from taking rows or backgrounds of different shards for the same.
 
 Arrays without content are absent: depth if the corpus was not labelled, masks or backgrounds if pictures came without
 them. A chunk holds samples that share a background, so that plain zstd stores the background nearly once. A block of
 chunks is one file, a Zarr shard; in a zip file (`shard-*.zarr.zip`) every chunk is an entry. A recipe has no image and
 mask. Instead it has
 
-    foreground_cutout (cutout, y, x, rgba)      u1   straight alpha, each in the top left corner
+    foreground_cutout (cutout, cutout_y, cutout_x, rgba)  u1   straight alpha, each in the top left corner
     foreground_shape  (cutout, side)            u2   height and width
 
 from which `Shard` draws them, bit for bit the same. Every chunk of pixels carries a checksum.
+
+The store itself is a Zarr v3 group, the parent of its shards unless they are zip files. It has the names of the
+pictures, as variable-length UTF-8 strings:
+
+    background_name   (backgrounds)             by `background_number`
+    foreground_name   (foregrounds)             by `foreground`
+    picture_name      (pictures)                by `row`, in place of both for pictures that are no corpus
+
+Its consolidated metadata repeat those of the shards, so that the tree opens by reading one file. Stores of layout 1,
+which earlier versions made, lack the group and the two coordinates.
 """
 
 import warnings
@@ -33,16 +47,21 @@ import numpy as np
 from dsgen.corpus.plan import DTYPE, SPLITS
 from dsgen.errors import DamagedError, NotFoundError, reason_of
 from dsgen.io.filesystem import Files
-from dsgen.store.codecs import LEVEL, encode_chunk
-from dsgen.store.layout import INDEX_JSON, SHA256SUMS
+from dsgen.io.json_files import encode_json
+from dsgen.store.codecs import LEVEL, encode_chunk, with_checksum
+from dsgen.store.layout import INDEX_JSON, SHA256SUMS, ZIP_SUFFIX
 
 FORMAT = 1
+LAYOUT = (
+    2  # what a new store has besides what readers need; a store is finished, checked and repaired in its own layout
+)
+CONVENTIONS = {"Conventions": "CF-1.11"}
 SAMPLE_FIELDS = ("image", "mask", "depth")
 ROOT = "zarr.json"
 _BLOCK_SAMPLES, _BLOCK_BYTES = 1000, 2**25
 _COLUMN_CHUNK = 65536
 _COLUMNS: dict[str, tuple[str, dict[str, Any]]] = {
-    "background_index": ("<u4", {"long_name": "index into the array background"}),
+    "background_index": ("<u4", {"long_name": "index into the array background of this shard"}),
     "row": ("<i8", {"long_name": "row of the corpus' plan"}),
     "background_number": ("<u4", {"long_name": "background, as numbered in the corpus"}),
     "foreground": ("<u4", {"long_name": "foreground, as numbered in the corpus"}),
@@ -52,6 +71,16 @@ _COLUMNS: dict[str, tuple[str, dict[str, Any]]] = {
     "left": ("<u2", {"long_name": "first column of the foreground", "units": "pixel"}),
     "split": ("|u1", {"long_name": "split", "flag_values": [0, 1, 2, 3], "flag_meanings": " ".join(SPLITS)}),
 }
+_COORDINATES: dict[str, tuple[str, dict[str, Any]]] = {
+    "sample": ("<i8", {"long_name": "row of the corpus' plan"}),
+    "picture": ("<u4", {"long_name": "background, as numbered in the corpus"}),
+}
+_NAMES: dict[str, tuple[str, str]] = {  # by the list of pictures in the attributes of a shard
+    "backgrounds": ("background_name", "name of the background of this number"),
+    "foregrounds": ("foreground_name", "name of the foreground of this number"),
+    "pictures": ("picture_name", "name of the picture of this row"),
+}
+TREE_FILES = (*(f"{name}/{file}" for name, _ in _NAMES.values() for file in ("c/0", ROOT)), ROOT)
 _DESCRIBED: dict[str, dict[str, Any]] = {
     "image": {"long_name": "composite, RGB"},
     "mask": {"long_name": "mask of the foreground, 0 or 255"},
@@ -71,7 +100,7 @@ class Geometry:
     """The shapes of a shard: `chunk` samples are encoded together, `block` samples are a file; `size` is in pixels.
 
     `fields` are those of `SAMPLE_FIELDS` and `background` that are stored as arrays. `foregrounds`, (number, height,
-    width), belongs to a recipe.
+    width), belongs to a recipe. `layout` is 1 or `LAYOUT`.
     """
 
     rows: int
@@ -81,6 +110,7 @@ class Geometry:
     fields: tuple[str, ...]
     backgrounds: int = 0
     foregrounds: tuple[int, int, int] | None = None
+    layout: int = LAYOUT
 
 
 def block_name(field: str, block: int) -> str:
@@ -108,11 +138,24 @@ def column_files(rows: np.ndarray, first_row: int) -> Iterator[tuple[str, bytes]
         "background_index": np.unique(rows["background"], return_inverse=True)[1],
         "row": np.arange(first_row, first_row + len(rows)),
     }
-    each = min(len(rows), _COLUMN_CHUNK)
     for name, (dtype, _) in _COLUMNS.items():
-        for i, start in enumerate(range(0, len(rows), each)):
-            piece = values[name][start : start + each].astype(dtype)
-            yield f"{name}/c/{i}", encode_chunk(name, np.pad(piece, (0, each - len(piece))))
+        yield from _column_files(name, values[name].astype(dtype))
+
+
+def coordinate_files(rows: np.ndarray, first_row: int, backgrounds: np.ndarray | None) -> Iterator[tuple[str, bytes]]:
+    """Yield the files of the coordinates for the same; `backgrounds` are the numbers of those stored, if any are."""
+    values = {"sample": np.arange(first_row, first_row + len(rows))}
+    if backgrounds is not None:
+        values["picture"] = backgrounds
+    for name, numbers in values.items():
+        yield from _column_files(name, numbers.astype(_COORDINATES[name][0]))
+
+
+def _column_files(name: str, values: np.ndarray) -> Iterator[tuple[str, bytes]]:
+    each = min(len(values), _COLUMN_CHUNK)
+    for i, start in enumerate(range(0, len(values), each)):
+        piece = values[start : start + each]
+        yield f"{name}/c/{i}", encode_chunk(name, np.pad(piece, (0, each - len(piece))))
 
 
 def metadata_files(geometry: Geometry, attributes: Mapping[str, Any], *, sharded: bool = True) -> dict[str, bytes]:
@@ -153,17 +196,86 @@ def metadata_files(geometry: Geometry, attributes: Mapping[str, Any], *, sharded
         add("background", shape, (1, *shape[1:]), ("picture", "y", "x", "channel"))
     if geometry.foregrounds is not None:
         number, height, width = geometry.foregrounds
-        add("foreground_cutout", (number, height, width, 4), (1, height, width, 4), ("cutout", "y", "x", "rgba"))
+        # xarray refuses arrays whose dimensions have the same name and another size
+        sides = ("y", "x") if geometry.layout == 1 else ("cutout_y", "cutout_x")
+        add("foreground_cutout", (number, height, width, 4), (1, height, width, 4), ("cutout", *sides, "rgba"))
         add("foreground_shape", (number, 2), (number, 2), ("cutout", "side"), dtype="uint16")
-    for name, (dtype, about) in _COLUMNS.items():
-        chunks = (min(geometry.rows, _COLUMN_CHUNK),)
-        add(name, (geometry.rows,), chunks, ("sample",), dtype=dtype, attributes=about)
+    lengths = dict.fromkeys(_COLUMNS, ("sample", geometry.rows))
+    if geometry.layout > 1:
+        lengths["sample"] = ("sample", geometry.rows)
+        if "background" in geometry.fields:
+            lengths["picture"] = ("picture", geometry.backgrounds)
+    for name, (dimension, length) in lengths.items():
+        dtype, about = (_COLUMNS | _COORDINATES)[name]
+        if geometry.layout == 1 and name == "background_index":
+            about = {"long_name": "index into the array background"}
+        add(name, (length,), (min(length, _COLUMN_CHUNK),), (dimension,), dtype=dtype, attributes=about)
     with warnings.catch_warnings():
         # without it xarray warns; with it zarr-python warns that other libraries may not know it
         warnings.filterwarnings("ignore", message="Consolidated metadata")
         zarr.consolidate_metadata(zarr.storage.MemoryStore(memory))
     names = sorted((name for name in memory if name.endswith(ROOT)), key=lambda name: (name == ROOT, name))
     return {name: memory[name].to_bytes() for name in names}
+
+
+def tree_files(shards: Mapping[str, Mapping[str, Any]], version: str) -> dict[str, bytes]:
+    """Return the files of the group that a store is, by name, its own `zarr.json` last.
+
+    `shards` are the `zarr.json` of all shards by name. Those that are zip files are no members of the group. The bytes
+    do not depend on the versions of zarr and numcodecs, so that they can be checked by making them again.
+    """
+    files: dict[str, bytes] = {}
+    members: dict[str, Any] = {}
+    some_shard = next(iter(shards.values()))
+    for attribute, (name, about) in _NAMES.items():
+        pictures = some_shard["attributes"].get(attribute)
+        if pictures:
+            names = [picture if isinstance(picture, str) else picture["name"] for picture in pictures]
+            members[name] = _describe_names(attribute, about, len(names))
+            files[f"{name}/c/0"] = _encode_names(names)
+            files[f"{name}/{ROOT}"] = encode_json(members[name])
+    for shard, root in shards.items():
+        if shard.endswith(ZIP_SUFFIX):
+            continue
+        members[shard] = {**root, "consolidated_metadata": _consolidate({})}
+        members |= {f"{shard}/{name}": about for name, about in root["consolidated_metadata"]["metadata"].items()}
+    files[ROOT] = encode_json(
+        {
+            "attributes": CONVENTIONS | {"dsgen": version},
+            "zarr_format": 3,
+            "consolidated_metadata": _consolidate(members),
+            "node_type": "group",
+        }
+    )
+    return files
+
+
+def _consolidate(members: dict[str, Any]) -> dict[str, Any]:
+    return {"kind": "inline", "must_understand": False, "metadata": members}
+
+
+def _describe_names(dimension: str, about: str, count: int) -> dict[str, Any]:
+    """Return the `zarr.json` of an array of names, which is one chunk."""
+    return {
+        "shape": [count],
+        "data_type": "string",
+        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [count]}},
+        "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
+        "fill_value": "",
+        "codecs": [{"name": "vlen-utf8", "configuration": {}}, {"name": "crc32c"}],
+        "attributes": {"long_name": about},
+        "dimension_names": [dimension],
+        "zarr_format": 3,
+        "node_type": "array",
+        "storage_transformers": [],
+    }
+
+
+def _encode_names(names: list[str]) -> bytes:
+    """Encode strings as the codecs vlen-utf8 and crc32c do: their number, then each after its length in bytes."""
+    codes = [name.encode("utf-8", "replace") for name in names]
+    pieces = [len(code).to_bytes(4, "little") + code for code in codes]
+    return with_checksum(len(codes).to_bytes(4, "little") + b"".join(pieces))
 
 
 def sums_line(name: str, sha256: str) -> str:

@@ -1,8 +1,9 @@
 """Seal the shards of a store, then the store itself.
 
 A shard whose blocks are all packed is sealed: its columns, backgrounds and metadata are written, its own `zarr.json`
-last, so that no unfinished shard can be opened; or the zip file is. Once all shards are sealed, `SHA256SUMS` and
-`index.json` follow from them and vouch for the whole store.
+last, so that no unfinished shard can be opened; or the zip file is. Once all shards are sealed, the other files of the
+store follow from them: the group that is the parent of the shards, and `SHA256SUMS` and `index.json`, which vouch for
+the whole.
 """
 
 import hashlib
@@ -16,11 +17,11 @@ import numpy as np
 from dsgen import __version__
 from dsgen.corpus.plan import SPLITS, split_counts
 from dsgen.io.filesystem import LocalFiles, UrlFiles
-from dsgen.io.json_files import encode_json
+from dsgen.io.json_files import encode_json, parse_json
 from dsgen.io.zip_files import ZipFiles, write_zip
 from dsgen.store import codecs, reader, schema
 from dsgen.store.blocks import ShardTask
-from dsgen.store.layout import ZIP_SUFFIX
+from dsgen.store.layout import INDEX_JSON, SHA256SUMS, ZIP_SUFFIX
 from dsgen.store.records import (
     THREADS,
     BlockRecord,
@@ -58,8 +59,10 @@ def seal_shard(
         fields=fields,
         backgrounds=len(numbers),
         foregrounds=None if cutouts is None else cutouts.shape[:3],
+        layout=layout_of(made_from),
     )
     attributes = {
+        **(schema.CONVENTIONS if geometry.layout > 1 else {}),
         "dsgen": __version__,
         "made_from": made_from,
         "first_row": shard.first,
@@ -75,6 +78,8 @@ def seal_shard(
         if cutouts is not None and shapes is not None:
             yield from schema.foreground_files(cutouts, shapes)
         yield from schema.column_files(rows, shard.first)
+        if geometry.layout > 1:
+            yield from schema.coordinate_files(rows, shard.first, numbers if "background" in fields else None)
 
     if shard.zipped:
         assert isinstance(files, LocalFiles)
@@ -150,24 +155,36 @@ def _field_and_block(name: str) -> tuple[str, int]:
     return field, int(number)
 
 
-def sums_and_index(
+def layout_of(made_from: Mapping[str, Any]) -> int:
+    """Return the layout of a store by what it was made from; versions that knew only one did not note it."""
+    return int(made_from.get("layout", 1))
+
+
+def store_files(
     plan: np.ndarray,
     shards: Mapping[str, reader.Shard],
     tables: Mapping[str, Mapping[str, FileEntry]],
     version: str = __version__,
-) -> tuple[bytes, bytes]:
-    """Return the content of `SHA256SUMS` and `index.json`.
+) -> dict[str, bytes]:
+    """Return the files of a store besides its shards, by name, in the order in which they are to be written.
 
-    `shards` are all shards in order, by name, and `tables` size and hash of the files of each, by name within the
-    store.
+    They are those of the group that the store is, `SHA256SUMS`, and `index.json`. `shards` are all shards in order, by
+    name, and `tables` size and hash of the files of each, by name within the store.
     """
     lines_by_shard = {
         name: "".join(schema.sums_line(file, table[file].sha256) for file in sorted(table)).encode()
         for name, table in tables.items()
     }
-    lines = b"".join(lines_by_shard.values())
     some_shard = next(iter(shards.values()))
     made_from = some_shard.attributes["made_from"]
+    tree: dict[str, bytes] = {}
+    if layout_of(made_from) > 1:
+        roots = {
+            name: parse_json(shard.files.read(schema.ROOT), f"{name}/{schema.ROOT}") for name, shard in shards.items()
+        }
+        tree = schema.tree_files(roots, version)
+    tree_lines = "".join(schema.sums_line(name, FileEntry.of(content).sha256) for name, content in tree.items())
+    lines = b"".join(lines_by_shard.values()) + tree_lines.encode()
     sums = add_all_sums([shard.attributes["sums"] for shard in shards.values()])
     scales = {"image": 255, "background": 255, "mask": 1, "depth": 1000}
     firsts = {name: shard.attributes["first_row"] for name, shard in shards.items()}
@@ -195,7 +212,7 @@ def sums_and_index(
             for name, shard in shards.items()
         ],
     }
-    return lines, encode_json(index)
+    return {**tree, SHA256SUMS: lines, INDEX_JSON: encode_json(index)}
 
 
 def _image_bytes(shard: reader.Shard, table: Mapping[str, FileEntry], name: str) -> int:

@@ -1,6 +1,6 @@
 """What a store can be packed from."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -43,3 +43,14 @@ class SourceKey:
     def open(self) -> Source:
         """Open the source."""
         return self.make(*self.arguments)
+
+
+def comparable(made_from: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what decides whether two stores are the same: all of `made_from` but what only versions differ in.
+
+    Earlier versions noted no layout, and repeated the unit of the labels.
+    """
+    values = {name: value for name, value in made_from.items() if name != "layout"}
+    if isinstance(values.get("depth"), dict):
+        values["depth"] = {name: value for name, value in values["depth"].items() if name != "units"}
+    return values

@@ -13,10 +13,10 @@ from dsgen.corpus.corpus import Corpus
 from dsgen.integrity.verify import verify
 from dsgen.io.filesystem import LocalFiles, hash_tree
 from dsgen.store import codecs, reader, schema
-from dsgen.store.layout import INDEX_JSON, SHA256SUMS, shard_name
+from dsgen.store.layout import shard_name
 from dsgen.store.packing import pack
 from dsgen.store.records import FileEntry
-from dsgen.store.sealing import open_shard, sums_and_index
+from dsgen.store.sealing import open_shard, store_files
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -85,9 +85,8 @@ def rewrite(path: Path, name: str, content: bytes) -> None:
         for shard in names
     }
     plan = reader.Store(path).plan
-    sums, index = sums_and_index(plan, shards, tables)
-    put(path / SHA256SUMS, sums)
-    put(path / INDEX_JSON, index)
+    for file, content in store_files(plan, shards, tables).items():
+        put(path / file, content)
 
 
 @pytest.mark.parametrize(

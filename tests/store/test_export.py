@@ -1,6 +1,7 @@
 """Export: other libraries read what the store has; any number of workers and any interruption the same bytes."""
 
 import gc
+import gzip
 import io
 import json
 import shutil
@@ -96,20 +97,106 @@ def test_webdataset_reads_it(tmp_path: Path, store: Path) -> None:
     for split, part in index["splits"].items():
         urls = str(tmp_path / "out" / part["files"])
         samples = webdataset.WebDataset(urls, shardshuffle=False).decode(
-            webdataset.handle_extension("mask.png depth.png", decode), "rgb8"
+            webdataset.handle_extension("mask.png", decode), "rgb8"
         )
         seen = []
         for sample in samples:
             columns = sample["json"]
             truth = opened.read(columns["row"], columns["row"] + 1)
-            for name in ("image", "mask", "depth", "background"):
+            for name in ("image", "mask", "background"):
                 np.testing.assert_array_equal(sample[f"{name}.png"], truth[name][0])
+            np.testing.assert_array_equal(sample["depth.npy.gz"], truth["depth"][0])
             check_columns(columns, opened)
             assert sample["__key__"] == f"{columns['row']:09d}"
             assert columns["units"]["depth"] == "millimetre"
             seen.append(columns["row"])
         assert seen == split_rows(opened, split)
         assert part["rows"] == opened.splits[split] == len(seen)
+
+
+def as_uint8(picture: Any, channels_first: bool) -> np.ndarray:
+    """Whatever a decoder made of a picture as (h,w) or (h,w,c) u1."""
+    array = np.asarray(picture)
+    if array.ndim == 3 and channels_first:
+        array = np.moveaxis(array, 0, 2)
+    return array if array.dtype == np.uint8 else np.rint(array * 255).astype(np.uint8)
+
+
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
+@pytest.mark.usefixtures("collected")
+def test_every_decoder_of_webdataset_reads_it(tmp_path: Path, store: Path) -> None:
+    """Image and mask are right and depth is exact, whichever of the library's decoders is asked for, or none."""
+    result = export_store(store, tmp_path / "out", split="validation", rows_per_file=100, jobs=1)
+    opened = Store(store)
+    urls = str(tmp_path / "out" / "validation-00000-of-00001.tar")
+    specs = sorted(webdataset.autodecode.imagespecs)
+    assert {"pil", "rgb8", "l8", "torchrgb"} <= set(specs)
+    for spec in [None, *specs]:
+        seen = 0
+        for sample in webdataset.WebDataset(urls, shardshuffle=False).decode(*([spec] if spec else [])):
+            row = sample["json"]["row"]
+            truth = {name: values[0] for name, values in opened.read(row, row + 1).items()}
+            assert sample["depth.npy.gz"].dtype == np.uint16
+            np.testing.assert_array_equal(sample["depth.npy.gz"], truth["depth"], err_msg=str(spec))
+            seen += 1
+            if spec is None:
+                np.testing.assert_array_equal(decode(sample["image.png"]), truth["image"])
+                continue
+            image, mask = (as_uint8(sample[f"{name}.png"], "torch" in spec) for name in ("image", "mask"))
+            if "rgb" in spec or spec in ("pil", "torch"):
+                np.testing.assert_array_equal(image[..., :3], truth["image"], err_msg=spec)
+                mask = mask[..., 0]
+            np.testing.assert_array_equal(mask, truth["mask"], err_msg=spec)
+        assert seen == result.rows
+
+
+def test_datasets_reads_the_tar_files(tmp_path: Path, store: Path) -> None:
+    """Hugging Face `datasets` decodes their depth too; the README beside them is no sample."""
+    export_store(store, tmp_path / "out", split="validation", jobs=1)
+    opened = Store(store)
+    pattern = str(tmp_path / "out" / "*.tar")
+    loaded = datasets.load_dataset("webdataset", data_files=pattern, split="train", cache_dir=str(tmp_path / "cache"))
+    assert len(loaded) == opened.splits["validation"]
+    for sample in loaded:
+        truth = opened.read(sample["json"]["row"], sample["json"]["row"] + 1)
+        np.testing.assert_array_equal(np.asarray(sample["depth.npy.gz"]), truth["depth"][0])
+        np.testing.assert_array_equal(np.asarray(sample["image.png"]), truth["image"][0])
+
+
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
+@pytest.mark.usefixtures("collected")
+def test_the_readme_beside_tar_files_runs(tmp_path: Path, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its snippet decodes image, mask and depth of the files beside it."""
+    export_store(store, tmp_path / "out", jobs=1)
+    monkeypatch.chdir(tmp_path / "out")
+    text = Path("README.md").read_text()
+    snippet = "\n".join(line[4:] for line in text.splitlines() if line.startswith("    "))
+    names: dict[str, Any] = {}
+    exec(snippet, names)
+    truth = Store(store).read(names["sample"]["json"]["row"], names["sample"]["json"]["row"] + 1)
+    np.testing.assert_array_equal(names["image"], truth["image"][0])
+    np.testing.assert_array_equal(names["mask"][..., 0], truth["mask"][0])
+    np.testing.assert_array_equal(names["depth"], truth["depth"][0])
+
+
+def test_an_export_of_an_earlier_version_is_not_mixed(tmp_path: Path, store: Path, corpus: Path) -> None:
+    """Tar files with .depth.png are refused with the remedy, finished or not; without depth nothing differs."""
+    pack(corpus, tmp_path / "flat", shards=1, jobs=1)
+    for source, name in ((store, "deep"), (tmp_path / "flat", "flat")):
+        out = tmp_path / name / "out"
+        out.parent.mkdir(exist_ok=True)
+        export_store(source, out, jobs=1)
+        index = read_json(out / "export.json")
+        assert index["made_from"].pop("depth", None) == ("npy.gz" if name == "deep" else None)
+        for complete in (True, False):
+            (out / "export.json").write_text(json.dumps(index | {"complete": complete}))
+            before = files(out)
+            if name == "flat":
+                assert export_store(source, out, jobs=1).exported == 0
+                continue
+            with pytest.raises(DsgenError, match=r"whose depth is \.depth\.png; remove this folder and export again"):
+                export_store(source, out, jobs=1)
+            assert files(out) == before
 
 
 @pytest.mark.parametrize("by_card", [True, False])
@@ -127,8 +214,14 @@ def test_hugging_face_datasets_reads_it(tmp_path: Path, store: Path, by_card: bo
         for sample in part:
             truth = opened.read(sample["row"], sample["row"] + 1)
             for name in ("image", "mask", "depth", "background"):
-                np.testing.assert_array_equal(np.asarray(sample[name]), truth[name][0])
+                picture = np.asarray(sample[name])
+                np.testing.assert_array_equal(picture, truth[name][0])
+                assert picture.dtype == truth[name].dtype
             check_columns(sample, opened)
+    for kind in ("numpy", "torch"):
+        rows = loaded["train"].with_format(kind)[:3]
+        truth = opened.read(int(rows["row"][0]), int(rows["row"][0]) + 1)
+        np.testing.assert_array_equal(np.asarray(rows["depth"][0]).reshape(48, 48), truth["depth"][0])
 
 
 def test_parquet_keeps_a_background_once(tmp_path: Path, store: Path) -> None:
@@ -229,8 +322,9 @@ def test_jpeg_is_for_colour_pictures_only(tmp_path: Path, store: Path) -> None:
             member = {name.split(".", 1)[1]: archive.extractfile(name).read() for name in names if f"{row:09d}" in name}
             assert member["image.jpg"] == encode_jpeg(truth["image"][0], 95)
             np.testing.assert_array_equal(decode(member["mask.png"]), truth["mask"][0])
-            np.testing.assert_array_equal(decode(member["depth.png"]), truth["depth"][0])
-            assert decode(member["depth.png"]).dtype == np.uint16
+            depth = np.load(io.BytesIO(gzip.decompress(member["depth.npy.gz"])))
+            np.testing.assert_array_equal(depth, truth["depth"][0])
+            assert depth.dtype == np.uint16
 
 
 @pytest.mark.parametrize("file_format", FORMATS)
@@ -299,7 +393,7 @@ def forget(out: Path) -> None:
 
 OTHERS: list[tuple[Callable[[Path], None] | None, dict[str, Any], str]] = [
     (add_file, {}, r"holds other files \(holiday.jpeg\)"),
-    (forget, {}, r"holds other files \(train-00000-of-00001.tar"),
+    (forget, {}, r"holds other files \(README.md, train-00000-of-00001.tar"),
     (None, {"image_format": "jpeg"}, r"\n  image_format jpeg \(the export has png\)"),
     (None, {"backgrounds": True}, r"\n  backgrounds True \(the export has False\)"),
     (None, {"rows_per_file": 9}, r"\n  rows_per_file 9 \(the export has 1000\)"),

@@ -1,9 +1,11 @@
 """Export a store for other tools: WebDataset tar files, or a folder for Hugging Face `datasets` (parquet).
 
-    webdataset    train-00000-of-00003.tar       000000123.image.png, .mask.png, .depth.png, .json, key = row
-    parquet       data/train-00000-of-00003.parquet, README.md       one row each, features in the schema
+    webdataset    train-00000-of-00003.tar       000000123.image.png, .mask.png, .depth.npy.gz, .json, key = row
+    parquet       data/train-00000-of-00003.parquet              one row each, features in the schema
 
-Images are PNG, lossless, or JPEG of quality 95; masks 8-bit PNG, 0 or 255; depth 16-bit PNG, millimetres, 0 = none.
+Images are PNG, lossless, or JPEG of quality 95; masks 8-bit PNG, 0 or 255; depth 16-bit PNG in parquet and gzipped npy
+of uint16 in tar files, millimetres, 0 = none. A `README.md` beside the files says how to read them; in a tar file it
+would be taken for a sample.
 
 Rows are written split by split, in the order of the plan. A file holds up to `rows_per_file` of them. Its bytes depend
 on the store, the rows and the settings alone. It is streamed to disk and takes its name once it is complete, so a file

@@ -1,4 +1,4 @@
-"""The dataset card of a parquet export, its `README.md`."""
+"""The `README.md` of an export: how to read it; for parquet, the dataset card of Hugging Face."""
 
 from typing import Any
 
@@ -21,6 +21,37 @@ _ABOUT_COLUMNS = {
     "left": "first column of the foreground, in pixels",
     "split": "train, validation, test or unused",
 }
+_TAR_CARD = """# Composites with labels
+
+Foregrounds pasted on backgrounds, {size}x{size} pixels, exported by dsgen {version} from the store whose `index.json`
+has the SHA-256 {sha256}.
+
+| split | rows | files |
+|---|---|---|
+{splits}
+{held_out}
+| member of a sample | what |
+|---|---|
+{members}
+| `json` | row and columns of the plan, units of the numbers |
+
+The usual decoders of webdataset read all of them{depth}:
+
+    import webdataset
+
+    for sample in webdataset.WebDataset("{files}", shardshuffle=False).decode("rgb8"):
+        image = sample["{image}"]
+{snippet}
+`"rgb8"` gives every picture three channels, masks too; `"pil"`, `"l8"`, `"torchrgb"` and so on work as well.
+
+{licence}"""
+_TAR_DEPTH = ", whatever they make of pictures. Depth stays uint16 millimetres, 0 = none"
+_LICENCE = """## Licence
+
+That of the backgrounds and foregrounds the composites are made of; name it here before passing them on. Those bundled
+with dsgen are CC0, CC BY 3.0 and Apache-2.0: passing on composites of them requires the attribution in dsgen's
+`assets/ATTRIBUTION.md`.
+"""
 _CARD = """---
 license: other
 license_name: that-of-the-source-pictures
@@ -46,12 +77,7 @@ has the SHA-256 {sha256}.
 |---|---|---|
 {features}
 {depth}
-## Licence
-
-That of the backgrounds and foregrounds the composites are made of; name it here before passing them on. Those bundled
-with dsgen are CC0, CC BY 3.0 and Apache-2.0: passing on composites of them requires the attribution in dsgen's
-`assets/ATTRIBUTION.md`.
-"""
+{licence}"""
 _HELD_OUT_CARD = """
 Train, validation and test share neither backgrounds nor foregrounds.
 """
@@ -62,10 +88,12 @@ not 0.{origin}
 
 
 def write_card(store: Store, index: dict[str, Any], settings: ExportSettings) -> str:
-    """Return the dataset card that Hugging Face shows, and that `datasets` reads the splits from.
+    """Return the `README.md`; for parquet, what Hugging Face shows and `datasets` reads the splits from.
 
     `index` is the content of `export.json`.
     """
+    if settings.file_format == "webdataset":
+        return _write_tar_card(store, index, settings)
     kinds = settings.kinds
     about = {field: settings.describe(field) for field in settings.fields} | _ABOUT_COLUMNS
     tasks = [task for name, task in _TASKS.items() if name in kinds]
@@ -83,6 +111,28 @@ def write_card(store: Store, index: dict[str, Any], settings: ExportSettings) ->
         held_out=_HELD_OUT_CARD if are_held_out(store.plan) else "",
         features="\n".join(f"| `{name}` | {kind} | {about[name]} |" for name, kind in kinds.items()),
         depth=_DEPTH_CARD.format(origin=origin) if "depth" in kinds else "",
+        licence=_LICENCE,
+    )
+
+
+def _write_tar_card(store: Store, index: dict[str, Any], settings: ExportSettings) -> str:
+    members = {field: f"{field}.{settings.suffix(field)}" for field in settings.fields}
+    used = {field: member for field, member in members.items() if field in ("mask", "depth")}
+    what = {"mask": "(S,S,3) uint8, 0 or 255", "depth": "(S,S) uint16 millimetres"}
+    return _TAR_CARD.format(
+        size=store.size,
+        version=__version__,
+        sha256=store.sha256,
+        splits="\n".join(
+            f"| {split} | {counts['rows']:,} | `{counts['files']}` |" for split, counts in index["splits"].items()
+        ),
+        held_out=_HELD_OUT_CARD if are_held_out(store.plan) else "",
+        members="\n".join(f"| `{member}` | {settings.describe(field)} |" for field, member in members.items()),
+        files=next(iter(index["splits"].values()))["files"],
+        image=members["image"],
+        snippet="".join(f'        {field} = sample["{used[field]}"]  # {what[field]}\n' for field in used),
+        depth=_TAR_DEPTH if "depth" in members else "",
+        licence=_LICENCE,
     )
 
 

@@ -95,7 +95,7 @@ def export_store(
     opened = Store(store)
     settings = ExportSettings(file_format, choose_fields(opened, backgrounds), image_format)
     splits = choose_splits(opened, split)
-    made_from = {
+    made_from: dict[str, Any] = {
         "store_sha256": opened.sha256,
         "format": file_format,
         "splits": splits,
@@ -103,6 +103,8 @@ def export_store(
         "backgrounds": backgrounds,
         "rows_per_file": rows_per_file,
     }
+    if file_format == "webdataset" and "depth" in settings.fields:
+        made_from["depth"] = settings.suffix("depth")
     files = [file for name in splits for file in divide(name, opened.splits[name], rows_per_file, file_format)]
     check_out(out, made_from, files)
     with exclusive_lock(out):
@@ -139,7 +141,7 @@ def _write_missing(
     total = count_rows(files)
     run_blocks(export_file, blocks, jobs=workers, title="export", total=total, done=total - count_rows(missing))
     index = _make_index(store, out, made_from, settings, files)
-    if settings.file_format == "parquet" and not (out / CARD).exists():  # users write their licence into it
+    if not (out / CARD).exists():  # users write their licence into it
         write_bytes(out / CARD, write_card(store, index, settings).encode())
     write_json(out / EXPORT_JSON, index)
     return missing

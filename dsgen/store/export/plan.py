@@ -16,6 +16,8 @@ EXPORT_JSON = "export.json"
 CARD = "README.md"
 SUFFIXES = {"webdataset": "tar", "parquet": "parquet"}
 IMAGE_SUFFIXES = {"png": "png", "jpeg": "jpg"}
+# of depth in a tar file: webdataset's picture decoders take every .png and keep 8 bits of it; this one they leave alone
+DEPTH_SUFFIX = "npy.gz"
 JPEG_QUALITY = 95
 COLUMN_NAMES = {"background": "background_number"}  # as in the store, where `background` is an array of images
 
@@ -36,6 +38,8 @@ class ExportSettings:
 
     def suffix(self, field: str) -> str:
         """Return the extension of an encoded image, without the dot."""
+        if field == "depth" and self.file_format == "webdataset":
+            return DEPTH_SUFFIX
         return IMAGE_SUFFIXES[self.image_format] if field in ("image", "background") else "png"
 
     @property
@@ -51,8 +55,9 @@ class ExportSettings:
             "image": f"composite, RGB, 8 bits, {encoding}",
             "mask": "mask of the foreground, grey PNG, 8 bits, 0 or 255",
             "depth": (
-                "planar depth, grey PNG, 16 bits, millimetres, 0 = none; decode it by itself, decoders of "
-                "colour pictures keep 8 bits of it"
+                "planar depth, gzipped npy, uint16, millimetres, 0 = none"
+                if self.file_format == "webdataset"
+                else "planar depth, grey PNG, 16 bits, millimetres, 0 = none"
             ),
             "background": f"the background alone, RGB, 8 bits, {encoding}",
         }[field]
@@ -134,10 +139,15 @@ def check_out(out: Path, made_from: dict[str, Any], files: list[ExportFile]) -> 
     known = {LOCK}
     if (out / EXPORT_JSON).is_file():
         was = read_json(out / EXPORT_JSON).get("made_from", {})
+        if "depth" in made_from:
+            was = {"depth": "png"} | was  # what earlier versions wrote without a note of it
         differences = find_differences(made_from, was)
         if differences:
             reason = "exported from another store or with other settings"
             remedy = "use the same, choose another folder, or remove this one"
+            if [difference.name for difference in differences] == ["depth"]:
+                reason = f"exported by an earlier version, whose depth is .depth.{was['depth']}"
+                remedy = "remove this folder and export again, or choose another"
             raise ConflictError(out, reason, remedy, differences, "export")
         known |= {EXPORT_JSON, CARD, *(file.name for file in files)}
     known |= {partial_path(Path(name)).as_posix() for name in (EXPORT_JSON, *known)}

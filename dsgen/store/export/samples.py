@@ -1,5 +1,7 @@
 """The samples of an export: the columns of every row, and its encoded images."""
 
+import gzip
+import io
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -8,7 +10,7 @@ import numpy as np
 
 from dsgen.corpus.plan import DTYPE, SPLITS
 from dsgen.io.images import encode_jpeg, encode_png
-from dsgen.store.export.plan import COLUMN_NAMES, JPEG_QUALITY, ExportSettings
+from dsgen.store.export.plan import COLUMN_NAMES, DEPTH_SUFFIX, JPEG_QUALITY, ExportSettings
 from dsgen.store.reader import Store
 
 
@@ -57,4 +59,14 @@ def _columns(store: Store, row: int) -> dict[str, Any]:
 def _encode(field: str, image: np.ndarray, settings: ExportSettings) -> bytes:
     if field in ("image", "background") and settings.image_format == "jpeg":
         return encode_jpeg(image, JPEG_QUALITY)
+    if settings.suffix(field) == DEPTH_SUFFIX:
+        return _encode_npy(image)
     return encode_png(image, runs=field == "mask")
+
+
+def _encode_npy(image: np.ndarray) -> bytes:
+    """Encode an array as gzipped npy, without the time. Higher levels of compression are slower and hardly smaller."""
+    stream = io.BytesIO()
+    with gzip.GzipFile("", "wb", 1, stream, mtime=0) as file:
+        np.lib.format.write_array(file, image, allow_pickle=False)
+    return stream.getvalue()
