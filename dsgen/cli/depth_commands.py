@@ -58,7 +58,10 @@ def depth(
     ] = None,
     compile_network: Annotated[bool, typer.Option("--compile", help="Run the network through torch.compile.")] = False,
     precision: Annotated[
-        str, typer.Option(help="float32, bf16, fp16, or auto: bf16 on CUDA and on processors with AMX.")
+        str,
+        typer.Option(
+            help="float32, bf16, fp16, or auto: that of labels to resume, else bf16 on CUDA and processors with AMX."
+        ),
     ] = "auto",
     average_flip: Annotated[
         bool, typer.Option("--average-flip", help="Average with the mirror image's depth; takes twice as long.")

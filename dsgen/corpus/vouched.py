@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import zarr
 from zarr.storage import LocalStore, WrapperStore
 
-from dsgen.errors import DamagedError, DsgenError, reason_of
+from dsgen.errors import DamagedError, DsgenError, NotFoundError, reason_of
 
 if TYPE_CHECKING:
     from zarr.abc.store import ByteRequest
@@ -60,12 +60,16 @@ def open_array(group: zarr.Group, name: str, folder: Path, remedy: str) -> zarr.
 
 @contextmanager
 def named_damage(what: Path, remedy: str) -> Iterator[None]:
-    """Turn what zarr and its codecs raise on damaged files, errors of any class, into a `DamagedError`.
+    """Turn what zarr and its codecs raise on missing and damaged files, errors of any class, into a `DamagedError`.
 
     Errors of the system pass: a disk that cannot be read and memory that runs out are no damage to the file.
     """
     try:
         yield
+    except NotFoundError:
+        raise
+    except FileNotFoundError as error:
+        raise DamagedError(what, "missing", remedy) from error
     except (DsgenError, OSError, MemoryError):
         raise
     except Exception as error:

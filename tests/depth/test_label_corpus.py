@@ -1,5 +1,6 @@
 """Stage two: labels for corpora and folders."""
 
+import json
 import shutil
 import signal
 import subprocess
@@ -221,6 +222,7 @@ def test_precision_is_a_choice_that_labels_keep(
         shutil.copytree(corpus, tmp_path / f"auto-{name}")
         label_corpus(tmp_path / f"auto-{name}", weights=weights, device="cpu")
         assert (Corpus(tmp_path / f"auto-{name}").depth[:] == found[name]).all()
+        assert Corpus(tmp_path / f"auto-{name}").depth_attributes["precision"] == name
     with pytest.raises(
         DsgenError,
         match=r"labelled with other options \(--precision\); .*\n  precision float32 \(the corpus has bf16\)$",
@@ -254,6 +256,29 @@ def test_flip_errors_are_stored_and_shown(tmp_path: Path, corpus: Path, weights:
     assert "5th, 50th, 95th, 99th percentile" in describe(tmp_path / "c").table()
     with pytest.raises(DsgenError, match=r"flip_checked False \(the corpus has True\)"):
         label_corpus(tmp_path / "c", weights=weights, device="cpu")
+
+
+def test_auto_follows_the_precision_of_labels_to_resume(
+    tmp_path: Path, corpus: Path, weights: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    """Where it stands for another one here, a line says so; labels of earlier versions do not say what it stood for."""
+    monkeypatch.setattr(labels, "BLOCK_ROWS", 20)
+    path = Path(shutil.copytree(corpus, tmp_path / "c"))
+    monkeypatch.setattr(devices, "_has_amx", lambda: True)
+    label_corpus(path, weights=weights, device="cpu")
+    whole = Corpus(path).depth[:]
+    monkeypatch.setattr(devices, "_has_amx", lambda: False)
+    (path / "depth.zarr/depth/c/1/0/0").unlink()
+    assert label_corpus(path, weights=weights, device="cpu").labelled == 20
+    assert (Corpus(path).depth[:] == whole).all()
+    assert "labelled with --precision bf16, continuing with it (auto is float32 here)" in caplog.text
+    group = json.loads((path / "depth.zarr/zarr.json").read_text())
+    del group["attributes"]["metadata_sha256"]
+    group["attributes"]["precision"] = "auto"
+    (path / "depth.zarr/zarr.json").write_text(json.dumps(group))
+    assert label_corpus(path, weights=weights, device="cpu").labelled == 0
+    with pytest.raises(DsgenError, match=r"labelled with other options \(--precision\)"):
+        label_corpus(path, weights=weights, device="cpu", precision="bf16")
 
 
 def test_mirror_average(tmp_path: Path, corpus: Path, weights: Path):

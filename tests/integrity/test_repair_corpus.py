@@ -128,7 +128,7 @@ def test_sources_need_the_pictures_they_were_made_from(tmp_path: Path, corpus: P
 
 
 def test_labels_are_recreated(tmp_path: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Those of the bundled network get their bytes back, with flip errors and views; extra files are removed."""
+    """Those of the bundled network get all their bytes back, with flip errors and views; extra files are removed."""
     from dsgen.corpus import labels
     from dsgen.depth.label_corpus import label_corpus
 
@@ -137,11 +137,17 @@ def test_labels_are_recreated(tmp_path: Path, pictures: Path, monkeypatch: pytes
     path = tmp_path / "c"
     label_corpus(path, check_flip=True, pictures=True, device="cpu", jobs=1)
     whole = files(path)
+    metadata = ["depth.zarr/depth/zarr.json", "depth.zarr/flip_error/zarr.json"]
+    delete(path / metadata[0])
+    flip(path / metadata[1])
+    assert named(verify(path, jobs=1)) == set(metadata)
+    assert set(repair(path, jobs=1).replaced) == set(metadata)
+    assert files(path) == whole
     blocks = [f"depth.zarr/depth/c/{number}/0/0" for number in (0, 1)]
     view = sorted((path / "bg_fg_depth/bg001").iterdir())[0]
     for damages in (
-        {flip: blocks[0], truncate: "depth.zarr/flip_error/c/1", add: blocks[1]},
-        {delete: blocks[1], truncate: blocks[0]},
+        {truncate: blocks[0], flip: "depth.zarr/flip_error/c/1", add: blocks[1]},
+        {delete: blocks[1], flip: blocks[0]},
     ):
         for damage, name in damages.items():
             damage(path / name)
