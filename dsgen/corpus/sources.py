@@ -23,7 +23,9 @@ from zarr.codecs import ZstdCodec
 
 from dsgen.errors import DamagedError, DsgenError, raise_all
 from dsgen.io import images
+from dsgen.io.cutouts import SOLID, drop_loose_pixels
 from dsgen.io.folders import list_pictures, match_key
+from dsgen.io.picture_files import share_memory
 
 _CHUNK_BYTES = 4 * 2**20
 log = logging.getLogger("dsgen")
@@ -86,24 +88,37 @@ def hash_files(paths: list[Path], workers: int) -> list[SourceFile]:
 
 def normalise_background(path: Path, sizes: tuple[int, ...]) -> list[np.ndarray]:
     """Read a background, crop its centre square and resize it to every size: (S,S,3) u1 each."""
-    square = images.centre_square(images.read_picture(path))
-    return [images.resize(square, size, size) for size in sizes]
+    with share_memory(path):
+        square = images.centre_square(images.read_picture(path))
+        return [images.resize(square, size, size) for size in sizes]
 
 
-def normalise_foreground(path: Path, fg_height: int, size: int, scales: tuple[int, ...]) -> list[np.ndarray]:
-    """Read a foreground, trim it to its alpha and resize it to `fg_height` rows times every scale: (h,w,4) u1 each.
+def normalise_foreground(
+    path: Path, fg_height: int, size: int, scales: tuple[int, ...], loose: dict[Path, int] | None = None
+) -> list[np.ndarray]:
+    """Read a foreground, trim it to what counts and resize it to `fg_height` rows times every scale: (h,w,4) u1 each.
 
-    A foreground that would be wider than `size` pixels is reduced to that width, keeping its proportions.
+    A foreground that would be wider than `size` pixels is reduced to that width, keeping its proportions. `loose` is
+    told how many pixels of the file did not count, as `dsgen.io.cutouts` defines.
     """
-    rgba = images.read_cutout(path)
-    if not (rgba[..., 3] > 0).any():
-        raise DamagedError(path, "empty alpha (nothing is visible), expected a cut-out", "replace it")
-    rgba = images.trim(rgba)
-    height, width = fg_height, max(1, round(rgba.shape[1] * fg_height / rgba.shape[0]))
-    if width > size:
-        height, width = max(1, round(rgba.shape[0] * size / rgba.shape[1])), size
-    scaled = [images.resize_cutout(rgba, height * scale, width * scale) for scale in scales]
-    if not all((s[..., 3] >= 128).any() for s in scaled):
+    with share_memory(path):
+        rgba = images.read_cutout(path)
+        least, most = rgba[..., 3].min(), rgba[..., 3].max()
+        if most == 0:
+            raise DamagedError(path, "empty alpha (nothing is visible), expected a cut-out", "replace it")
+        if least >= SOLID:
+            reason = f"alpha is {'' if least == most else 'at least '}{least} everywhere, so nothing of it is cut out"
+            remedy = "remove its background; to paste the whole picture, give it a transparent border of one pixel"
+            raise DamagedError(path, reason, remedy)
+        dropped = drop_loose_pixels(rgba)
+        if dropped and loose is not None:
+            loose[path] = dropped
+        rgba = images.trim(rgba)
+        height, width = fg_height, max(1, round(rgba.shape[1] * fg_height / rgba.shape[0]))
+        if width > size:
+            height, width = max(1, round(rgba.shape[0] * size / rgba.shape[1])), size
+        scaled = [images.resize_cutout(rgba, height * scale, width * scale) for scale in scales]
+    if not all((s[..., 3] >= SOLID).any() for s in scaled):
         reason = f"alpha is below 128 everywhere at {width}x{height} pixels, so the mask would be empty"
         raise DsgenError(path, reason, "replace it or use a larger --fg-height")
     return scaled
@@ -135,14 +150,18 @@ def write_sources(
         errors,
         workers,
     )
+    loose: dict[Path, int] = {}
     shapes = _write_all(
         foreground_paths,
-        lambda p: normalise_foreground(p, fg_height, size, scales),
+        lambda p: normalise_foreground(p, fg_height, size, scales, loose),
         [_create(group, f"foreground_{size * k}", (len(foreground_paths), fg_height * k, size * k, 4)) for k in scales],
         errors,
         workers,
     )
     raise_all(errors)
+    if loose:
+        names = ", ".join(f"{path.name} ({loose[path]:,} pixels)" for path in sorted(loose))
+        log.warning("%s: left out specks and haze, which are not the subject: %s", foreground_paths[0].parent, names)
     group.create_array("foreground_shape", data=np.array(shapes, np.uint16))
     return np.array(shapes, np.int64)
 

@@ -104,6 +104,41 @@ def read_size(path: Path) -> tuple[int, int]:
         return (width, height) if turned else (height, width)
 
 
+class _PixelBudget:
+    """Bounds the pixels of the pictures that all threads hold together."""
+
+    def __init__(self, pixels: int) -> None:
+        self._pixels = self._free = pixels
+        self._changed = threading.Condition()
+
+    @contextmanager
+    def share(self, pixels: int) -> Iterator[None]:
+        pixels = min(pixels, self._pixels)
+        with self._changed:
+            self._changed.wait_for(lambda: self._free >= pixels)
+            self._free -= pixels
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._free += pixels
+                self._changed.notify_all()
+
+
+_budget = _PixelBudget(2 * MAX_PIXELS)
+
+
+@contextmanager
+def share_memory(path: Path) -> Iterator[None]:
+    """Wait until a picture may be decoded and held: those of all threads have at most 128,000,000 pixels together.
+
+    Decoding and shrinking takes some 8 bytes a pixel. Raises as `open_picture`.
+    """
+    height, width = read_size(path)
+    with _budget.share(height * width):
+        yield
+
+
 def read_orientation(image: Image.Image) -> int:
     """Return the EXIF orientation of an open picture, 1 (upright) to 8; 1 where there is no valid one."""
     orientation = image.getexif().get(_ORIENTATION, 1)

@@ -3,9 +3,11 @@
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 from support.corpora import SMALL, draw_background, draw_cutout
+from support.picture_files import write_keyed_png
 
 from dsgen.corpus.build import composite
 from dsgen.corpus.corpus import Corpus
@@ -18,17 +20,21 @@ def test_all_bad_pictures_are_listed_before_anything_is_made(tmp_path: Path, pic
     folder = tmp_path / "p" / "foregrounds"
     Image.fromarray(draw_background(0)).save(folder / "opaque.png")
     Image.new("RGBA", (30, 30)).save(folder / "invisible.png")
+    Image.new("RGBA", (30, 30), (9, 8, 7, 255)).save(folder / "solid.png")
+    Image.new("RGBA", (30, 30), (9, 8, 7, 200)).save(folder / "glassy.png")
     (folder / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n broken")
     (tmp_path / "p" / "backgrounds" / "nothing.jpg").write_bytes(b"")
     Image.fromarray(draw_background(9)).save(tmp_path / "p" / "backgrounds" / "room0.jpg")
     with pytest.raises(DsgenError) as error:
         composite(tmp_path / "c", tmp_path / "p" / "backgrounds", folder, SMALL, jobs=1)
     text = str(error.value)
-    assert text.startswith("5 problems")
+    assert text.startswith("7 problems")
     for part in (
         "same name 'room0'",
         "opaque.png: no alpha",
         "invisible.png: empty alpha",
+        "solid.png: alpha is 255 everywhere, so nothing of it is cut out",
+        "glassy.png: alpha is 200 everywhere, so nothing of it is cut out",
         "broken.png: cannot",
         "nothing.jpg: empty file",
     ):
@@ -74,3 +80,41 @@ def test_a_wide_foreground_is_made_smaller_until_it_fits(tmp_path: Path, picture
     assert height < SMALL.fg_height
     assert opened.foreground(0, size=96).shape[:2] == (2 * height, 2 * width)
     assert (opened.plan["left"] == 0).all()
+
+
+def test_specks_of_background_removers_do_not_change_a_corpus(
+    tmp_path: Path, pictures: Path, caplog: pytest.LogCaptureFixture
+):
+    """Faint alpha far from the person: the same sources to the byte, and the file is named."""
+    for name in ("clean", "specks"):
+        (tmp_path / name).mkdir()
+        rgba = np.pad(draw_cutout(0), ((60, 60), (60, 60), (0, 0)))
+        if name == "specks":
+            rgba[5::20, 3, 3] = 5
+            rgba[3, 5::20, 3] = 9
+        Image.fromarray(rgba).save(tmp_path / name / "person.png")
+        composite(tmp_path / f"corpus-{name}", pictures / "backgrounds", tmp_path / name, SMALL, pictures=False)
+    clean, specks = Corpus(tmp_path / "corpus-clean"), Corpus(tmp_path / "corpus-specks")
+    assert (clean.foreground(0) == specks.foreground(0)).all()
+    assert (clean.foreground(0, size=96) == specks.foreground(0, size=96)).all()
+    assert (clean.plan == specks.plan).all()
+    assert "specks: left out specks and haze, which are not the subject: person.png (17 pixels)" in caplog.text
+    assert "clean: left out" not in caplog.text
+
+
+def test_a_colour_key_hides_no_other_findings(tmp_path: Path, pictures: Path):
+    """Keyed cut-outs are as wide as what is opaque of them; a bad one beside them is found."""
+    (tmp_path / "f").mkdir()
+    for bits in (1, 2, 4, 8, 16):
+        samples = np.repeat(np.arange(64)[None, :, None] < 32, 64, axis=0) * (2**bits - 1)
+        write_keyed_png(tmp_path / "f" / f"grey{bits}.png", samples, bits, (2**bits - 1,))
+    made = composite(tmp_path / "c", pictures / "backgrounds", tmp_path / "f", SMALL, pictures=False)
+    assert made.foregrounds == 5
+    for number in range(5):
+        foreground = Corpus(tmp_path / "c").foreground(number)
+        assert foreground.shape == (20, 10, 4)
+        assert (foreground[..., 3] == 255).all()
+    Image.new("RGBA", (30, 30)).save(tmp_path / "f" / "invisible.png")
+    (tmp_path / "f" / "short.png").write_bytes((tmp_path / "f" / "grey16.png").read_bytes()[:60])
+    with pytest.raises(DsgenError, match="2 problems"):
+        composite(tmp_path / "d", pictures / "backgrounds", tmp_path / "f", SMALL, pictures=False)

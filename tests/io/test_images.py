@@ -216,3 +216,14 @@ def test_trim_and_centre_square():
     assert images.trim(rgba).shape == (5, 6, 4)
     picture = np.arange(4 * 10 * 3).reshape(4, 10, 3).astype(np.uint8)
     assert (images.centre_square(picture) == picture[:, 3:7]).all()
+
+
+@pytest.mark.parametrize(
+    ("height", "width"), [(110, 96), (96, 110), (100, 100), (100, 117), (117, 100), (1500, 7), (3, 1400), (750, 1400)]
+)
+def test_large_cutouts_shrink_in_bands_to_the_same_bits(height: int, width: int, monkeypatch: pytest.MonkeyPatch):
+    """Factors that are integers along both axes, one and none, and an axis that keeps its length."""
+    rgba = np.random.default_rng(0).integers(0, 256, (1500, 1400, 4), np.uint8)
+    in_bands = images.resize_cutout(rgba, height, width)
+    monkeypatch.setattr(images, "_BAND_PIXELS", 10**9)
+    assert (images.resize_cutout(rgba, height, width) == in_bands).all()

@@ -24,16 +24,12 @@ POSTSCRIPT = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 64 64\n%%EndComments\
 
 def test_every_call_of_pillow_says_which_formats_it_opens():
     """No Image.open in the package without formats: Pillow's others start programs or are little tested."""
-    calls = []
-    for path in Path(dsgen.__file__).parent.rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text())):
-            called = node.func if isinstance(node, ast.Call) else None
-            if (
-                isinstance(called, ast.Attribute)
-                and called.attr == "open"
-                and ast.unparse(called.value).endswith("Image")
-            ):
-                calls.append((path.name, any(keyword.arg == "formats" for keyword in node.keywords)))
+    calls = [
+        (path.name, any(keyword.arg == "formats" for keyword in node.keywords))
+        for path in Path(dsgen.__file__).parent.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("Image.open")
+    ]
     assert len(calls) >= 2
     assert [name for name, restricted in calls if not restricted] == []
 
