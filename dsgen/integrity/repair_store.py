@@ -138,6 +138,8 @@ def _write_records(inspection: Inspection, rebuilt: Tables, log: RepairLog) -> N
     expect_records(now)
     for name, content in (now.expected or {}).items():
         if name not in sizes or files.read(name) != content:
+            if isinstance(files, LocalFiles) and (files.path / name).is_dir():
+                files.remove(name)
             files.write(name, content)
             log.replaced.append(name)
 
