@@ -40,7 +40,7 @@ class Frames:
         if not rows:
             raise DamagedError(listing, "no frames listed, expected at least one row", "add a row for each frame")
         self.names = [row["name"] for row in rows]
-        self.room = np.array([row["room"] for row in rows])
+        self.room = np.array([match_key(row["room"]) for row in rows])
         self.fov_deg = [_field_of_view(listing, row) for row in rows]
         pictures, depths = _files_by_name(folder / "rgb", images.SUFFIXES), _files_by_name(folder / "depth", {".png"})
         errors = [
@@ -82,8 +82,8 @@ class Frames:
 
 
 def _place(room: str) -> float:
-    """Return a room's place in 0..1 by its name, the same for every spelling that Unicode takes for one."""
-    return int(hashlib.sha256(match_key(room).encode()).hexdigest()[:8], 16) / 2**32
+    """Return a room's place in 0..1, by its name."""
+    return int(hashlib.sha256(room.encode()).hexdigest()[:8], 16) / 2**32
 
 
 def _field_of_view(listing: Path, row: dict[str, str]) -> float:

@@ -54,9 +54,8 @@ def validate(
                 _, _, mask, depth_m = prepare(batch, logits.shape[-1], device)
             scores = _score(logits, raw, mask if "mask" in batch else None, depth_m, settings, mean_depth_m)
             for name, (values, has_truth) in scores.items():
-                total = (
-                    torch.stack([torch.where(has_truth, values, 0.0).sum(), has_truth.sum()]).cpu().double()
-                )  # MPS has no float64
+                total = torch.stack([torch.where(has_truth, values, 0.0).sum(), has_truth.sum()])
+                total = total.cpu().double()  # in this order, as MPS has no float64
                 sums[name] = sums.get(name, 0) + total
     names = sorted(sums)
     stacked = torch.stack([sums[name] for name in names])  # several ranks are on CUDA or on CPUs

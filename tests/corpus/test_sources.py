@@ -1,6 +1,8 @@
 """Source folders: which pictures are used, refused, or mentioned, and how they are normalised."""
 
+import os
 import shutil
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -118,3 +120,19 @@ def test_a_colour_key_hides_no_other_findings(tmp_path: Path, pictures: Path):
     (tmp_path / "f" / "short.png").write_bytes((tmp_path / "f" / "grey16.png").read_bytes()[:60])
     with pytest.raises(DsgenError, match="2 problems"):
         composite(tmp_path / "d", pictures / "backgrounds", tmp_path / "f", SMALL, pictures=False)
+
+
+def test_names_of_one_spelling_are_refused(tmp_path: Path, pictures: Path):
+    """Composed and decomposed accents are one name; a name that is not UTF-8 is refused too, before any work."""
+    shutil.copytree(pictures, tmp_path / "p")
+    folder = tmp_path / "p" / "backgrounds"
+    for name in (unicodedata.normalize(form, "caf\u00e9") for form in ("NFC", "NFD")):
+        Image.fromarray(draw_background(7)).save(folder / f"{name}.png")
+    with pytest.raises(DsgenError, match="except for the ending or the Unicode normalisation; rename or remove one"):
+        composite(tmp_path / "c", folder, tmp_path / "p" / "foregrounds", SMALL)
+    os.rename(folder / "room0.png", os.fsencode(folder) + b"/caf\xe9.png")
+    with pytest.raises(DsgenError, match=r"backgrounds/caf\\xe9.png: the name is not UTF-8; rename it$"):
+        composite(tmp_path / "c", folder, tmp_path / "p" / "foregrounds", SMALL)
+    assert not (tmp_path / "c").exists()
+    with pytest.raises(DsgenError, match=r"--backgrounds: .*nosuch is no folder, expected .*; check the path"):
+        composite(tmp_path / "c", tmp_path / "nosuch", tmp_path / "p" / "foregrounds", SMALL)

@@ -1,6 +1,8 @@
 """Training a depth network on RGB-D frames."""
 
 import csv
+import shutil
+import unicodedata
 from pathlib import Path
 
 import cv2
@@ -8,12 +10,13 @@ import numpy as np
 import pytest
 import torch
 from support.corpora import draw_background, draw_cutout
+from support.single_precision import SinglePrecision
 
 from dsgen.depth import fit
 from dsgen.depth.fit import depth_loss, score, train_depth
-from dsgen.depth.frames import Frames, augment, paste_person, turn_camera
+from dsgen.depth.frames import Frames, augment, paste_person, read_people, turn_camera
 from dsgen.depth.weights import load_depth_model
-from dsgen.errors import DsgenError
+from dsgen.errors import DsgenError, InvalidValueError
 
 
 @pytest.fixture(scope="module")
@@ -191,3 +194,122 @@ def test_folders_that_will_not_do_are_refused(tmp_path: Path, frames: Path):
         Frames(tmp_path)
     with pytest.raises(DsgenError, match="--epochs: got 1 numbers, expected 2"):
         train_depth(frames, tmp_path / "w.safetensors", sizes=(64, 96), epochs=(1,))
+
+
+def write_frames(folder: Path, rooms: list[str], size: tuple[int, int] = (32, 32)) -> Path:
+    """Write a frame for each room, named f0, f1, ..."""
+    for kind in ("rgb", "depth"):
+        (folder / kind).mkdir(parents=True, exist_ok=True)
+    for n in range(len(rooms)):
+        cv2.imwrite(str(folder / "rgb" / f"f{n}.png"), draw_background(n, *size))
+        cv2.imwrite(str(folder / "depth" / f"f{n}.png"), np.full(size, 2000 + n, np.uint16))
+    lines = ["name,room", *(f"f{n},{room}" for n, room in enumerate(rooms))]
+    (folder / "frames.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return folder
+
+
+def test_fewer_frames_than_a_batch(tmp_path: Path):
+    """The numbers are named before anything is written."""
+    frames = write_frames(tmp_path / "f", ["a", "b", "c"])
+    with pytest.raises(
+        InvalidValueError, match=r"--batch-size: got 16, expected at most 2, the frames to train on \(1 "
+    ):
+        train_depth(frames, tmp_path / "w.safetensors", sizes=(32,), epochs=(1,))
+    for options, message in (
+        ({"batch_size": 0}, "--batch-size: got 0, expected 1 or more"),
+        ({"epochs": (0,)}, "--epochs: got 0, expected"),
+        ({"sizes": (16,)}, "--sizes: got 16, expected 32 pixels or more each"),
+        ({"init": tmp_path / "nosuch"}, "--init: .*nosuch does not exist, expected weights of .*; check the path"),
+        ({"init": frames / "frames.csv"}, "--init: .* is no readable safetensors file .*; give weights that"),
+        ({"people_folder": tmp_path / "nosuch"}, "--people: .*nosuch is no folder, expected .*; check the path"),
+    ):
+        usual = {"sizes": (32,), "epochs": (1,), "batch_size": 2, "device": "cpu"}
+        with pytest.raises(DsgenError, match=message):
+            train_depth(frames, tmp_path / "w.safetensors", **usual | options)
+    assert [path.name for path in tmp_path.iterdir()] == ["f"]
+
+
+def test_weights_to_begin_with_are_of_the_same_network(frames: Path, tmp_path: Path, weights: Path):
+    """Those of another width are refused; those of the same one are where the training starts."""
+    options = {"encoder": "mobilenetv4_conv_small_050", "sizes": (64,), "epochs": (1,), "batch_size": 4}
+    with pytest.raises(
+        InvalidValueError, match=r"--init: .* is for another network than .* 64 wide\); use the --encoder"
+    ):
+        train_depth(frames, tmp_path / "w.safetensors", init=weights, width=64, **options)
+    begun = train_depth(frames, tmp_path / "b.safetensors", init=weights, width=32, **options)
+    plain = train_depth(frames, tmp_path / "p.safetensors", width=32, **options)
+    assert begun.scores != plain.scores
+
+
+def test_both_sides_of_a_split_have_rooms(tmp_path: Path):
+    """However few rooms there are, if there are two; the spelling of a room does not matter."""
+    for rooms in (["a", "b"], ["x", "y", "z"], [unicodedata.normalize(form, "é") for form in ("NFC", "NFD")] + ["b"]):
+        opened = Frames(write_frames(tmp_path / rooms[0], rooms))
+        for share in (0.0001, 0.1, 0.9999):
+            training, held_out = opened.split(share)
+            assert len(training)
+            assert len(held_out)
+            sides = (
+                {unicodedata.normalize("NFC", rooms[n]) for n in training},
+                {unicodedata.normalize("NFC", rooms[n]) for n in held_out},
+            )
+            assert not sides[0] & sides[1]
+    with pytest.raises(DsgenError, match="the frames are of one room, expected two or more: whole rooms are held out"):
+        Frames(write_frames(tmp_path / "one", ["a", "a"])).split()
+
+
+def test_frames_are_read_as_all_pictures_are(tmp_path: Path):
+    """Grey and 16-bit pictures become RGB, any spelling of a name finds its files, a listing from Excel is read."""
+    folder = write_frames(tmp_path / "f", ["a", "b", "c"])
+    cv2.imwrite(str(folder / "rgb" / "f0.png"), np.full((32, 32), 257 * 90, np.uint16))
+    for kind in ("rgb", "depth"):
+        (folder / kind / "f1.png").rename(folder / kind / unicodedata.normalize("NFD", "é.png"))
+        (folder / kind / "._f1.png").write_bytes(b"Mac OS X")
+    (folder / "frames.csv").write_bytes("\ufeffname,room,fov_deg\r\nf0,a,\r\né,b,70\r\n".encode())
+    opened = Frames(folder)
+    assert opened.fov_deg == [61.0, 70.0]
+    assert (opened.rgb[0] == 90).all()
+    assert (opened.depth_mm[1] == 2001).all()
+
+
+def test_every_frame_that_will_not_do_is_listed(tmp_path: Path):
+    """Damaged, missing, 8-bit, named twice; then sizes, and columns of the listing."""
+    folder = write_frames(tmp_path / "f", ["a", "b", "c"])
+    (folder / "rgb" / "f0.png").write_bytes(b"no picture")
+    cv2.imwrite(str(folder / "depth" / "f1.png"), np.zeros((32, 32), np.uint8))
+    with pytest.raises(
+        DsgenError, match=r"2 problems(.*\n)+.*f0.png: cannot be decoded(.*\n)+.*f1.png: no 16-bit grey"
+    ):
+        Frames(folder)
+    shutil.copy(folder / "rgb" / "f2.png", folder / "rgb" / "f2.jpg")
+    with pytest.raises(DsgenError, match=r"f2.png: has the same name as f2.jpg except for the ending; remove one"):
+        Frames(folder)
+    with pytest.raises(DsgenError, match=r"frames of 40x32 pixels, expected one size .*, as wide as high; crop and"):
+        Frames(write_frames(tmp_path / "wide", ["a", "b"], (32, 40)))
+    for content, message in (
+        ("name\nf0\n", "no column room, got name; a folder of frames holds rgb/"),
+        ("name,room,fov_deg\nf0,a,wide\n", "fov_deg of frame f0 is wide, expected degrees above 0 and below 180"),
+        ("name,room\n", "no frames listed, expected at least one row; add"),
+    ):
+        (folder / "frames.csv").write_text(content)
+        with pytest.raises(DsgenError, match=message):
+            Frames(folder)
+
+
+def test_people_are_read_as_all_cutouts_are(tmp_path: Path):
+    """Who is seated is said by any spelling of the name; those without alpha are listed."""
+    (tmp_path / "p").mkdir()
+    for name in ("Zoë", "b"):
+        cv2.imwrite(str(tmp_path / "p" / f"{unicodedata.normalize('NFD', name)}.png"), draw_cutout(0))
+    (tmp_path / "people.csv").write_text("name,poses\nZoë,sitting\n", encoding="utf-8")
+    assert [height for _, height in read_people(tmp_path / "p")] == [1.3, 1.7]
+    cv2.imwrite(str(tmp_path / "p" / "opaque.png"), draw_background(0))
+    with pytest.raises(DsgenError, match=r"opaque.png: no alpha channel"):
+        read_people(tmp_path / "p")
+
+
+def test_training_depth_needs_no_double_precision(frames: Path, tmp_path: Path):
+    """On a device that has none, such as MPS."""
+    options = {"encoder": "mobilenetv4_conv_small_050", "width": 32, "sizes": (32,), "epochs": (1,), "batch_size": 8}
+    with SinglePrecision():
+        train_depth(frames, tmp_path / "w.safetensors", **options, device="cpu")

@@ -6,6 +6,7 @@ import re
 import statistics
 import subprocess
 import sys
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -434,3 +435,17 @@ def test_the_module_does_not_need_torch():
     """Importing it loads no torch, so the command starts at once."""
     code = "import sys, dsgen.depth.score; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_maps_match_in_every_spelling(tmp_path):
+    """Composed and decomposed accents are one name, in folders too; hidden files and dsgen's own are passed by."""
+    composed, apart = (unicodedata.normalize(form, "caf\u00e9") for form in ("NFC", "NFD"))
+    save(tmp_path / "pred" / composed / f"{composed}.npy", draw(14))
+    save(tmp_path / "true" / apart / f"{apart}.npy", draw(14))
+    for name in ("._x.png", ".ipynb_checkpoints/x.png"):
+        (tmp_path / "pred" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "pred" / name).write_bytes(b"")
+    (tmp_path / "pred" / "depth.json").write_text('{"dsgen": "0.1.0"}')
+    assert evaluate_depth(tmp_path / "pred", tmp_path / "true").pictures == 1
+    save(tmp_path / "pred" / composed / f"{apart}.npy", draw(14))
+    assert "2 maps for" in error_of(tmp_path / "pred", tmp_path / "true")

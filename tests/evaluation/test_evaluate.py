@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 from support.runs import make_run
+from support.single_precision import SinglePrecision
 from torch import Tensor
 from typer.testing import CliRunner
 
@@ -393,3 +394,10 @@ def test_runs_and_stores_that_are_none(run: Path, store: Path, tmp_path: Path):
     (tmp_path / "large/checkpoints/best.pt").write_bytes(b"nothing")
     with pytest.raises(DsgenError, match="damaged"):
         evaluate(tmp_path / "large", store, device="cpu")
+
+
+def test_evaluation_needs_no_double_precision(run: Path, store: Path, tmp_path: Path, evaluation: EvaluationResult):
+    """On a device that has neither it nor unsigned 16-bit numbers, such as MPS."""
+    with SinglePrecision():
+        scored = evaluate(run, store, out=tmp_path / "out", device="cpu", split="all")
+    assert scored.scores == evaluation.scores

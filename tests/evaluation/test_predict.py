@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import shutil
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -308,3 +309,78 @@ def test_two_backgrounds_of_one_name(run: Path, scene: dict[str, Any], tmp_path:
     assert done.failed == (
         f"{scene['pictures'] / 'a.png'}: 2 backgrounds (a.bmp, a.jpg), expected 1; remove all but one",
     )
+
+
+def test_one_bad_picture_does_not_stop_the_others(
+    run: Path, scene: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Whatever the network raises on it, such as memory that runs out."""
+    answer = Trained.answer
+    errors = [RuntimeError("DefaultCPUAllocator: can't allocate memory"), MemoryError(), RuntimeError("odd\nmore")]
+
+    def fail(self: Trained, background: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
+        if image.shape[-1] < image.shape[-2]:  # deep/b
+            raise errors.pop()
+        return answer(self, background, image)
+
+    monkeypatch.setattr(Trained, "answer", fail)
+    for message in (r"failed on it \(RuntimeError: odd\)", "does not fit the memory of cpu", "does not fit the memory"):
+        done = predict(run, scene["pictures"], scene["rooms"], tmp_path / "out", device="cpu")
+        assert [f"{scene['pictures']}/deep/b.png" in error for error in done.failed] == [True]
+        with pytest.raises(AssertionError, match=message):
+            raise AssertionError(done.failed[0])
+    assert (done.predicted, done.already_there) == (0, 2)
+
+
+def test_thin_pictures_are_answered(run: Path, tmp_path: Path):
+    """In bounded memory, with views."""
+    room = save(tmp_path / "in" / "rule.png", np.zeros((4, 4000, 3), np.uint8))
+    save(tmp_path / "in" / "tall.png", np.zeros((900, 3, 3), np.uint8))
+    done = predict(run, tmp_path / "in", out=tmp_path / "out", device="cpu", views=True)
+    assert (done.predicted, done.failed) == (2, ())
+    assert read(tmp_path / "out/mask/rule.png").shape == read(room).shape[:2]
+
+
+def test_folders_are_listed_as_everywhere(run: Path, scene: dict[str, Any], tmp_path: Path):
+    """Hidden and foreign files are passed by, a .jfif is a picture, answers inside the folder are none."""
+    pictures = scene["pictures"]
+    (pictures / "._a.png").write_bytes(b"Mac OS X")
+    (pictures / ".ipynb_checkpoints").mkdir()
+    shutil.copy(pictures / "a.png", pictures / ".ipynb_checkpoints" / "a-checkpoint.png")
+    Image.fromarray(draw_background(0)).save(pictures / "d.jfif", "JPEG")
+    for out in (pictures / "answers", tmp_path / "out"):
+        done = predict(run, pictures, out=out, device="cpu")
+        assert (done.predicted, done.failed) == (4, ())
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "mask.png").write_bytes(b"painted")
+    with pytest.raises(
+        DsgenError, match=r"--out: .*mine is not empty \(mask.png\) and has no predictions.json of dsgen"
+    ):
+        predict(run, pictures, out=tmp_path / "mine", device="cpu")
+
+
+def test_names_match_in_every_spelling(
+    run: Path, by_difference: list[tuple[int, ...]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """A composite in composed form finds its background and its folder's in decomposed form; `.` names its folder."""
+    background = draw_background(0, 64, 64)
+    composed, apart = (unicodedata.normalize(form, "caf\u00e9") for form in ("NFC", "NFD"))
+    save(tmp_path / "rooms" / f"{apart}.png", background)
+    save(tmp_path / "rooms" / "$x$.png", background)
+    save(tmp_path / "shots" / f"{composed}.png", paste(background, (slice(9, 40), slice(9, 40))))
+    save(tmp_path / "shots" / composed / "1.png", paste(background, (slice(9, 40), slice(9, 40))))
+    save(tmp_path / "shots" / "$x$.png", paste(background, (slice(9, 40), slice(9, 40))))
+    monkeypatch.chdir(tmp_path / "shots")
+    done = predict(run, Path(), tmp_path / "rooms", device="cpu", views=True)
+    assert (done.predicted, done.failed, done.out) == (3, (), tmp_path / "shots_predictions")
+    assert predict(run, tmp_path / "shots", tmp_path / "rooms", device="cpu", views=True).already_there == 3
+
+
+def test_names_that_are_not_utf8(run: Path, scene: dict[str, Any], tmp_path: Path):
+    """Of a picture, of a folder, of a background: one line before anything is written."""
+    bad = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.png"))
+    shutil.copy(scene["pictures"] / "a.png", bad)
+    for pictures, backgrounds in ((bad, None), (tmp_path, None), (scene["pictures"], bad)):
+        with pytest.raises(DsgenError, match=r"caf\\xe9.png: the name is not UTF-8; rename it"):
+            predict(run, pictures, backgrounds, tmp_path / "out", device="cpu")
+    assert not (tmp_path / "out").exists()

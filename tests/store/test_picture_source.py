@@ -1,5 +1,8 @@
 """Foreign pictures: paired, checked, packed like a corpus, and read by the same loader."""
 
+import os
+import shutil
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -118,3 +121,28 @@ def test_other_pictures_are_refused(folders: dict[str, Path], tmp_path: Path) ->
         pack_source(Pictures(*folders.values(), size=16), tmp_path / "s", shards=1, jobs=1)
     with pytest.raises(DsgenError, match="--recipe"):
         pack_source(Pictures(*folders.values(), size=16), tmp_path / "t", shards=1, recipe=True, jobs=1)
+
+
+def test_names_match_in_every_spelling(folders: dict[str, Path], caplog: pytest.LogCaptureFixture) -> None:
+    """Composed and decomposed accents, hidden files beside them; two files of one spelling are refused."""
+    composed, apart = (unicodedata.normalize(form, "caf\u00e9") for form in ("NFC", "NFD"))
+    for part, name in (("images", composed), ("masks", apart), ("depths", apart), ("backgrounds", composed)):
+        path = next(folders[part].glob("frame05.*"))
+        path.rename(path.with_name(name + path.suffix))
+        (folders[part] / f"._{name}{path.suffix}").write_bytes(b"Mac OS X")
+    (folders["depths"] / "frame04.png").rename(folders["depths"] / "frame04.PNG")
+    assert len(Pictures(*folders.values(), size=16).plan) == 12
+    assert "skipped" not in caplog.text
+    shutil.copy(folders["images"] / f"{composed}.jpg", folders["images"] / f"{apart}.jpg")
+    with pytest.raises(DsgenError, match=r"differs from .* only in its extension or Unicode normalisation; rename"):
+        Pictures(folders["images"], size=16)
+
+
+def test_names_that_are_not_utf8(folders: dict[str, Path]) -> None:
+    """One line, of images and of what goes with them."""
+    for part in ("images", "depths"):
+        path = next(folders[part].glob("frame00.*"))
+        os.rename(path, os.fsencode(folders[part]) + b"/caf\xe9.png")
+        with pytest.raises(DsgenError, match=r"caf\\xe9.png: the name is not UTF-8; rename it$"):
+            Pictures(folders["images"], depth_folder=folders["depths"], size=16)
+        os.rename(os.fsencode(folders[part]) + b"/caf\xe9.png", path)

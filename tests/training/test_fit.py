@@ -20,6 +20,7 @@ import pytest
 import torch
 from PIL import Image
 from support.scenes import Scenes
+from support.single_precision import SinglePrecision
 from torch import Tensor
 
 from dsgen.averaging import update_ema
@@ -679,3 +680,10 @@ def test_a_compiled_network_learns_and_resumes(tmp_path: Path):
     short(tmp_path / "killed", epochs=2, compile=True)
     assert_same_runs(tmp_path / "whole", tmp_path / "killed")
     load_network(tmp_path / "whole/checkpoints/best.pt")
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_training_needs_no_double_precision(tmp_path: Path):
+    """On a device that has neither it nor unsigned 16-bit numbers, such as MPS."""
+    with SinglePrecision():
+        short(tmp_path / "run")

@@ -1,6 +1,7 @@
 """Info and preview of a corpus or a store."""
 
 import json
+import shutil
 from dataclasses import asdict
 from pathlib import Path
 
@@ -110,3 +111,10 @@ def test_impossible_sheets_are_refused(corpus: Path, tmp_path: Path):
         preview(corpus, tmp_path / "p.jpg")
     with pytest.raises(DsgenError, match="no such folder"):
         preview(tmp_path / "nowhere", tmp_path / "p.png")
+
+
+def test_paths_are_drawn_as_they_are(corpus: Path, tmp_path: Path):
+    """No formula is read in a path with two dollars, and what the font lacks is a box."""
+    odd = tmp_path / r"c$\foo$ 東京"
+    shutil.copytree(corpus, odd)
+    assert preview(odd, tmp_path / "p.png", count=2).out.stat().st_size > 10_000
