@@ -6,6 +6,8 @@ result, or `{"error": {"type", "what", "reason", "remedy"}}`, beside the error f
 
 import logging
 import sys
+import traceback
+from types import TracebackType
 from typing import Annotated, Any, NoReturn
 
 import typer
@@ -14,7 +16,8 @@ from dsgen import __version__
 from dsgen.cli import corpus_commands, depth_commands, store_commands, training_commands
 from dsgen.cli.command import HELP_NAMES, Commands, Quiet, Verbose, check_verbosity
 from dsgen.cli.results import describe_error, to_json
-from dsgen.errors import DsgenError, InvalidValueError, NotFoundError, SeveralErrors, reason_of
+from dsgen.errors import DsgenError, InvalidValueError, NotFoundError, SeveralErrors, reason_of, remedy_of
+from dsgen.secrets import hide_secrets
 
 FAILED, WRONG_USAGE, INTERRUPTED = 1, 2, 130
 
@@ -102,9 +105,12 @@ app.add_typer(weights_app, name="weights")
 def main() -> NoReturn:
     """Run the program: report what a user can put right in a few lines, and exit with the right code."""
     _log_to_stderr()
+    sys.excepthook = _show_bug
     try:
         code = app(prog_name="dsgen", standalone_mode=False)
-    except typer.Abort:  # Ctrl-C in older versions of typer
+    except typer.Abort as error:  # Ctrl-C in older versions of typer
+        if isinstance(error.__cause__, EOFError):  # of a file that ends too early, which typer takes for Ctrl-D
+            raise error.__cause__ from None
         code = INTERRUPTED
     except DsgenError as error:
         _fail(f"error: {error}", describe_error(error), exit_code(error))
@@ -114,7 +120,10 @@ def main() -> NoReturn:
         remedy = "on Debian or Ubuntu: apt-get install libgl1 libglib2.0-0"
         _fail_with("ImportError", "OpenCV", f"a system library is missing ({error})", remedy, FAILED)
     except OSError as error:
-        _fail_with(type(error).__name__, error.filename or "system", reason_of(error), "", FAILED)
+        _fail_with(type(error).__name__, error.filename or "system", reason_of(error), remedy_of(error), FAILED)
+    except MemoryError as error:
+        reason = f"not enough of it ({reason_of(error)})"
+        _fail_with(type(error).__name__, "memory", reason, remedy_of(error), FAILED)
     except Exception as error:
         if not _is_usage_error(error):
             raise
@@ -122,6 +131,11 @@ def main() -> NoReturn:
     if code == INTERRUPTED:
         _fail_with("Interrupted", "interrupted", "", "run the same command again to resume", INTERRUPTED, prefix="")
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _show_bug(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Print the traceback of a bug, without the secrets of URLs in it."""
+    print(hide_secrets("".join(traceback.format_exception(kind, error, trace))), file=sys.stderr, end="")
 
 
 def exit_code(error: DsgenError) -> int:
@@ -148,6 +162,7 @@ def _is_usage_error(error: Exception) -> bool:
 
 
 def _fail_usage(error: Any) -> NoReturn:
+    error.message = hide_secrets(getattr(error, "message", ""))
     error.show()
     parameter = getattr(error, "param", None)
     name = getattr(error, "option_name", None) or (max(parameter.opts, key=len) if parameter is not None else "")

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dsgen.errors import ConflictError, DsgenError, SeveralErrors
+from dsgen.secrets import hide_secrets
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,10 @@ def as_dict(result: Any) -> dict[str, Any]:
 
 
 def to_json(values: Any) -> str:
-    """Encode values as one line of JSON; paths become strings, and nan and infinity, which JSON lacks, null."""
+    """Encode values as one line of JSON.
+
+    Paths become strings, nan and infinity, which JSON lacks, null. Secrets of URLs are hidden.
+    """
     return json.dumps(_plain(values), allow_nan=False, ensure_ascii=False)
 
 
@@ -48,7 +52,7 @@ def _plain(value: Any) -> Any:
         value = value.item()
     if isinstance(value, float):
         return value if math.isfinite(value) else None
-    return value if value is None or isinstance(value, str | int) else str(value)
+    return value if value is None or isinstance(value, int) else hide_secrets(str(value))
 
 
 def describe_error(error: DsgenError) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """Folders of RGB-D frames as batches to train a depth network on."""
 
-import csv
 import hashlib
 import math
 from collections.abc import Iterator
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor
 
 from dsgen.errors import DamagedError, DsgenError, NotFoundError
+from dsgen.io.csv_files import read_csv
 
 FOCAL = 0.85  # focal length over picture width of a typical frame (61 degrees): what pasted people are scaled by
 FOV_DEG = 61.0  # of frames that do not say theirs
@@ -26,13 +26,15 @@ class Frames:
         listing = folder / "frames.csv"
         if not listing.is_file():
             raise NotFoundError(listing, "no such file, expected columns name and room", "see the module's docstring")
-        with listing.open(newline="") as file:
-            rows = list(csv.DictReader(file))
+        rows = read_csv(listing, ("name", "room"))
         if not rows:
             raise DamagedError(listing, "no frames listed, expected at least one row")
         self.names = [row["name"] for row in rows]
         self.room = np.array([row["room"] for row in rows])
-        self.fov_deg = [float(row.get("fov_deg") or FOV_DEG) for row in rows]
+        for name in self.names:
+            if not name or Path(name).is_absolute() or ".." in Path(name).parts:
+                raise DamagedError(listing, f"got name {name!r}, expected a picture's below rgb/", "correct it")
+        self.fov_deg = [_field_of_view(listing, row) for row in rows]
         with ThreadPoolExecutor(jobs) as pool:
             pairs = list(pool.map(lambda name: self._read(folder, name), self.names))
         shapes = {rgb.shape[:2] for rgb, _ in pairs} | {depth.shape for _, depth in pairs}
@@ -63,13 +65,23 @@ class Frames:
         return np.flatnonzero(~mask), np.flatnonzero(mask)
 
 
+def _field_of_view(listing: Path, row: dict[str, str]) -> float:
+    given = row.get("fov_deg") or str(FOV_DEG)
+    try:
+        degrees = float(given)
+    except ValueError:
+        degrees = math.nan
+    if not 1 <= degrees <= 179:
+        raise DamagedError(listing, f"{row['name']}: got fov_deg {given[:40]}, expected 1 to 179 degrees", "correct it")
+    return degrees
+
+
 def read_people(folder: Path) -> list[tuple[np.ndarray, float]]:
     """Cut-outs (H,W,4) u1 with the height in metres each stands for; `../people.csv` tells who is seated."""
     listing = folder.parent / "people.csv"
     seated = set()
     if listing.is_file():
-        with listing.open(newline="") as file:
-            seated = {row["name"] for row in csv.DictReader(file) if "sit" in row["poses"]}
+        seated = {row["name"] for row in read_csv(listing, ("name", "poses")) if "sit" in row["poses"]}
     people = []
     for path in sorted(folder.glob("*.png")):
         rgba = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)

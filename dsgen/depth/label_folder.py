@@ -14,6 +14,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import astuple, dataclass
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -21,11 +22,13 @@ from PIL import Image
 from dsgen import __version__
 from dsgen.corpus.labels import METRIC
 from dsgen.depth.labellers import DepthFunction, Labeller, LabelOptions, default_batch_size, make_labellers
-from dsgen.errors import DsgenError, InvalidValueError, NotFoundError
+from dsgen.errors import DamagedError, DsgenError, InvalidValueError, NotFoundError
 from dsgen.io import images
 from dsgen.io.atomic import write_bytes, write_json
+from dsgen.io.csv_files import read_csv
 from dsgen.io.folders import FORMATS, attempt, output_names
-from dsgen.io.json_files import read_json
+from dsgen.io.json_files import read_as
+from dsgen.io.npy_files import read_npy
 from dsgen.parallel.devices import pick_device
 from dsgen.parallel.locks import exclusive_lock
 from dsgen.parallel.pool import available_cores
@@ -207,7 +210,7 @@ def _write_parameters(job: _Job, suffix: str) -> None:
         "units": {"png": "mm", "npy": "m"}[suffix] if labeller.kind == METRIC else "1",
     }
     path = job.out / DEPTH_JSON
-    if not path.is_file() or read_json(path) != parameters:
+    if not path.is_file() or read_as(dict[str, Any], path, "remove it to label all pictures again") != parameters:
         write_json(path, parameters)
 
 
@@ -304,7 +307,11 @@ def _write_label(path: Path, image: np.ndarray, depth: np.ndarray, seconds: floa
 def _read_label(path: Path) -> np.ndarray:
     """Read a label back, (H,W) f4: metres, or a relative model's answer."""
     if path.suffix == ".npy":
-        return np.load(path)
+        depth = read_npy(path, "remove it to label the picture again")
+        if depth.ndim != 2 or depth.dtype.kind != "f" or not depth.size:
+            reason = f"got {depth.dtype} {depth.shape}, expected (height, width) of floats"
+            raise DamagedError(path, reason, "remove it to label the picture again")
+        return depth.astype(np.float32, copy=False)
     return images.read_depth_png(path).astype(np.float32) / 1000
 
 
@@ -335,8 +342,8 @@ def _read_table(path: Path, labeller: Labeller) -> dict[str, _Line]:
     if not path.is_file():
         return {}
     columns = _columns(labeller)
-    with path.open(newline="") as file:
-        lines = [_Line(*(row.get(column) or "" for column in columns)) for row in csv.DictReader(file)]
+    rows = read_csv(path, remedy="remove it to describe all labels again")
+    lines = [_Line(*(row.get(column) or "" for column in columns)) for row in rows]
     return {line.picture: line for line in lines if not line.error}
 
 

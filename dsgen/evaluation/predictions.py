@@ -3,6 +3,7 @@
 import csv
 import io
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -10,7 +11,8 @@ from dsgen import __version__
 from dsgen.evaluation.pairs import Pair
 from dsgen.io import images
 from dsgen.io.atomic import write_bytes, write_json
-from dsgen.io.json_files import read_json
+from dsgen.io.csv_files import read_csv
+from dsgen.io.json_files import read_as
 from dsgen.training.checkpoint import DEPTH, MASK, Trained
 from dsgen.units import MAX_DEPTH_M, MIN_DEPTH_M
 
@@ -49,7 +51,7 @@ def update_parameters(out: Path, trained: Trained, size: int, file_format: str) 
         "depth_range_m": [MIN_DEPTH_M, MAX_DEPTH_M],
     }
     path = out / JSON
-    if not path.is_file() or read_json(path) != parameters:
+    if not path.is_file() or read_as(dict[str, Any], path, "remove it to predict all pictures again") != parameters:
         write_json(path, parameters)
 
 
@@ -58,8 +60,8 @@ def read_table(out: Path) -> dict[str, Entry]:
     path = out / CSV
     if not path.is_file():
         return {}
-    with path.open(newline="") as file:
-        return {row["picture"]: dict(row) for row in csv.DictReader(file) if not row.get("error")}
+    rows = read_csv(path, ("picture", "background"), "remove it to predict all pictures again")
+    return {row["picture"]: row for row in rows if not row.get("error")}
 
 
 def write_table(out: Path, entries: dict[str, Entry]) -> None:

@@ -9,7 +9,7 @@ import zarr
 
 from dsgen.corpus import layout
 from dsgen.corpus.corpus import Corpus
-from dsgen.errors import DsgenError, reason_of
+from dsgen.errors import DsgenError, is_system_error, reason_of
 from dsgen.integrity.check_pictures import open_once
 from dsgen.integrity.findings import EXTRA, MISSING, Checked, Finding, ReportBuilder, damage_of
 from dsgen.io.filesystem import LocalFiles
@@ -44,6 +44,8 @@ def check_labels(corpus: Corpus, fast: bool, jobs: int, report: ReportBuilder) -
         blocks = corpus.label_blocks()
         complete = bool(corpus.depth_attributes.get("complete"))
     except Exception as error:  # zarr raises errors of any class on damaged metadata
+        if is_system_error(error):
+            raise
         damaged = _damaged_metadata(folder) or {layout.DEPTH: f"cannot be opened ({reason_of(error)})"}
         for file, what in damaged.items():
             report.find(file, what)
@@ -105,6 +107,8 @@ def _damaged_metadata(folder: Path) -> dict[str, str]:
         except FileNotFoundError:
             damaged[file] = MISSING
         except (DsgenError, OSError) as error:
+            if is_system_error(error):
+                raise
             damaged[file] = f"cannot be read ({damage_of(error, str(path))})"
     return damaged
 
@@ -125,6 +129,8 @@ def check_label_block(task: LabelTask) -> Checked:
         if task.array == FLIP_ERROR and not np.isfinite(values).all():
             damage = "without a value"
     except Exception as error:  # zarr and codecs raise errors of any class on damaged files
+        if is_system_error(error):
+            raise
         damage = f"cannot be read ({reason_of(error)})"
     what = f"rows {task.first:,} to {task.last - 1:,} {damage}"
     findings = [Finding(f"{layout.DEPTH}/{task.file}", what)] if damage else []

@@ -1,6 +1,5 @@
 """A corpus as a source of a store."""
 
-import json
 import logging
 from functools import cached_property
 from pathlib import Path
@@ -13,6 +12,7 @@ from dsgen.corpus.corpus import Corpus
 from dsgen.corpus.plan import SPLITS
 from dsgen.errors import DamagedError, DsgenError, InvalidValueError, check_rules
 from dsgen.io.filesystem import LocalFiles
+from dsgen.io.json_files import read_json
 from dsgen.store import codecs, schema
 from dsgen.store.source import SourceKey
 
@@ -66,7 +66,7 @@ class CorpusSource:
                 found["depth"] = np.asarray(self._corpus.depth[first:last])
             else:
                 shape = (self.chunk, self.size, self.size)
-                chunks = [codecs.decode_depth(code, np.empty(shape, "<u2")) for code in codes]
+                chunks = [codecs.decode_depth(code, shape, "<u2") for code in codes]
                 found["depth"] = np.concatenate(chunks)[: last - first]
         return found
 
@@ -74,8 +74,8 @@ class CorpusSource:
     def _label_layout(self) -> schema.ArrayLayout | None:
         """How the labels are encoded, if it is as a store encodes depth, in the same chunks; else None."""
         try:
-            found = schema.ArrayLayout.parse("depth", json.loads(self._labels.read(f"depth/{schema.ROOT}")))
-        except (ValueError, KeyError):
+            found = schema.ArrayLayout.parse("depth", read_json(self._labels.path / f"depth/{schema.ROOT}"))
+        except (ValueError, DsgenError):
             return None
         return found if found.is_depth and found.chunk == self.chunk else None
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from dsgen import __version__
 from dsgen.corpus.plan import SPLITS, split_counts
+from dsgen.errors import DamagedError
 from dsgen.io.filesystem import LocalFiles, UrlFiles
 from dsgen.io.json_files import encode_json
 from dsgen.io.zip_files import ZipFiles, write_zip
@@ -168,6 +169,9 @@ def sums_and_index(
     lines = b"".join(lines_by_shard.values())
     some_shard = next(iter(shards.values()))
     made_from = some_shard.attributes["made_from"]
+    for name, shard in shards.items():
+        if shard.attributes["sums"].keys() != some_shard.attributes["sums"].keys():
+            raise DamagedError(shard.files, "damaged, its sums are of other arrays", f"remove {name} and pack it again")
     sums = add_all_sums([shard.attributes["sums"] for shard in shards.values()])
     scales = {"image": 255, "background": 255, "mask": 1, "depth": 1000}
     firsts = {name: shard.attributes["first_row"] for name, shard in shards.items()}
