@@ -13,18 +13,21 @@ fields, so nothing has to parse the message. A bug is no `DsgenError` and keeps 
       SeveralErrors         more than one, found in one pass
 """
 
+import errno
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+from dsgen.secrets import hide_secrets
+
 
 class DsgenError(Exception):
     """Something the user can put right.
 
     `what` is the option, file or folder at fault, `reason` what is wrong with it and what was expected, `remedy` what
-    to do; `remedy` may be empty.
+    to do; `remedy` may be empty. Secrets of URLs in them are hidden.
 
     >>> error = DsgenError("foregrounds/cat.png", "no alpha channel (mode RGB)", "save it as an RGBA PNG")
     >>> str(error)
@@ -33,7 +36,7 @@ class DsgenError(Exception):
 
     def __init__(self, what: object, reason: str = "", remedy: str = ""):
         # torch's DataLoader raises the errors of its workers again from their message alone, so `what` must do
-        self.what, self.reason, self.remedy = str(what), reason, remedy
+        self.what, self.reason, self.remedy = map(hide_secrets, (str(what), reason, remedy))
         super().__init__(str(self))
 
     def __str__(self) -> str:
@@ -79,7 +82,7 @@ class Difference:
 
     def describe(self, owner: str) -> str:
         """Say it in words: `--size 48 (the corpus has 224)`."""
-        return f"{self.name} {in_words(self.now)} (the {owner} has {in_words(self.was)})"
+        return hide_secrets(f"{self.name} {in_words(self.now)} (the {owner} has {in_words(self.was)})")
 
 
 class ConflictError(DsgenError):
@@ -167,10 +170,51 @@ def in_words(value: object) -> str:
 
 def reason_of(error: BaseException, path: Path | str | None = None) -> str:
     """Say in a line why something failed, without repeating its path."""
-    text = (isinstance(error, OSError) and error.strerror) or str(error) or type(error).__name__
-    line = text.strip().splitlines()[0]
+    text = (isinstance(error, OSError) and error.strerror) or str(error).strip() or type(error).__name__
+    first, *more = text.strip().splitlines()
+    line = hide_secrets(f"{first} {more[0].strip()}" if more and first.endswith(":") else first)
     if path is None:
         return line
     for quoted in (repr(str(path)), f'"{path}"', str(path)):
         line = line.replace(quoted, "it")
     return line
+
+
+# what a damaged or missing file may be the cause of: names, sizes and offsets in other files lead to it
+_OF_FILES = {
+    getattr(errno, name)
+    for name in ("ENOENT", "ENOTDIR", "EISDIR", "EINVAL", "EOVERFLOW", "ELOOP", "ENAMETOOLONG", "EFBIG", "ENXIO")
+    if hasattr(errno, name)
+}
+_REMEDIES = {
+    errno.EMFILE: "raise the limit of open files (ulimit -n), or use fewer workers",
+    errno.ENFILE: "close other programs, or raise the system's limit of open files",
+    errno.ENOMEM: "free some memory, or use fewer workers or a smaller batch",
+    errno.EACCES: "check its permissions",
+    errno.EPERM: "check its permissions",
+    errno.EROFS: "choose a place that can be written to",
+    errno.EIO: "check the disk and its connection, then run the same command again",
+    errno.ENOSPC: "free some space on its disk, then run the same command again",
+    errno.EDQUOT: "free some of your space on its disk, then run the same command again",
+}
+
+
+def is_system_error(error: BaseException) -> bool:
+    """Return whether the system failed rather than a file's content: no memory, no permission, a broken disk.
+
+    Such an error says nothing of the file, so it passes as it is where others are turned into a `DamagedError`.
+    """
+    if isinstance(error, OSError):
+        return error.errno is not None and error.errno not in _OF_FILES
+    return isinstance(error, MemoryError)
+
+
+def is_local_shortage(error: BaseException) -> bool:
+    """Return whether this machine lacks memory or open files, whatever the file or server at the other end."""
+    return isinstance(error, MemoryError) or getattr(error, "errno", None) in (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+
+
+def remedy_of(error: BaseException) -> str:
+    """Say what to do about an error of the system, in a line; empty where nothing general can be said."""
+    number = errno.ENOMEM if isinstance(error, MemoryError) else getattr(error, "errno", None)
+    return _REMEDIES.get(number, "") if number is not None else ""

@@ -7,6 +7,8 @@ result, or `{"error": {"type", "what", "reason", "remedy"}}`, beside the error f
 import io
 import logging
 import sys
+import traceback
+from types import TracebackType
 from typing import Annotated, Any, NoReturn
 
 import typer
@@ -15,7 +17,8 @@ from dsgen import __version__
 from dsgen.cli import corpus_commands, depth_commands, store_commands, training_commands
 from dsgen.cli.command import HELP_NAMES, Commands, Quiet, Verbose, check_verbosity
 from dsgen.cli.results import describe_error, to_json
-from dsgen.errors import DsgenError, InvalidValueError, NotFoundError, SeveralErrors, reason_of
+from dsgen.errors import DsgenError, InvalidValueError, NotFoundError, SeveralErrors, reason_of, remedy_of
+from dsgen.secrets import hide_secrets
 
 FAILED, WRONG_USAGE, INTERRUPTED = 1, 2, 130
 
@@ -104,9 +107,12 @@ def main() -> NoReturn:
     """Run the program: report what a user can put right in a few lines, and exit with the right code."""
     _log_to_stderr()
     _print_any_name()
+    sys.excepthook = _show_bug
     try:
         code = app(prog_name="dsgen", standalone_mode=False)
-    except typer.Abort:  # Ctrl-C in older versions of typer
+    except typer.Abort as error:  # Ctrl-C in older versions of typer
+        if isinstance(error.__cause__, EOFError):  # of a file that ends too early, which typer takes for Ctrl-D
+            raise error.__cause__ from None
         code = INTERRUPTED
     except DsgenError as error:
         _fail(f"error: {error}", describe_error(error), exit_code(error))
@@ -116,7 +122,10 @@ def main() -> NoReturn:
         remedy = "on Debian or Ubuntu: apt-get install libgl1 libglib2.0-0"
         _fail_with("ImportError", "OpenCV", f"a system library is missing ({error})", remedy, FAILED)
     except OSError as error:
-        _fail_with(type(error).__name__, error.filename or "system", reason_of(error), "", FAILED)
+        _fail_with(type(error).__name__, error.filename or "system", reason_of(error), remedy_of(error), FAILED)
+    except MemoryError as error:
+        reason = f"not enough of it ({reason_of(error)})"
+        _fail_with(type(error).__name__, "memory", reason, remedy_of(error), FAILED)
     except Exception as error:
         if not _is_usage_error(error):
             raise
@@ -124,6 +133,11 @@ def main() -> NoReturn:
     if code == INTERRUPTED:
         _fail_with("Interrupted", "interrupted", "", "run the same command again to resume", INTERRUPTED, prefix="")
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _show_bug(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Print the traceback of a bug, without the secrets of URLs in it."""
+    print(hide_secrets("".join(traceback.format_exception(kind, error, trace))), file=sys.stderr, end="")
 
 
 def exit_code(error: DsgenError) -> int:
@@ -157,6 +171,7 @@ def _is_usage_error(error: Exception) -> bool:
 
 
 def _fail_usage(error: Any) -> NoReturn:
+    error.message = hide_secrets(getattr(error, "message", ""))
     error.show()
     parameter = getattr(error, "param", None)
     name = getattr(error, "option_name", None) or (max(parameter.opts, key=len) if parameter is not None else "")

@@ -23,6 +23,7 @@ from dsgen.cli.options import Endpoint
 from dsgen.cli.results import Reply, to_json
 from dsgen.cli.settings_options import FieldsOf
 from dsgen.errors import InvalidValueError
+from dsgen.secrets import hide_secrets, note_secrets
 
 PROGRESS = "DSGEN_PROGRESS"  # 0 in the environment hides progress, in worker processes too
 ENDPOINT = "AWS_ENDPOINT_URL"
@@ -140,6 +141,7 @@ def _surroundings(verbose: bool, quiet: bool, endpoint: str | None) -> Iterator[
 
     Stages print and log as they like; stdout is kept for the result. The environment reaches worker processes.
     """
+    note_secrets(endpoint or os.environ.get(ENDPOINT, ""))
     environment = {ENDPOINT: endpoint, PROGRESS: "0" if quiet else None}
     logger = logging.getLogger("dsgen")
     level = logger.level
@@ -175,11 +177,11 @@ def _answer(reply: Reply | None, as_json: bool, quiet: bool) -> None:
     if reply is None:
         return
     for problem in reply.problems:
-        typer.echo(f"error: {problem}", err=True)
+        typer.echo(hide_secrets(f"error: {problem}"), err=True)
     if not quiet:
         for note in reply.notes:
-            typer.echo(f"note: {note}", err=True)
-    typer.echo(to_json(reply.values) if as_json else reply.text)
+            typer.echo(hide_secrets(f"note: {note}"), err=True)
+    typer.echo(to_json(reply.values) if as_json else hide_secrets(reply.text))
     if reply.failed:
         raise typer.Exit(1)
 

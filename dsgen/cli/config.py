@@ -8,7 +8,6 @@ file, and the file over the defaults. Paths are relative to the current folder.
 
 import difflib
 import inspect
-import json
 import tomllib
 import types
 import typing
@@ -16,7 +15,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dsgen.errors import InvalidValueError, NotFoundError, option, raise_all, reason_of
+from dsgen.errors import DamagedError, InvalidValueError, NotFoundError, option, raise_all, reason_of
+from dsgen.io.json_files import parse_json
 
 _RECORD = "dsgen"  # the version that wrote it: only records have it
 _OF_RECORDS = ("epochs",)  # what counts of a record beside its section
@@ -52,14 +52,14 @@ def read_config(path: Path, section: str, parameters: Mapping[str, inspect.Param
 
 
 def _parse(path: Path) -> dict[str, Any]:
-    readers = {".toml": tomllib.loads, ".json": json.loads}
+    readers = {".toml": tomllib.loads, ".json": lambda text: parse_json(text.encode(), path)}
     if path.suffix not in readers:
         raise InvalidValueError("--config", f"got {path}, expected a file that ends in .toml or .json")
+    if not path.is_file():
+        raise NotFoundError("--config", f"{path}: no such file", "check the path")
     try:
         content = readers[path.suffix](path.read_text(encoding="utf-8-sig"))
-    except FileNotFoundError as error:
-        raise NotFoundError("--config", f"{path}: no such file", "check the path") from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, DamagedError, RecursionError) as error:
         kind = path.suffix.removeprefix(".").upper()
         reason = f"{path} cannot be read as {kind} ({reason_of(error, path)})"
         raise InvalidValueError("--config", reason, "correct it") from error
@@ -76,6 +76,8 @@ def _nearest(name: str, known: Mapping[str, object]) -> str:
 def _typed(path: Path, key: str, value: Any, parameter: inspect.Parameter) -> Any:
     """Check the type of a value and turn a list into text with commas."""
     kind = _kind(parameter.annotation)
+    if isinstance(value, int) and abs(value) >= 2**63:
+        raise InvalidValueError(path, f"{option(key)}: got a number of {value.bit_length()} bits, expected at most 63")
     if kind is str and isinstance(value, list | int) and not isinstance(value, bool) and parameter.default is not None:
         numbers = value if isinstance(value, list) else [value]
         if all(type(number) is int for number in numbers):

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dsgen.errors import ConflictError, DsgenError, SeveralErrors
+from dsgen.secrets import hide_secrets
 
 
 @dataclass(frozen=True)
@@ -36,9 +37,10 @@ def as_dict(result: Any) -> dict[str, Any]:
 
 
 def to_json(values: Any) -> str:
-    """Encode values as one line of JSON; paths become strings, and nan and infinity, which JSON lacks, null.
+    """Encode values as one line of JSON.
 
-    Characters that stdout cannot print become JSON's own escapes.
+    Paths become strings, nan and infinity, which JSON lacks, null. Secrets of URLs are hidden, and characters
+    that stdout cannot print become JSON's own escapes.
     """
     plain = _plain(values)
     text = json.dumps(plain, allow_nan=False, ensure_ascii=False)
@@ -58,7 +60,7 @@ def _plain(value: Any) -> Any:
         value = value.item()
     if isinstance(value, float):
         return value if math.isfinite(value) else None
-    return value if value is None or isinstance(value, str | int) else str(value)
+    return value if value is None or isinstance(value, int) else hide_secrets(str(value))
 
 
 def describe_error(error: DsgenError) -> dict[str, Any]:

@@ -11,18 +11,20 @@ import io
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Annotated, Any, cast
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from annotated_types import Ge
 from torch import Tensor
+from typing_extensions import TypedDict
 
 from dsgen import metrics
 from dsgen.averaging import fixed_decay
 from dsgen.depth.frames import Frames, batches, read_people
 from dsgen.depth.networks import DenseDepth, to_metres
-from dsgen.depth.weights import save_depth_network
+from dsgen.depth.weights import load_initial, save_depth_network
 from dsgen.errors import (
     ConflictError,
     DamagedError,
@@ -30,9 +32,12 @@ from dsgen.errors import (
     NotFoundError,
     check_rules,
     find_differences,
+    is_system_error,
     reason_of,
 )
 from dsgen.io.atomic import write_bytes
+from dsgen.io.json_files import check_as
+from dsgen.io.torch_files import read_torch
 from dsgen.parallel.devices import autocast_dtype, pick_device
 from dsgen.units import MAX_DEPTH_M
 
@@ -162,7 +167,12 @@ def train_depth(
     print(f"{len(training)} frames to train on, {len(held_out)} of held-out rooms, {steps} steps", flush=True)
     done, minutes = 0, 0.0
     if before:
-        learner.load_state_dict(before)
+        try:
+            learner.load_state_dict(before)
+        except Exception as error:  # torch raises errors of any class for the state of another network
+            if is_system_error(error):
+                raise
+            raise DamagedError(checkpoint, f"damaged ({reason_of(error)})", "remove it to begin again") from error
         done, minutes = before["done"], before["minutes"]
         print(f"resuming after epoch {done}", flush=True)
 
@@ -195,6 +205,18 @@ def _in_words(scores: dict[str, float]) -> str:
     return " ".join(f"{name} {value:.4f}" for name, value in scores.items())
 
 
+class _Checkpoint(TypedDict):
+    """What is written beside the weights after every epoch."""
+
+    settings: dict[str, Any]
+    done: Annotated[int, Ge(0)]
+    minutes: Annotated[float, Ge(0)]
+    network: dict[str, Any]
+    average: dict[str, Any]
+    optimizer: dict[str, Any]
+    schedule: dict[str, Any]
+
+
 class _Learner:
     """A depth network with its optimizer, learning rate schedule, and the moving average of its weights."""
 
@@ -210,7 +232,7 @@ class _Learner:
     ):
         network = DenseDepth(encoder, width, norm=True, output="log", input_size=size)
         if init:
-            _load_initial_weights(network, init)
+            load_initial(network, init)
         self.device = device
         self.network = network.to(device).to(memory_format=torch.channels_last)
         average = torch.optim.swa_utils.AveragedModel(
@@ -270,33 +292,13 @@ class _Learner:
             each.load_state_dict(state[name])
 
 
-def _load_initial_weights(network: DenseDepth, init: Path) -> None:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        network.load_state_dict(load_file(init))
-    except (SafetensorError, OSError) as error:
-        reason = f"{init} is no readable safetensors file ({reason_of(error, init)})"
-        raise InvalidValueError("--init", reason, "give weights that dsgen train-depth wrote") from error
-    except RuntimeError as error:
-        settings = f"{network.config['encoder']}, {network.config['width']} wide"
-        reason = f"{init} is for another network than the one to train ({settings})"
-        raise InvalidValueError("--init", reason, "use the --encoder and --width that it was trained with") from error
-
-
 def _read_checkpoint(path: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
     """Read what an unfinished run left, if anything; refuse that of another run."""
     if not path.is_file():
         return None
-    try:
-        before = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # what torch raises on a damaged file is up to the file
-        raise DamagedError(
-            path, f"damaged checkpoint ({reason_of(error, path)})", "remove it to begin again"
-        ) from error
-    if not (isinstance(before, dict) and isinstance(before.get("settings"), dict) and "done" in before):
-        raise DamagedError(path, "no checkpoint of dsgen train-depth", "remove it to begin again")
+    remedy = "remove it to begin again"
+    before = read_torch(path, remedy)
+    check_as(_Checkpoint, before, path, remedy)
     differences = find_differences(settings, {name: before["settings"].get(name) for name in settings})
     if differences:
         remedy = "use the same, or remove it to begin again"

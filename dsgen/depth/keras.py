@@ -16,8 +16,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dsgen.depth.networks import KERAS_EPSILON, SLOPE, DenseDepth
-from dsgen.errors import DamagedError, DsgenError, MissingPackageError
+from dsgen.depth.networks import KERAS_EPSILON, MAX_WIDTH, SLOPE, DenseDepth
+from dsgen.errors import DamagedError, DsgenError, MissingPackageError, is_system_error, reason_of
+
+Arrays = dict[tuple[str, str], Any]  # data sets by layer and name
 
 _ENCODER = "densenet169"
 _BLOCKS = (6, 12, 32, 32)
@@ -55,19 +57,30 @@ def read_keras(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         )
     try:
         with h5py.File(path, "r") as file:
+            data_sets = _list_data_sets(path, file)
             root = file.get("model_weights", file)
             model = _attribute(file, "model_config")
             activations = _read_model(path, model) if model else _count_activations(path, _names(root, "layer_names"))
-            arrays, left_over = _read_arrays(path, root)
-    except (OSError, KeyError, RuntimeError, ValueError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise DamagedError(path, f"no readable Keras HDF5 file ({reason})", "download it again") from error
+            arrays, left_over = _list_arrays(path, root, data_sets)
+            config = _make_config(path, arrays, activations)
+            return config, _to_torch(path, config, arrays, left_over)
+    except DsgenError:
+        raise
+    except Exception as error:  # h5py raises errors of any class for damaged files
+        if is_system_error(error):
+            raise
+        reason = f"no readable Keras HDF5 file ({reason_of(error, path)})"
+        raise DamagedError(path, reason, "download it again") from error
 
+
+def _make_config(path: Path, arrays: Arrays, activations: int) -> dict[str, Any]:
+    """Return the settings of the network, whose width is that of the layer `conv2`."""
     kernel = arrays.get(("conv2", "kernel"))
-    width = kernel.shape[-1] if kernel is not None and kernel.ndim == 4 else _DEEPEST
-    if width < 16 or width % 16:
-        raise DsgenError(path, f"conv2/kernel: got {width} channels out, expected a multiple of 16")
-    config: dict[str, Any] = {
+    width = kernel.shape[-1] if kernel is not None and len(kernel.shape) == 4 else _DEEPEST
+    if not 16 <= width <= MAX_WIDTH or width % 16:
+        reason = f"conv2/kernel: got {width} channels out, expected a multiple of 16 up to {MAX_WIDTH}"
+        raise DsgenError(path, reason, "give the published file")
+    return {
         "encoder": _ENCODER,
         "width": width,
         "norm": False,
@@ -75,7 +88,6 @@ def read_keras(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         "input_size": None,
         "activations": activations,
     }
-    return config, _to_torch(path, config, arrays, left_over)
 
 
 def _modules() -> Iterator[tuple[str, str, dict[str, str]]]:
@@ -121,14 +133,39 @@ def _names(group: Any, name: str) -> list[str]:
     return [_text(value) for part in parts for value in group.attrs[part]]
 
 
-def _read_arrays(path: Path, root: Any) -> tuple[dict[tuple[str, str], np.ndarray], list[str]]:
-    """Read what the layers list, by layer and array name, and name the data sets that no layer lists."""
+def _list_data_sets(path: Path, file: Any) -> list[Any]:
+    """List all data sets of a file; refuse what would be read from another file, or takes more memory than it says."""
     import h5py
 
-    data_sets: list[str] = []
-    root.visititems(lambda name, item: data_sets.append(name) if isinstance(item, h5py.Dataset) else None)
+    found, seen, groups = [], set(), [file]
+    while groups:
+        group = groups.pop()
+        for name in group:
+            where = f"{group.name.rstrip('/')}/{name}"
+            if not isinstance(group.get(name, getlink=True), h5py.HardLink):
+                raise DamagedError(path, f"{where} is a link, expected an array or a layer", "give the published file")
+            item = group[name]
+            address = h5py.h5o.get_info(item.id).addr
+            if address in seen:
+                continue
+            seen.add(address)
+            if isinstance(item, h5py.Group):
+                groups.append(item)
+            elif isinstance(item, h5py.Dataset):
+                if item.external or item.is_virtual:
+                    raise DamagedError(path, f"{where} lies in another file", "give the published file")
+                found.append(item)
+    return found
+
+
+def _list_arrays(path: Path, root: Any, data_sets: list[Any]) -> tuple[Arrays, list[str]]:
+    """List what the layers list, by layer and array name, and name the data sets that no layer lists."""
+    import h5py
+
+    prefix = root.name.rstrip("/") + "/"
+    below = [item.name.removeprefix(prefix) for item in data_sets if item.name.startswith(prefix)]
     listed: set[str] = set()
-    arrays: dict[tuple[str, str], np.ndarray] = {}
+    arrays: Arrays = {}
     twice = []
     for layer in _names(root, "layer_names"):
         if layer not in root:
@@ -140,16 +177,17 @@ def _read_arrays(path: Path, root: Any) -> tuple[dict[tuple[str, str], np.ndarra
                 twice.append(name)
             elif isinstance(item := root.get(name), h5py.Dataset):
                 listed.add(name)
-                arrays[key] = np.asarray(item[()], dtype=np.float32)
+                arrays[key] = item
     if twice:
         raise DsgenError(path, f"got {_some(twice)} twice, expected every array once", "download it again")
-    return arrays, [name for name in data_sets if name not in listed]
+    return arrays, [name for name in below if name not in listed]
 
 
-def _to_torch(
-    path: Path, config: dict[str, Any], arrays: dict[tuple[str, str], np.ndarray], left_over: list[str]
-) -> dict[str, Tensor]:
-    """Rename and transpose the arrays into a network's state; `left_over` grows by those it has no place for."""
+def _to_torch(path: Path, config: dict[str, Any], arrays: Arrays, left_over: list[str]) -> dict[str, Tensor]:
+    """Rename and transpose the arrays into a network's state; `left_over` grows by those it has no place for.
+
+    An array is read once its shape is known to fit.
+    """
     with torch.device("meta"):
         wanted = DenseDepth(**config).state_dict()
     state = {name: torch.zeros((), dtype=v.dtype) for name, v in wanted.items() if name.endswith("num_batches_tracked")}
@@ -162,12 +200,13 @@ def _to_torch(
             if (layer, keras) not in arrays:
                 missing.append(f"{layer}/{keras}")
                 continue
-            array = arrays.pop((layer, keras))
+            item = arrays.pop((layer, keras))
             shape = tuple(wanted[target].shape)
             expected = (*shape[2:], shape[1], shape[0]) if len(shape) == 4 else shape
-            if array.shape != expected:
-                wrong.append(f"{layer}/{keras}: got {array.shape}, expected {expected}")
+            if item.shape != expected:
+                wrong.append(f"{layer}/{keras}: got {item.shape}, expected {expected}")
                 continue
+            array = np.asarray(item[()], dtype=np.float32)
             array = array.transpose(3, 2, 0, 1) if array.ndim == 4 else array  # HWIO -> OIHW
             state[target] = torch.from_numpy(np.ascontiguousarray(array))
     left_over = left_over + [f"{layer}/{keras}" for layer, keras in arrays]
@@ -203,8 +242,10 @@ def _read_model(path: Path, model_config: str) -> int:
         layers: list[dict[str, Any]] = json.loads(model_config)["config"]["layers"]
         kinds = [layer["class_name"] for layer in layers]
         settings_of = [dict(layer["config"]) for layer in layers]
-    except (ValueError, KeyError, TypeError) as error:
-        raise DamagedError(path, f"attribute model_config is damaged ({error})", "download the file again") from error
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise DamagedError(
+            path, f"attribute model_config is damaged ({reason_of(error)})", "download the file again"
+        ) from error
     problems, followed = [], set()
     for layer, kind, settings in zip(layers, kinds, settings_of, strict=True):
         name = settings.get("name", kind)

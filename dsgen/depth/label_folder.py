@@ -16,6 +16,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import astuple, dataclass
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -29,7 +30,7 @@ from dsgen.depth.labellers import (
     default_batch_size,
     make_labellers,
 )
-from dsgen.errors import DsgenError, InvalidValueError, NotFoundError, reason_of
+from dsgen.errors import DamagedError, DsgenError, InvalidValueError, NotFoundError, reason_of
 from dsgen.io import images
 from dsgen.io.atomic import write_bytes, write_json
 from dsgen.io.csv_files import encode_csv, read_csv
@@ -43,7 +44,8 @@ from dsgen.io.folders import (
     list_files,
     output_names,
 )
-from dsgen.io.json_files import read_json
+from dsgen.io.json_files import read_as
+from dsgen.io.npy_files import read_npy
 from dsgen.io.picture_files import read_size
 from dsgen.parallel.devices import pick_device, picture_failure
 from dsgen.parallel.locks import exclusive_lock
@@ -229,7 +231,7 @@ def _write_parameters(job: _Job, suffix: str) -> None:
         "units": {"png": "mm", "npy": "m"}[suffix] if labeller.kind == METRIC else "1",
     }
     path = job.out / DEPTH_JSON
-    if not path.is_file() or read_json(path) != parameters:
+    if not path.is_file() or read_as(dict[str, Any], path, "remove it to label all pictures again") != parameters:
         write_json(path, parameters)
 
 
@@ -368,7 +370,11 @@ def _store_label(path: Path, image: np.ndarray, depth: np.ndarray, seconds: floa
 def _read_label(path: Path) -> np.ndarray:
     """Read a label back, (H,W) f4: metres, or a relative model's answer."""
     if path.suffix == ".npy":
-        return np.load(path, allow_pickle=False)
+        depth = read_npy(path, "remove it to label the picture again")
+        if depth.ndim != 2 or depth.dtype.kind != "f" or not depth.size:
+            reason = f"got {depth.dtype} {depth.shape}, expected (height, width) of floats"
+            raise DamagedError(path, reason, "remove it to label the picture again")
+        return depth.astype(np.float32, copy=False)
     return images.read_depth_png(path).astype(np.float32) / 1000
 
 

@@ -4,18 +4,69 @@ Inside torch a picture is BCHW float32 RGB in 0..1 and a mask or depth map is B1
 """
 
 import copy
+import difflib
 import math
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, Literal, NotRequired
 
 import torch
 import torch.nn.functional as F
+from annotated_types import Ge, Le
 from torch import Tensor, fx, nn
+from typing_extensions import TypedDict
 
-from dsgen.errors import DsgenError, InvalidValueError
+from dsgen.errors import DsgenError, InvalidValueError, reason_of
 from dsgen.units import MAX_DEPTH_M, MIN_DEPTH_M
 
 SLOPE = 0.2  # of DenseDepth's leaky activations below zero
 KERAS_EPSILON = 1.001e-5  # of the batch norms of Keras' DenseNets; torch's default costs 4e-4 of the depth
+
+
+MAX_WIDTH = 8192
+
+
+class DepthConfig(TypedDict):
+    """The arguments of a `DenseDepth`, as weights files hold them."""
+
+    encoder: str
+    width: NotRequired[Annotated[int, Ge(16), Le(MAX_WIDTH)] | None]
+    norm: NotRequired[bool]
+    output: NotRequired[Literal["reciprocal", "log"]]
+    input_size: NotRequired[Annotated[int, Ge(32), Le(MAX_WIDTH)] | None]
+    activations: NotRequired[Literal[1, 2]]
+    max_depth_m: NotRequired[float]
+
+
+def check_encoder(name: str) -> None:
+    """Raise `InvalidValueError` for what is no architecture of timm's own.
+
+    Other names that timm takes, such as `hf-hub:...` and `local-dir:...`, make it connect to a hub or read a folder.
+    """
+    import timm
+
+    architecture, _, tag = name.partition(".")
+    known = timm.list_models()
+    if architecture in known and (not tag or timm.models.is_model_pretrained(name)):
+        return
+    near = difflib.get_close_matches(architecture[:100], known, n=4, cutoff=0.5)
+    like = f"like {', '.join(near)}" if near else "listed by timm.list_models()"
+    reason = f"got a name that timm does not know, expected one {like}"
+    raise InvalidValueError(f"encoder {name[:100]}", reason, "use another")
+
+
+def misfits(make: Callable[[], nn.Module], state: Mapping[str, Any]) -> list[str]:
+    """Name the arrays in which a network that `make` makes differs from a state, by their names or else by shape.
+
+    The network is made without memory for its weights, whose size a damaged file may overstate.
+    """
+    try:
+        with torch.device("meta"):
+            wanted = make().state_dict()
+    except (DsgenError, NotImplementedError, RuntimeError):  # some encoders look at values while they are made
+        wanted = make().state_dict()
+    shapes = {name: tuple(value.shape) if isinstance(value, Tensor) else None for name, value in state.items()}
+    differing = [name for name in wanted if name in shapes and shapes[name] != tuple(wanted[name].shape)]
+    return sorted(map(str, wanted.keys() ^ state.keys())) or sorted(differing)
 
 
 class UpBlock(nn.Module):
@@ -111,7 +162,10 @@ class DenseDepth(nn.Module):
             raise InvalidValueError("depth network", f"got output {output!r}, expected 'reciprocal' or 'log'")
         if activations not in (1, 2):
             raise InvalidValueError("depth network", f"got activations {activations!r}, expected 1 or 2 in an up block")
+        if width is not None and not 16 <= width <= MAX_WIDTH:
+            raise InvalidValueError("depth network", f"got width {width!r}, expected 16 to {MAX_WIDTH}")
         check_max_depth(max_depth_m)
+        check_encoder(encoder)
         import timm
 
         self.encoder: nn.Module
@@ -123,10 +177,10 @@ class DenseDepth(nn.Module):
                 self.encoder = timm.create_model(encoder, pretrained=False, features_only=True)
                 feature_info: Any = self.encoder.feature_info
                 *skips, deepest = feature_info.channels()
-        except (RuntimeError, AttributeError, TypeError, ValueError) as error:
+        except (RuntimeError, AttributeError, TypeError, ValueError, LookupError, AssertionError) as error:
             raise DsgenError(
                 f"encoder {encoder!r}",
-                f"timm has no feature encoder of that name ({error})",
+                f"timm cannot make a feature encoder from it ({reason_of(error)})",
                 "list them with timm.list_models()",
             ) from error
         width = width or deepest

@@ -7,6 +7,7 @@ files, are read as they are or converted once; which kind a file is, its first b
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,11 @@ from safetensors.torch import save
 from torch import Tensor
 
 from dsgen.depth.keras import is_hdf5, is_zip, read_keras
-from dsgen.depth.networks import DenseDepth, check_max_depth
-from dsgen.errors import DamagedError, DsgenError, InvalidValueError, NotFoundError
+from dsgen.depth.networks import DenseDepth, DepthConfig, check_max_depth, misfits
+from dsgen.errors import DamagedError, DsgenError, InvalidValueError, NotFoundError, is_system_error, reason_of
 from dsgen.io.assets import asset
 from dsgen.io.atomic import partial_path, write_bytes
+from dsgen.io.json_files import parse_as
 from dsgen.units import MAX_DEPTH_M
 
 BUNDLED = "depth/depth.safetensors"
@@ -72,12 +74,15 @@ def load_depth_model(
             f"got {encoder}, but {'the bundled weights are' if bundled else f'{path} is'} for {config['encoder']}",
             "give the weights trained for it with --weights",
         )
+    settings = config
     try:
-        network = DenseDepth(**config)
+        strange = misfits(lambda: DenseDepth(**settings), state)
     except TypeError as error:
         raise InvalidValueError(
-            "--weights", f"{path}: unknown network settings {config}", "use the dsgen it was made with"
+            "--weights", f"{path}: unknown network settings {', '.join(config)}", "use the dsgen it was made with"
         ) from error
+    _refuse_misfits("--weights", path, str(config["encoder"]), strange)
+    network = DenseDepth(**config)
     if max_depth_m not in (None, network.config["max_depth_m"]):
         raise InvalidValueError(
             "--max-depth",
@@ -86,18 +91,6 @@ def load_depth_model(
                 f"{network.config['max_depth_m']:g} m"
             ),
             "leave it out",
-        )
-    wanted = network.state_dict()
-    strange = sorted(wanted.keys() ^ state.keys()) or sorted(n for n in wanted if wanted[n].shape != state[n].shape)
-    if strange:
-        shown = ", ".join(strange[:3]) + (", ..." if len(strange) > 3 else "")
-        raise InvalidValueError(
-            "--weights",
-            (
-                f"{path} does not fit a DenseDepth of {config['encoder']}: {len(strange)} arrays are missing, left "
-                f"over or of another shape ({shown})"
-            ),
-            "give the weights trained for it",
         )
     network.load_state_dict(state)
     name = f"densedepth-{config['encoder']}" + ("-bundled" if bundled else "")
@@ -159,21 +152,43 @@ def convert_weights(source: Path, out: Path, max_depth_m: float | None = None) -
     )
 
 
-def _read_safetensors(path: Path) -> tuple[dict[str, Any] | None, dict[str, Tensor]]:
+def load_initial(network: DenseDepth, path: Path) -> None:
+    """Load the arrays of a weights file, given with `--init`, into a network they must fit."""
+    if not path.is_file():
+        raise NotFoundError("--init", f"{path} does not exist, expected a safetensors file")
+    _, state = _read_safetensors(path, "--init")
+    _refuse_misfits("--init", path, str(network.config["encoder"]), misfits(lambda: network, state))
+    network.load_state_dict(state)
+
+
+def _refuse_misfits(option: str, path: Path, encoder: str, strange: list[str]) -> None:
+    if strange:
+        shown = ", ".join(name[:100] for name in strange[:3]) + (", ..." if len(strange) > 3 else "")
+        reason = (
+            f"{path} does not fit a DenseDepth of {encoder}: {len(strange)} arrays are missing, left over or of "
+            f"another shape ({shown})"
+        )
+        raise InvalidValueError(option, reason, "give the weights trained for it")
+
+
+def _read_safetensors(path: Path, option: str = "--weights") -> tuple[dict[str, Any] | None, dict[str, Tensor]]:
+    """Read a file's network settings, None where it has none, and its arrays."""
     try:
         with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
+            metadata: Mapping[str, str] = file.metadata() or {}
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-    except (SafetensorError, OSError) as error:
-        raise InvalidValueError(
-            "--weights", f"{path} is no readable safetensors file ({error})", "replace it"
-        ) from error
+    except Exception as error:  # beside its own errors it raises those of torch, for dtypes that torch does not have
+        if is_system_error(error) and not isinstance(error, SafetensorError):
+            raise
+        reason = f"{path} is no readable safetensors file ({reason_of(error, path)})"
+        raise InvalidValueError(option, reason, "replace it") from error
+    if METADATA not in metadata:
+        return None, state
     try:
-        return (json.loads(metadata[METADATA]) if METADATA in metadata else None), state
-    except ValueError as error:
-        raise InvalidValueError(
-            "--weights", f"{path}: metadata {METADATA!r} is damaged ({error})", "replace the file"
-        ) from error
+        return dict(parse_as(DepthConfig, metadata[METADATA].encode(), path)), state
+    except DamagedError as error:
+        reason = f"{path}: metadata {METADATA!r} is {error.reason}"
+        raise InvalidValueError(option, reason, "replace the file") from error
 
 
 def _sha256(path: Path) -> str:

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dsgen import __version__
-from dsgen.errors import DsgenError, InvalidValueError, MissingPackageError, reason_of
+from dsgen.errors import DsgenError, InvalidValueError, MissingPackageError, is_system_error, reason_of
 from dsgen.io.atomic import write_bytes
 from dsgen.training.checkpoint import DEPTH, MASK, Trained, open_trained
 from dsgen.training.unet import unet_metres
@@ -153,6 +153,8 @@ def _compare(
             session = session or runtime.InferenceSession(content, providers=["CPUExecutionProvider"])
             found = session.run(names, {"background": background.numpy(), "image": image.numpy()})
         except Exception as error:  # ONNX Runtime raises errors of any class
+            if is_system_error(error):
+                raise
             raise DsgenError(
                 out,
                 f"ONNX Runtime fails on {'x'.join(map(str, image.shape))} ({reason_of(error)}), expected any "
@@ -205,6 +207,8 @@ def _encode(network: nn.Module, trained: Trained, names: list[str], onnx: Any, o
                 verbose=False,
             )
     except Exception as error:  # the exporter raises errors of any class
+        if is_system_error(error):
+            raise
         raise DsgenError(
             out,
             f"{trained.path} cannot be exported with opset {opset} ({reason_of(error)})",

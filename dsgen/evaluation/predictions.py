@@ -2,6 +2,7 @@
 
 import io
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -12,7 +13,7 @@ from dsgen.io.atomic import write_bytes, write_json
 from dsgen.io.colours import drawable, view_height
 from dsgen.io.csv_files import encode_csv, read_csv
 from dsgen.io.folders import PREDICTIONS_JSON as JSON
-from dsgen.io.json_files import read_json
+from dsgen.io.json_files import read_as
 from dsgen.training.checkpoint import DEPTH, MASK, Trained
 from dsgen.units import MAX_DEPTH_M, MIN_DEPTH_M
 
@@ -51,7 +52,7 @@ def update_parameters(out: Path, trained: Trained, size: int, file_format: str) 
         "depth_range_m": [MIN_DEPTH_M, MAX_DEPTH_M],
     }
     path = out / JSON
-    if not path.is_file() or read_json(path) != parameters:
+    if not path.is_file() or read_as(dict[str, Any], path, "remove it to predict all pictures again") != parameters:
         write_json(path, parameters)
 
 

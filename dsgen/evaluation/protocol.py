@@ -13,6 +13,7 @@ from dsgen.evaluation.scores import (
     MEAN,
     RowScores,
 )
+from dsgen.secrets import hide_secrets
 from dsgen.store.reader import Store
 from dsgen.training.checkpoint import Trained
 from dsgen.units import MAX_DEPTH_M, MIN_DEPTH_M
@@ -38,7 +39,7 @@ def describe_protocol(trained: Trained, store: Store, split: str, size: int, sco
         "checkpoint_sha256": trained.sha256,
         "epoch": trained.epoch,
         "network": trained.network.config,
-        "store": str(store.path),
+        "store": hide_secrets(str(store.path)),
         "store_sha256": store.sha256,
         "split": split,
         "rows": count,

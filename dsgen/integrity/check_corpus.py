@@ -15,7 +15,7 @@ from dsgen.corpus import layout
 from dsgen.corpus.corpus import Corpus
 from dsgen.corpus.manifest import Manifest, is_vouched, parse_manifest, plan_hash, source_hashes
 from dsgen.corpus.plan import make_plan, split_counts
-from dsgen.errors import DamagedError, DsgenError, reason_of
+from dsgen.errors import DamagedError, DsgenError, is_system_error, reason_of
 from dsgen.integrity.check_labels import check_labels
 from dsgen.integrity.check_pictures import all_unlike, check_pictures
 from dsgen.integrity.findings import EXTRA, FOREIGN, MISSING, ReportBuilder, damage_of
@@ -198,4 +198,6 @@ def _decode_sources(path: Path, manifest: Manifest, report: ReportBuilder) -> No
                     report.find(file, MISSING)
                 array[start : start + array.chunks[0]]
         except Exception as error:  # zarr and codecs raise errors of any class on damaged files
+            if is_system_error(error):
+                raise
             report.find(where, f"cannot be read ({reason_of(error)})")

@@ -9,7 +9,7 @@ import numpy as np
 from dsgen.corpus import layout
 from dsgen.corpus.corpus import Corpus
 from dsgen.corpus.labels import FLIP_ERROR, block_file, find_damaged_metadata
-from dsgen.errors import DsgenError, reason_of
+from dsgen.errors import DsgenError, is_system_error, reason_of
 from dsgen.integrity.check_pictures import open_once
 from dsgen.integrity.findings import EXTRA, MISSING, Checked, Finding, ReportBuilder
 from dsgen.io.filesystem import LocalFiles
@@ -102,6 +102,8 @@ def check_label_block(task: LabelTask) -> Checked:
     except DsgenError as error:
         damage = f"cannot be read ({error.reason})"
     except OSError as error:
+        if is_system_error(error):
+            raise
         damage = f"cannot be read ({reason_of(error)})"
     what = f"rows {task.first:,} to {task.last - 1:,} {damage}"
     findings = [Finding(f"{layout.DEPTH}/{task.file}", what)] if damage else []

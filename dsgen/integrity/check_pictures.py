@@ -12,7 +12,7 @@ import numpy as np
 from dsgen.corpus import layout
 from dsgen.corpus.corpus import Corpus
 from dsgen.corpus.pictures import encode_composites, encode_sources
-from dsgen.errors import reason_of
+from dsgen.errors import is_system_error, reason_of
 from dsgen.integrity.findings import EXTRA, MISSING, UNLIKE, Checked, Finding, ReportBuilder
 from dsgen.io import images
 from dsgen.parallel.pool import map_unordered
@@ -166,7 +166,9 @@ def unlabelled_rows(corpus: Corpus) -> list[tuple[int, int]]:
     """Return the ranges of rows without depth to draw: all rows where the labels cannot be opened or are not metric."""
     try:
         return [(0, len(corpus))] if corpus.depth is None else corpus.unlabelled_blocks()
-    except Exception:  # zarr raises errors of any class; the check of the labels reports them
+    except Exception as error:  # zarr raises errors of any class; the check of the labels reports them
+        if is_system_error(error):
+            raise
         return [(0, len(corpus))]
 
 
@@ -177,7 +179,9 @@ def _read_views(corpus: Corpus, start: int, stop: int) -> np.ndarray | None:
     try:
         assert corpus.labels is not None
         return view_8bit(corpus.labels.read(start, stop))
-    except Exception:  # zarr and codecs raise errors of any class; the check of the labels reports them
+    except Exception as error:  # zarr and codecs raise errors of any class; the check of the labels reports them
+        if is_system_error(error):
+            raise
         return None
 
 

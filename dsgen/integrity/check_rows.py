@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from dsgen.corpus.plan import DTYPE
-from dsgen.errors import DamagedError, DsgenError, reason_of
+from dsgen.errors import DamagedError, DsgenError, is_system_error, reason_of
 from dsgen.integrity.findings import Checked, Finding, ReportBuilder, shard_damage
 from dsgen.parallel.pool import map_unordered
 from dsgen.parallel.progress import progress
@@ -80,7 +80,7 @@ def run_check(check: Check, task: RowTask) -> Checked:
     except DsgenError:
         raise
     except Exception as error:
-        if not task.damaged:
+        if not task.damaged or is_system_error(error):
             raise
         why = f"{type(error).__name__} {reason_of(error)}"
         what = "columns" if check is check_columns else task.describe_rows(task.first, task.last)
@@ -189,6 +189,8 @@ def _read_truth(source: CorpusSource, first: int, last: int) -> dict[str, np.nda
     try:
         return source.pictures(first, last)
     except Exception as error:  # zarr and codecs raise errors of any class on damaged files
+        if is_system_error(error):
+            raise
         folder = source.folders[0]
         raise DamagedError(folder, f"cannot be read ({reason_of(error)})", f"run dsgen verify {folder}") from error
 

@@ -11,13 +11,19 @@ from dsgen.errors import DamagedError, reason_of
 def read_csv(path: Path, remedy: str, required: Sequence[str] = ()) -> list[dict[str, str]]:
     """Read the rows of a CSV file with a header, as dicts; a missing cell is "".
 
-    Raises `DamagedError` with the `remedy` for what is not UTF-8 or no CSV, and where a `required` column is missing.
+    Raises `DamagedError` with the `remedy` for what is not UTF-8 or no CSV, a line with more values than columns, and
+    where a `required` column is missing.
     """
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file, restkey="", restval="")
+            reader = csv.DictReader(file, restval="", strict=True)
             columns = list(reader.fieldnames or ())
-            rows = [{name: row[name] or "" for name in columns} for row in reader]
+            rows = []
+            for row in reader:
+                if None in row:
+                    reason = f"line {reader.line_num} has more values than there are columns"
+                    raise DamagedError(path, reason, remedy)
+                rows.append(row)
     except UnicodeDecodeError as error:
         raise DamagedError(path, f"not UTF-8 ({error.reason} at byte {error.start})", remedy) from error
     except csv.Error as error:

@@ -5,17 +5,27 @@ A tree can be pickled, and used after a fork: each process opens its own connect
 the protocol's library, for s3:// in the AWS environment variables and profiles.
 """
 
+import errno
 import hashlib
 import os
 import shutil
+import stat
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
-from dsgen.errors import DsgenError, InvalidValueError, MissingPackageError, reason_of
+from dsgen.errors import (
+    DsgenError,
+    InvalidValueError,
+    MissingPackageError,
+    is_local_shortage,
+    is_system_error,
+    reason_of,
+)
 from dsgen.io.atomic import write_bytes
+from dsgen.secrets import has_credentials, hide_secrets, note_secrets
 
 _EXTRAS = {"s3": "s3", "s3a": "s3"}  # protocol -> extra of dsgen that installs its package
 _HASH_BLOCK_BYTES = 2**22
@@ -31,7 +41,10 @@ class Files(Protocol):
         """Return `length` bytes from `start` on; a negative `start` counts from the end."""
 
     def sizes(self) -> dict[str, int]:
-        """Return the bytes of every file of the tree, in order of name."""
+        """Return the bytes of every file of the tree, in order of name.
+
+        What is no file, such as a socket or a link to nothing, has the size 0, and is no file to `read` either.
+        """
 
     def has(self, name: str) -> bool:
         """Return whether the file exists."""
@@ -62,29 +75,59 @@ class LocalFiles:
 
     def read(self, name: str) -> bytes:
         """Return a whole file."""
-        return (self.path / name).read_bytes()
+        with self._open(name) as (descriptor, _), open(descriptor, "rb", buffering=0, closefd=False) as file:
+            return file.read()
 
     def read_range(self, name: str, start: int, length: int) -> bytes:
-        """Return `length` bytes from `start` on; a negative `start` counts from the end."""
-        descriptor = os.open(f"{self.path}{os.sep}{name}", os.O_RDONLY | getattr(os, "O_BINARY", 0))
-        try:
-            if start < 0:
-                start = max(0, os.fstat(descriptor).st_size + start)
+        """Return `length` bytes from `start` on, as far as the file goes; a negative `start` counts from the end."""
+        with self._open(name) as (descriptor, size):
+            start = max(0, size + start) if start < 0 else min(start, size)
+            length = min(length, size - start)  # what other files say of a length may be anything
             if hasattr(os, "pread"):
                 return os.pread(descriptor, length, start)
             os.lseek(descriptor, start, os.SEEK_SET)
             return os.read(descriptor, length)
-        finally:
-            os.close(descriptor)
+
+    @contextmanager
+    def _open(self, name: str) -> Iterator[tuple[int, int]]:
+        """Open a file to read; yield its descriptor and size. The errors of the system name the file."""
+        path = f"{self.path}{os.sep}{name}"
+        try:
+            # without O_NONBLOCK opening a pipe waits for somebody to write to it
+            flags = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)
+            descriptor = os.open(path, flags)
+            try:
+                found = os.fstat(descriptor)
+                if not stat.S_ISREG(found.st_mode):
+                    raise FileNotFoundError(errno.ENOENT, "not a file", path)
+                yield descriptor, found.st_size
+            finally:
+                os.close(descriptor)
+        except OSError as error:
+            if error.filename is None and error.errno is not None:
+                raise type(error)(error.errno, error.strerror, path) from error
+            raise
 
     def sizes(self) -> dict[str, int]:
-        """Return the bytes of every file, in order of name."""
+        """Return the bytes of every file, in order of name; 0 for what is no file. Links to folders are not entered.
+
+        A folder that cannot be listed is named with a slash at its end, and has the size 0.
+        """
         found: dict[str, int] = {}
-        for folder, _, names in os.walk(self.path):
+
+        def note_unreadable(error: OSError) -> None:
+            if not is_system_error(error):  # such as a folder that another process has removed
+                return
+            if not isinstance(error, PermissionError) or Path(error.filename) == self.path:
+                raise error
+            found[Path(error.filename).relative_to(self.path).as_posix() + "/"] = 0
+
+        for folder, folders, names in os.walk(self.path, onerror=note_unreadable):
             relative = Path(folder).relative_to(self.path).as_posix()
             prefix = "" if relative == "." else relative + "/"
-            for name in names:
-                found[prefix + name] = os.stat(os.path.join(folder, name)).st_size
+            linked = [name for name in folders if os.path.islink(os.path.join(folder, name))]
+            for name in (*names, *linked):
+                found[prefix + name] = _file_size(os.path.join(folder, name))
         return dict(sorted(found.items()))
 
     def top(self) -> list[str]:
@@ -104,21 +147,33 @@ class LocalFiles:
     def remove(self, name: str) -> None:
         """Remove a file, or a folder with everything in it, if it exists."""
         path = self.path / name
-        if path.is_dir():
+        if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)
         else:
             path.unlink(missing_ok=True)
 
 
+def _file_size(path: str) -> int:
+    """Return the bytes of a file, 0 for what is none: a link to nothing, in a loop or to a folder, a socket, a pipe."""
+    try:
+        found = os.stat(path)
+    except OSError as error:
+        if is_system_error(error) and not isinstance(error, PermissionError):
+            raise
+        return 0
+    return found.st_size if stat.S_ISREG(found.st_mode) else 0
+
+
 class UrlFiles:
-    """The files below a URL, accessed through fsspec."""
+    """The files below a URL, accessed through fsspec. As a text it has no secrets."""
 
     def __init__(self, url: str):
         self.url = url.rstrip("/")
         self._opened: tuple[int, Any, str] | None = None
+        note_secrets(url)
 
     def __str__(self) -> str:
-        return self.url
+        return hide_secrets(self.url)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return UrlFiles, (self.url,)
@@ -127,6 +182,12 @@ class UrlFiles:
         """The file system and the path in it, opened once per process: connections do not survive a fork."""
         if self._opened is None or self._opened[0] != os.getpid():
             protocol = self.url.partition("://")[0]
+            if protocol in _EXTRAS and has_credentials(self.url):
+                raise InvalidValueError(
+                    self.url,
+                    f"got keys in the URL, expected {protocol}://BUCKET/PATH",
+                    "give them in AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or in a profile",
+                )
             try:
                 import fsspec
 
@@ -203,14 +264,21 @@ class UrlFiles:
 
 
 def hash_tree(files: Files, sizes: dict[str, int], workers: int) -> Iterator[tuple[str, str | None]]:
-    """Yield the name and SHA-256 of every file in `sizes`, in that order; None for a file that cannot be read."""
+    """Yield the name and SHA-256 of every file in `sizes`, in that order; None for what cannot be read.
+
+    A file without permission, or on a broken place of the disk, is such a one; other errors of the system are raised.
+    """
 
     def digest(name: str) -> str | None:
         sha256 = hashlib.sha256()
         try:
+            if not sizes[name]:
+                sha256.update(files.read(name))  # which fails if it is no file
             for start in range(0, sizes[name], _HASH_BLOCK_BYTES):
                 sha256.update(files.read_range(name, start, min(_HASH_BLOCK_BYTES, sizes[name] - start)))
-        except OSError:
+        except OSError as error:
+            if is_system_error(error) and error.errno not in (errno.EACCES, errno.EPERM, errno.EIO):
+                raise
             return None
         return sha256.hexdigest()
 
@@ -229,7 +297,7 @@ def _translate_errors(url: str, *, missing: bool = False) -> Iterator[None]:
     except DsgenError:
         raise
     except Exception as error:
-        if isinstance(error, FileNotFoundError) and not missing:
+        if (isinstance(error, FileNotFoundError) and not missing) or is_local_shortage(error):
             raise
         raise DsgenError(
             url,

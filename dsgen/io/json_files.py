@@ -9,7 +9,7 @@ import json
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -45,12 +45,23 @@ def parse_as(schema: type[T], content: bytes, name: Path | str, remedy: str = _R
     """Parse JSON of a schema.
 
     Raises `DamagedError` with the file's `name`, the keys at fault and `remedy` if it does not parse or does not fit.
-    No type is converted to another, and nesting is bounded.
+    No type is converted to another, keys stay in the order of the file, and nesting is bounded.
     """
     try:
-        return _adapter(schema).validate_json(content, strict=True, extra="allow")
+        _adapter(schema).validate_json(content, strict=True, extra="allow")
+        value: T = _adapter(Any).validate_json(content)  # pydantic puts the keys of the schema first
     except ValidationError as error:
         raise DamagedError(name, _describe(error), remedy) from None
+    return value
+
+
+def check_as(schema: type[T], value: Any, name: Path | str, remedy: str = _REMEDY) -> T:
+    """Check what was read already, such as a part of a JSON file; raises as `parse_as`."""
+    try:
+        _adapter(schema).validate_python(value, strict=True, extra="allow")
+    except ValidationError as error:
+        raise DamagedError(name, _describe(error), remedy) from None
+    return cast(T, value)
 
 
 _adapter: Callable[[Any], TypeAdapter[Any]] = cache(TypeAdapter)
@@ -75,5 +86,9 @@ def _describe(error: ValidationError) -> str:
 def _shorten(value: Any) -> str:
     if isinstance(value, dict | list):
         return f"{'an object' if isinstance(value, dict) else 'an array'} of {len(value):,}"
-    text = json.dumps(value, ensure_ascii=False)
+    if isinstance(value, int) and value.bit_length() > 8 * _SHOWN_LENGTH:  # Python refuses to write very long numbers
+        return f"a number of {value.bit_length():,} bits"
+    if not isinstance(value, str | int | float | None):
+        return f"a {type(value).__name__}"
+    text = json.dumps(value[: 2 * _SHOWN_LENGTH] if isinstance(value, str) else value, ensure_ascii=False)
     return text if len(text) <= _SHOWN_LENGTH else text[:_SHOWN_LENGTH] + "..."

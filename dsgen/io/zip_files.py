@@ -1,5 +1,6 @@
 """Uncompressed zip archives as trees of files: written in one pass, read entry by entry."""
 
+import errno
 import io
 import os
 import struct
@@ -9,19 +10,21 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from dsgen.errors import DamagedError
+from dsgen.errors import DamagedError, reason_of
 from dsgen.io.atomic import write_file
 from dsgen.io.filesystem import LocalFiles, UrlFiles
 
 _LOCAL_HEADER_BYTES = 30
 _EXTRA_FIELD_BYTES = 64  # more than the extra field of a local header takes in practice
+_REMEDY = "run dsgen repair, or remove it and run dsgen pack again"
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest time a zip entry can have
 
 
 class ZipFiles:
     """Files in a zip archive whose entries are stored uncompressed; read in place, by any number of threads.
 
-    Reading raises `FileNotFoundError` for an entry that does not exist, `DamagedError` for compressed entries.
+    Reading raises `FileNotFoundError` for an entry that does not exist, and `DamagedError` for a damaged file, for
+    compressed entries, and for names that occur twice or point out of the archive.
     """
 
     def __init__(self, files: LocalFiles | UrlFiles, name: str):
@@ -36,24 +39,43 @@ class ZipFiles:
     @cached_property
     def _entries(self) -> dict[str, tuple[int, int]]:
         """The offset of each entry's local header, and the bytes of its content."""
-        archive = io.BufferedReader(_ArchiveStream(self._files, self._name), 2**16)
-        with zipfile.ZipFile(archive) as opened:
-            compressed = [entry.filename for entry in opened.infolist() if entry.compress_type != zipfile.ZIP_STORED]
-            if compressed:
-                reason = f"{compressed[0]} is compressed, expected uncompressed entries"
+        archive = _ArchiveStream(self._files, self._name)
+        try:
+            with zipfile.ZipFile(io.BufferedReader(archive, 2**16)) as opened:
+                entries = opened.infolist()
+        except (zipfile.BadZipFile, NotImplementedError, ValueError, LookupError, EOFError, struct.error) as error:
+            raise DamagedError(self, f"no readable zip file ({reason_of(error)})", _REMEDY) from error
+        found: dict[str, tuple[int, int]] = {}
+        for entry in entries:
+            name, length = entry.filename, entry.file_size
+            if entry.compress_type != zipfile.ZIP_STORED:
+                reason = f"{name} is compressed, expected uncompressed entries"
                 raise DamagedError(self, reason, "zip it again without compression (zip -0)")
-            return {entry.filename: (entry.header_offset, entry.file_size) for entry in opened.infolist()}
+            if name.startswith("/") or ".." in name.split("/") or "\\" in name or ":" in name:
+                raise DamagedError(self, f"entry {name!r} points outside", _REMEDY)
+            if name in found:
+                raise DamagedError(self, f"entry {name!r} is in it twice", _REMEDY)
+            if length != entry.compress_size or not 0 <= entry.header_offset <= archive.end - length:
+                raise DamagedError(self, f"entry {name!r} is larger than the file has room for", _REMEDY)
+            found[name] = entry.header_offset, length
+        return found
 
     def read(self, name: str) -> bytes:
         """Return a whole entry."""
         if name not in self._entries:
-            raise FileNotFoundError(f"{self}: no entry {name}")
+            raise FileNotFoundError(errno.ENOENT, "no such entry", f"{self}/{name}")
         offset, length = self._entries[name]
         # one request for header and content: the exact length of the header is only known once it is read
-        header = _LOCAL_HEADER_BYTES + len(name.encode()) + _EXTRA_FIELD_BYTES
-        content = self._files.read_range(self._name, offset, header + length)
+        likely = _LOCAL_HEADER_BYTES + len(name.encode()) + _EXTRA_FIELD_BYTES
+        content = self._files.read_range(self._name, offset, likely + length)
+        if content[:4] != b"PK\x03\x04" or len(content) < _LOCAL_HEADER_BYTES:
+            raise DamagedError(self, f"no entry {name!r} where its table of contents says", _REMEDY)
         name_length, extra_length = struct.unpack("<HH", content[26:30])
         start = _LOCAL_HEADER_BYTES + name_length + extra_length
+        if start > likely:
+            content, start = self._files.read_range(self._name, offset + start, length), 0
+        if len(content) < start + length:
+            raise DamagedError(self, f"entry {name!r} is cut short", _REMEDY)
         return content[start : start + length]
 
     def read_range(self, name: str, start: int, length: int) -> bytes:
@@ -76,7 +98,7 @@ class _ArchiveStream(io.RawIOBase):
 
     def __init__(self, files: LocalFiles | UrlFiles, name: str):
         self._files, self._name, self._position = files, name, 0
-        self._end = files.child(name).path.stat().st_size if isinstance(files, LocalFiles) else files.sizes()[name]
+        self.end = files.child(name).path.stat().st_size if isinstance(files, LocalFiles) else files.sizes()[name]
 
     def readable(self) -> bool:
         """Return True."""
@@ -88,7 +110,9 @@ class _ArchiveStream(io.RawIOBase):
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
         """Move to an offset and return the position."""
-        self._position = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._end}[whence]
+        self._position = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self.end}[whence]
+        if self._position < 0:
+            raise ValueError("an offset before the start of the file")
         return self._position
 
     def tell(self) -> int:
@@ -97,7 +121,7 @@ class _ArchiveStream(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         """Fill the buffer from the position on; return the number of bytes read."""
-        length = min(len(buffer), self._end - self._position)
+        length = min(len(buffer), self.end - self._position)
         if length <= 0:
             return 0
         content = self._files.read_range(self._name, self._position, length)

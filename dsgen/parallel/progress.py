@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from dsgen.secrets import hide_secrets
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -25,6 +27,7 @@ def progress(title: str, total: int, done: int = 0) -> Iterator[Callable[..., No
     such as the loss. On a terminal a live bar is shown, elsewhere a line every ten seconds, so that log files stay
     readable.
     """
+    title = hide_secrets(title)
     if os.environ.get("DSGEN_PROGRESS") == "0":  # `dsgen --quiet`
         yield lambda *_, **__: None
         return

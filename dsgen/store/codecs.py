@@ -1,5 +1,7 @@
 """Encode and decode the chunks of a store, and join chunks into Zarr shards."""
 
+import math
+
 import google_crc32c
 import numpy as np
 from numcodecs import blosc
@@ -7,6 +9,8 @@ from numcodecs.zstd import Zstd
 
 LEVEL = 3
 NO_CHUNK = 2**64 - 1
+
+Shape = tuple[int, ...]
 
 
 def encode_block(field: str, values: np.ndarray, chunk: int, block: int) -> bytes:
@@ -38,13 +42,46 @@ def split_block(content: bytes, chunk: int, block: int) -> list[bytes]:
     return [content[start : start + length] for start, length in index.tolist() if start != NO_CHUNK]
 
 
-def decode_depth(code: bytes, chunk: np.ndarray) -> np.ndarray:
-    """Decode an encoded chunk of depth into `chunk`, (n,S,S) u2, and return it; raise `ValueError` if it is damaged."""
+def decode_depth(code: bytes, shape: Shape, dtype: np.dtype | str, out: np.ndarray | None = None) -> np.ndarray:
+    """Decode an encoded chunk of depth of a shape and dtype, into `out` if it is passed.
+
+    Raises `ValueError` if it is damaged, or decodes to more or less than that; memory is allocated after that check.
+    """
     code = check_checksum(code)
-    if code[4:8] != chunk.nbytes.to_bytes(4, "little"):  # the decoded length, from blosc's header
-        raise ValueError("another length than its shape says")
+    decoded, encoded = (int.from_bytes(code[k : k + 4], "little") for k in (4, 12))  # lengths in blosc's header
+    _check_length(decoded, shape, dtype)
+    if encoded != len(code):
+        raise ValueError(f"got {len(code):,} bytes, expected {encoded:,}")
+    chunk = np.empty(shape, dtype) if out is None else out
     blosc.decompress(code, chunk)
     return chunk
+
+
+def decode_zstd(code: bytes, shape: Shape, dtype: np.dtype | str, out: np.ndarray | None = None) -> np.ndarray:
+    """Decode a chunk that zstd encoded; as `decode_depth`."""
+    _check_length(_zstd_length(code), shape, dtype)
+    chunk = np.empty(shape, dtype) if out is None else out
+    Zstd().decode(code, chunk)
+    return chunk
+
+
+def _check_length(length: int, shape: Shape, dtype: np.dtype | str) -> None:
+    expected = math.prod(shape) * np.dtype(dtype).itemsize
+    if length != expected:
+        raise ValueError(f"decodes to {length:,} bytes, expected {expected:,} by its shape")
+
+
+def _zstd_length(code: bytes) -> int:
+    """Read the decoded length from the header of a zstd frame (RFC 8878, 3.1.1.1); -1 where it does not say."""
+    if code[:4] != b"\x28\xb5\x2f\xfd" or len(code) < 6:
+        raise ValueError("not encoded by zstd")
+    descriptor = code[4]
+    single, size_flag = descriptor >> 5 & 1, descriptor >> 6
+    start = 5 + (1 - single) + (0, 1, 2, 4)[descriptor & 3]
+    width = (single, 2, 4, 8)[size_flag]
+    if not width:
+        return -1
+    return int.from_bytes(code[start : start + width], "little") + (256 if width == 2 else 0)
 
 
 def encode_chunk(field: str, chunk: np.ndarray) -> bytes:

@@ -1,6 +1,5 @@
 """A corpus as a source of a store."""
 
-import json
 import logging
 from contextlib import AbstractContextManager
 from functools import cached_property
@@ -15,6 +14,7 @@ from dsgen.corpus.corpus import Corpus
 from dsgen.corpus.plan import SPLITS
 from dsgen.errors import DsgenError, InvalidValueError, check_rules
 from dsgen.io.filesystem import LocalFiles
+from dsgen.io.json_files import read_json
 from dsgen.store import codecs, schema
 from dsgen.store.source import SourceKey
 
@@ -69,7 +69,7 @@ class CorpusSource:
             else:
                 shape = (self.chunk, self.size, self.size)
                 with self._damage_of_rows(first):
-                    chunks = [codecs.decode_depth(code, np.empty(shape, "<u2")) for code in codes]
+                    chunks = [codecs.decode_depth(code, shape, "<u2") for code in codes]
                 found["depth"] = np.concatenate(chunks)[: last - first]
         return found
 
@@ -77,8 +77,8 @@ class CorpusSource:
     def _label_layout(self) -> schema.ArrayLayout | None:
         """How the labels are encoded, if it is as a store encodes depth, in the same chunks; else None."""
         try:
-            found = schema.ArrayLayout.parse("depth", json.loads(self._labels.read(f"depth/{schema.ROOT}")))
-        except (ValueError, KeyError, TypeError, IndexError):
+            found = schema.ArrayLayout.parse("depth", read_json(self._labels.path / f"depth/{schema.ROOT}"))
+        except (ValueError, DsgenError):
             return None
         return found if found.is_depth and found.chunk == self.chunk else None
 

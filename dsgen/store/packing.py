@@ -18,7 +18,7 @@ from typing import Any
 
 from dsgen.errors import ConflictError, DsgenError, InvalidValueError, find_differences
 from dsgen.io.filesystem import LocalFiles, UrlFiles, open_files
-from dsgen.io.json_files import parse_json
+from dsgen.io.json_files import parse_as
 from dsgen.parallel.locks import LOCK
 from dsgen.parallel.parts import Part, lock_setup, lock_stage, select_part
 from dsgen.parallel.pool import run_blocks, worker_count
@@ -34,6 +34,7 @@ from dsgen.store.records import (
     read_shard_table,
     start_records,
 )
+from dsgen.store.schema import MadeFrom, parse_index
 from dsgen.store.sealing import layout_of, open_shard, seal_shard, store_files
 from dsgen.store.source import Source, comparable
 from dsgen.store.space import check_space
@@ -204,13 +205,16 @@ def _made_from_earlier(files: LocalFiles | UrlFiles, names: list[str]) -> Iterat
     """Yield what an existing store was packed from, according to its index, its records, or else its shards."""
     for name in (INDEX_JSON, MADE_FROM):
         with contextlib.suppress(FileNotFoundError):
-            content = parse_json(files.read(name), f"{files}/{name}")
-            yield content["made_from"] if name == INDEX_JSON else content
+            content, place = files.read(name), f"{files}/{name}"
+            if name == INDEX_JSON:
+                yield dict(parse_index(content, place)["made_from"])
+            else:
+                yield dict(parse_as(MadeFrom, content, place, f"remove {files}/{PACKING} and run dsgen pack again"))
             return
     for name in names:
         if _SHARD.fullmatch(name) and not name.endswith(".partial"):
             with contextlib.suppress(DsgenError):  # an unsealed shard cannot be opened
-                yield open_shard(files, name).attributes["made_from"]
+                yield dict(open_shard(files, name).attributes["made_from"])
 
 
 def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

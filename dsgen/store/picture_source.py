@@ -24,10 +24,10 @@ from dsgen.errors import (
     NotFoundError,
     check_rules,
     raise_all,
-    reason_of,
 )
 from dsgen.io import images
 from dsgen.io.folders import DEPTH_SUFFIXES, list_files, list_pictures, match_key, names_in_words
+from dsgen.io.npy_files import read_npy
 from dsgen.store import schema
 from dsgen.store.source import SourceKey
 from dsgen.units import MAX_DEPTH_MM
@@ -236,12 +236,7 @@ def _list_depths(folder: Path) -> list[Path]:
 def _read_depth(path: Path, png_unit_m: float) -> np.ndarray:
     """Read a depth map as (h,w) f4 metres, 0 invalid."""
     if path.suffix.lower() == ".npy":
-        try:
-            depth = np.load(path, allow_pickle=False)
-        except (OSError, ValueError) as error:
-            raise DamagedError(
-                path, f"cannot be read ({reason_of(error, path)}), expected float metres", "replace it"
-            ) from error
+        depth = read_npy(path)
         if depth.ndim != 2 or depth.dtype.kind != "f":
             raise DsgenError(path, f"got {depth.dtype} {depth.shape}, expected (height, width) of float metres")
         depth = depth.astype(np.float32)

@@ -1,30 +1,46 @@
 """Read a store and its shards."""
 
 import hashlib
-import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property, partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numcodecs.zstd import Zstd
 
 from dsgen.corpus.layout import CORPUS_JSON
 from dsgen.corpus.plan import DTYPE, SPLITS
 from dsgen.corpus.render import Cutout, render
-from dsgen.errors import DamagedError, DsgenError, InvalidValueError, NotFoundError, reason_of
+from dsgen.errors import (
+    DamagedError,
+    DsgenError,
+    InvalidValueError,
+    NotFoundError,
+    is_local_shortage,
+    is_system_error,
+    reason_of,
+)
 from dsgen.io.cache import Cache
 from dsgen.io.filesystem import Files, open_files
-from dsgen.io.json_files import parse_json
+from dsgen.io.json_files import parse_as
 from dsgen.io.zip_files import ZipFiles
-from dsgen.store.codecs import NO_CHUNK, check_checksum, decode_depth
+from dsgen.store.codecs import NO_CHUNK, check_checksum, decode_depth, decode_zstd
 from dsgen.store.layout import INDEX_JSON, PACKING, ZIP_SUFFIX
-from dsgen.store.schema import FORMAT, ROOT, SAMPLE_FIELDS, ArrayLayout
+from dsgen.store.schema import (
+    ROOT,
+    SAMPLE_FIELDS,
+    ArrayLayout,
+    ShardMetadata,
+    check_arrays,
+    parse_index,
+)
 
 _CACHED_BYTES = 2**26
+_MISSING_LISTED = 1000
+_REMEDY = "run dsgen repair, or remove it and run dsgen pack again"
 
 
 class Shard:
@@ -40,14 +56,15 @@ class Shard:
         self._indices: dict[str, np.ndarray] = {}  # by file, the offset and length of each of its chunks
         self._cutouts = Cache(_CACHED_BYTES)
         with _reading(self.files):
-            root = json.loads(self.files.read(ROOT))
+            root = parse_as(ShardMetadata, self.files.read(ROOT), f"{self.files}/{ROOT}", _REMEDY)
             described = root["consolidated_metadata"]["metadata"]
-            self.attributes: dict[str, Any] = root["attributes"]
+            self.attributes: dict[str, Any] = dict(root["attributes"])
             self._arrays = {
                 name: ArrayLayout.parse(name, about)
                 for name, about in described.items()
-                if about["node_type"] == "array"
+                if about.get("node_type") == "array"
             }
+            check_arrays(self._arrays)
             self.rows: int = self._arrays["row"].shape[0]
             self.recipe = "foreground_cutout" in self._arrays
             readable = {*self._arrays} | ({"image", "mask"} if self.recipe else set())
@@ -57,9 +74,10 @@ class Shard:
             self.chunk: int = colour.chunk if colour.name == "image" else self.attributes["made_from"]["chunk_rows"]
 
     def missing_files(self, sizes: Mapping[str, int] | None = None) -> list[str]:
-        """Name the missing files of the shard, in whose place zarr would read zeros."""
+        """Name the missing files of the shard, in whose place zarr would read zeros; of very many the first only."""
         existing = self.files.sizes() if sizes is None else sizes
-        return [name for array in self._arrays.values() for name in array.file_names if name not in existing]
+        names = (name for array in self._arrays.values() for name in array.file_names if name not in existing)
+        return list(islice(names, len(existing) + _MISSING_LISTED))
 
     def read(self, field: str, first: int, last: int) -> np.ndarray:
         """Read samples `first` to `last`, exclusive, of `image`, `mask` or `depth`."""
@@ -100,7 +118,9 @@ class Shard:
         rows = self._plan[first:last]
         backgrounds = {b: self.background(b) for b in np.unique(rows["background"]).tolist()}
         pairs = np.unique(rows[["foreground", "flip"]]).tolist()
-        return render(rows, backgrounds, {pair: self._cutout(*pair) for pair in pairs}, self.size)
+        cutouts = {pair: self._cutout(*pair) for pair in pairs}
+        with _reading(self.files, f"rows {first}..{last - 1}"):
+            return render(rows, backgrounds, cutouts, self.size)
 
     @cached_property
     def _plan(self) -> np.ndarray:
@@ -128,8 +148,6 @@ class Shard:
         name = array.file(start // array.each)
         if not array.sharded:
             code = self.files.read(name)
-            if "crc32c" not in array.codecs and code[:4] != b"\x28\xb5\x2f\xfd":
-                raise ValueError("not encoded by zstd")
         else:
             index = self._indices.get(name)
             if index is None:
@@ -142,11 +160,8 @@ class Shard:
             if offset == NO_CHUNK:
                 raise ValueError("not in its file")
             code = self.files.read_range(name, offset, length)
-        chunk = np.empty((array.chunk, *array.shape[1:]), array.dtype) if out is None else out
-        if "crc32c" in array.codecs:
-            return decode_depth(code, chunk)
-        Zstd().decode(code, chunk)
-        return chunk
+        decode = decode_depth if "crc32c" in array.codecs else decode_zstd
+        return decode(code, (array.chunk, *array.shape[1:]), array.dtype, out)
 
     def background(self, index: int) -> np.ndarray:
         """Read a background of the shard, (S,S,3) u1."""
@@ -200,13 +215,7 @@ class Store:
         except FileNotFoundError as error:
             raise self._not_found() from error
         self.sha256 = hashlib.sha256(content).hexdigest()
-        self.index: dict[str, Any] = parse_json(content, f"{path}/{INDEX_JSON}")
-        if self.index.get("format") != FORMAT:
-            raise DsgenError(
-                f"{path}/{INDEX_JSON}",
-                f"format {self.index.get('format')}, expected {FORMAT}",
-                "use the version of dsgen that made it",
-            )
+        self.index: dict[str, Any] = dict(parse_index(content, f"{self.files}/{INDEX_JSON}"))
         self.rows: int = self.index["rows"]
         self.size: int = self.index["size"]
         self.splits: dict[str, int] = self.index["splits"]
@@ -214,6 +223,10 @@ class Store:
         sizes = self.files.sizes()
         self.shards = [self._open(shard["name"], shard["rows"], sizes) for shard in self.index["shards"]]
         self.fields = self.shards[0].fields
+        for entry, shard in zip(self.index["shards"], self.shards, strict=True):
+            if shard.fields != self.fields:
+                reason = f"holds {', '.join(shard.fields)}, expected {', '.join(self.fields)} like the first shard"
+                raise DamagedError(f"{self.path}/{entry['name']}", reason, _REMEDY)
         self.has_depth = "depth" in self.fields
         self._backgrounds = Cache(_CACHED_BYTES)
 
@@ -245,8 +258,9 @@ class Store:
                 f"run dsgen pack --out {self.path} again",
             )
         shard = Shard(ZipFiles(self.files, name) if below is None else self.files.child(name))
-        if shard.rows != rows:
-            raise DamagedError(f"{self.path}/{name}", f"{shard.rows} rows, expected {rows} by {INDEX_JSON}", remedy)
+        if (shard.rows, shard.size) != (rows, self.size):
+            reason = f"{shard.rows} rows of size {shard.size}, expected {rows} of {self.size} by {INDEX_JSON}"
+            raise DamagedError(f"{self.path}/{name}", reason, remedy)
         with _reading(shard.files):
             missing = shard.missing_files(below)
         if missing:
@@ -345,14 +359,16 @@ class StoreHandle:
 
 @contextmanager
 def _reading(files: Files, what: str = "metadata") -> Iterator[None]:
-    """Turn whatever codecs and parsers raise on missing or damaged files into a `DamagedError`."""
+    """Turn whatever codecs and parsers raise on missing or damaged files into a `DamagedError`.
+
+    Errors of the system pass: they say nothing of the files.
+    """
     try:
         yield
     except DsgenError:
         raise
     except Exception as error:
-        raise DamagedError(
-            files,
-            f"cannot read {what} ({reason_of(error)}), the shard is damaged",
-            "remove it and run dsgen pack again",
-        ) from error
+        if is_system_error(error) or is_local_shortage(error):
+            raise
+        reason = f"cannot read {what} ({reason_of(error)}), the shard is damaged"
+        raise DamagedError(files, reason, _REMEDY) from error

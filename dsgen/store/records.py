@@ -15,9 +15,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from typing_extensions import TypedDict
+
 from dsgen.io.filesystem import LocalFiles, UrlFiles
-from dsgen.io.json_files import encode_json, parse_json
+from dsgen.io.json_files import encode_json, parse_as
 from dsgen.store.layout import PACKING
+from dsgen.store.schema import Count, Sha256, SumsEntry
 from dsgen.store.statistics import Sums
 
 MADE_FROM = f"{PACKING}/made_from.json"
@@ -39,6 +42,16 @@ class FileEntry(NamedTuple):
 FileTable = dict[str, FileEntry]  # by the name of the file
 
 
+_Table = dict[str, tuple[Count, Sha256]]  # as JSON has it
+
+
+class _Record(TypedDict):
+    """The record of a block."""
+
+    sums: dict[str, SumsEntry]
+    files: _Table
+
+
 @dataclass(frozen=True)
 class BlockRecord:
     """A finished block: the sums of its arrays, by array, and its files, by their names within the shard."""
@@ -52,9 +65,9 @@ class BlockRecord:
 
     @classmethod
     def parse(cls, content: bytes, name: str) -> "BlockRecord":
-        """Parse a record; raise `DamagedError` if it is no JSON."""
-        record = parse_json(content, name)
-        return cls(record["sums"], _parse_table(record["files"]))
+        """Parse a record; raise `DamagedError` if it is damaged."""
+        record = parse_as(_Record, content, name, "remove it and run dsgen pack again")
+        return cls({name: dict(sums) for name, sums in record["sums"].items()}, _parse_table(record["files"]))
 
 
 def block_record_name(first: int) -> str:
@@ -77,7 +90,8 @@ def read_block_records(files: LocalFiles | UrlFiles, firsts: Sequence[int]) -> l
     names = [block_record_name(first) for first in firsts]
     with ThreadPoolExecutor(THREADS) as pool:
         return [
-            BlockRecord.parse(content, name) for name, content in zip(names, pool.map(files.read, names), strict=True)
+            BlockRecord.parse(content, f"{files}/{name}")
+            for name, content in zip(names, pool.map(files.read, names), strict=True)
         ]
 
 
@@ -90,7 +104,8 @@ def read_shard_table(files: LocalFiles | UrlFiles, shard: str) -> FileTable | No
     """Return size and hash of every file of a sealed shard as noted when it was sealed; None without such a note."""
     name = f"{PACKING}/{shard}.json"
     with contextlib.suppress(FileNotFoundError):
-        return _parse_table(parse_json(files.read(name), f"{files}/{name}"))
+        remedy = "remove it and run dsgen pack again"
+        return _parse_table(parse_as(_Table, files.read(name), f"{files}/{name}", remedy))
     return None
 
 
@@ -101,5 +116,5 @@ def hash_shard(files: LocalFiles | UrlFiles, shard: str, sizes: dict[str, int]) 
         return dict(zip(names, pool.map(lambda file: FileEntry.of(files.read(file)), names), strict=True))
 
 
-def _parse_table(table: dict[str, list[Any]]) -> FileTable:
+def _parse_table(table: _Table) -> FileTable:
     return {name: FileEntry(*entry) for name, entry in table.items()}

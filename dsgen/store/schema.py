@@ -37,17 +37,21 @@ Its consolidated metadata repeat those of the shards, so that the tree opens by 
 which earlier versions made, lack the group and the two coordinates.
 """
 
+import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, Literal, NotRequired
 
 import numpy as np
+from annotated_types import Ge, Le, Len
+from pydantic import StringConstraints
+from typing_extensions import TypedDict
 
 from dsgen.corpus.plan import DTYPE, SPLITS
 from dsgen.errors import DamagedError, NotFoundError, reason_of
 from dsgen.io.filesystem import Files
-from dsgen.io.json_files import encode_json
+from dsgen.io.json_files import check_as, encode_json, parse_as
 from dsgen.store.codecs import LEVEL, encode_chunk, with_checksum
 from dsgen.store.layout import INDEX_JSON, SHA256SUMS, ZIP_SUFFIX
 
@@ -88,6 +92,160 @@ _DESCRIBED: dict[str, dict[str, Any]] = {
     "background": {"long_name": "background, RGB"},
     "foreground_cutout": {"long_name": "foreground, RGBA with straight alpha"},
 }
+
+
+MAX_CHUNK_BYTES = 2**30  # of a chunk when decoded; the largest that is written is a cut-out of 8192 x 8192 pixels
+_SHAPES: dict[str, tuple[str, int, tuple[int | None, ...]]] = {  # dtype, dimensions, and the last lengths
+    "image": ("|u1", 4, (3,)),
+    "mask": ("|u1", 3, ()),
+    "depth": ("<u2", 3, ()),
+    "background": ("|u1", 4, (3,)),
+    "foreground_cutout": ("|u1", 4, (4,)),
+    "foreground_shape": ("<u2", 2, (2,)),
+}
+
+Count = Annotated[int, Ge(0), Le(2**48)]
+Positive = Annotated[int, Ge(1), Le(2**48)]
+Pixels = Annotated[int, Ge(1), Le(8192)]
+Sha256 = Annotated[str, StringConstraints(pattern="^[0-9a-f]{64}$")]
+Sum = Annotated[int, Ge(0), Le(2**128)]
+Channels = Annotated[list[Sum], Len(1, 3)]
+ShardName = Annotated[str, StringConstraints(pattern=r"^shard-\d{5,}-of-\d{5,}\.zarr(\.zip)?$")]
+
+
+class SumsEntry(TypedDict):
+    """The sums of an array, see `dsgen.store.statistics`."""
+
+    count: Count
+    sum: Channels
+    squares: NotRequired[Channels]
+
+
+class MadeFrom(TypedDict):
+    """What a store is packed from, and how; the rest depends on the source."""
+
+    chunk_rows: Positive
+    block_rows: Positive
+    depth: dict[str, Any] | None
+    shards: Positive
+    recipe: bool
+    zip: bool
+    left_out: NotRequired[Count]
+    max_flip_error: NotRequired[float | None]
+
+
+class Statistics(TypedDict):
+    """Mean and standard deviation of an array, by channel."""
+
+    mean: Annotated[list[float], Len(1, 3)] | None
+    std: Annotated[list[float], Len(1, 3)] | None
+
+
+class IndexShard(TypedDict):
+    """What the index says of a shard."""
+
+    name: ShardName
+    first_row: Count
+    rows: Positive
+    splits: dict[str, Count]
+    bytes: Count
+    image_bytes: Count
+    sha256: Sha256
+
+
+class AnyIndex(TypedDict):
+    """An index of any format."""
+
+    format: int
+
+
+class Index(TypedDict):
+    """`index.json`."""
+
+    format: int
+    dsgen: str
+    rows: Positive
+    size: Pixels
+    splits: dict[Literal["train", "validation", "test", "unused"], Count]
+    depth: dict[str, Any] | None
+    left_out: NotRequired[Count]
+    statistics: dict[str, Statistics]
+    made_from: MadeFrom
+    sums_sha256: Sha256
+    shards: Annotated[list[IndexShard], Len(1)]
+
+
+class ShardAttributes(TypedDict):
+    """The attributes of a shard."""
+
+    dsgen: str
+    made_from: MadeFrom
+    first_row: Count
+    sums: dict[str, SumsEntry]
+
+
+class Consolidated(TypedDict):
+    """The metadata of a shard's arrays, by name."""
+
+    metadata: dict[str, dict[str, Any]]
+
+
+class ShardMetadata(TypedDict):
+    """The `zarr.json` of a shard."""
+
+    attributes: ShardAttributes
+    consolidated_metadata: Consolidated
+
+
+class Codec(TypedDict):
+    """A codec of an array."""
+
+    name: str
+    configuration: NotRequired[dict[str, Any]]
+
+
+class Grid(TypedDict):
+    """Of an array its grid, of a sharding codec its inner one."""
+
+    chunk_shape: Annotated[list[Positive], Len(1, 4)]
+    codecs: NotRequired[Annotated[list[Codec], Len(1, 4)]]
+
+
+class ChunkGrid(TypedDict):
+    """The grid of an array's chunks."""
+
+    configuration: Grid
+
+
+class ArrayMetadata(TypedDict):
+    """The `zarr.json` of an array."""
+
+    shape: Annotated[list[Count], Len(1, 4)]
+    data_type: Literal["uint8", "uint16", "uint32", "int64", "float32"]
+    chunk_grid: ChunkGrid
+    codecs: Annotated[list[Codec], Len(1, 4)]
+
+
+def parse_index(content: bytes, name: str) -> Index:
+    """Parse `index.json`; raise `DamagedError` if it does not fit its schema or contradicts itself.
+
+    That of another format is refused too.
+    """
+    remedy = "run dsgen repair, or remove it and run dsgen pack again"
+    version = parse_as(AnyIndex, content, name, remedy)["format"]
+    if version != FORMAT:
+        raise DamagedError(name, f"format {version}, expected {FORMAT}", "use the version of dsgen that made it")
+    index = parse_as(Index, content, name, remedy)
+    next_row = 0
+    for shard in index["shards"]:
+        if shard["first_row"] != next_row:
+            reason = f"damaged, {shard['name']} starts at row {shard['first_row']:,}, expected {next_row:,}"
+            raise DamagedError(name, reason, remedy)
+        next_row += shard["rows"]
+    for what, count in (("its shards have", next_row), ("its splits have", sum(index["splits"].values()))):
+        if count != index["rows"]:
+            raise DamagedError(name, f"damaged, got {index['rows']:,} rows, but {what} {count:,}", remedy)
+    return index
 
 
 def block_rows(chunk: int, size: int) -> int:
@@ -316,20 +474,26 @@ class ArrayLayout:
     @classmethod
     def parse(cls, name: str, metadata: dict[str, Any]) -> "ArrayLayout":
         """Parse an array's `zarr.json`; raise `ValueError` for anything that `metadata_files` does not write."""
-        shape, codecs = tuple(metadata["shape"]), metadata["codecs"]
-        grid = metadata["chunk_grid"]["configuration"]["chunk_shape"]
+        known = check_as(ArrayMetadata, metadata, f"{name}/{ROOT}")
+        shape, codecs = tuple(known["shape"]), known["codecs"]
+        grid = known["chunk_grid"]["configuration"]["chunk_shape"]
         each = chunk = grid[0]
         sharded = codecs[0]["name"] == "sharding_indexed"
         if sharded:
-            configuration = codecs[0]["configuration"]
-            chunk, codecs = configuration["chunk_shape"][0], configuration["codecs"]
+            inner = check_as(Grid, codecs[0].get("configuration"), f"{name}/{ROOT}")
+            chunk, codecs = inner["chunk_shape"][0], inner.get("codecs", [])
+            if inner["chunk_shape"][1:] != grid[1:] or each % chunk:
+                raise ValueError(f"{name} has chunks {inner['chunk_shape']} in shards {grid}, not as dsgen does")
         names = tuple(codec["name"] for codec in codecs)
         if (
             names not in (("bytes", "zstd"), ("bytes", "blosc", "crc32c"), ("bytes", "blosc"))
             or list(shape[1:]) != grid[1:]
         ):
             raise ValueError(f"{name} is coded by {', '.join(names)} in chunks {grid}, not as dsgen does")
-        dtype = np.dtype(metadata["data_type"]).newbyteorder("<")
+        dtype = np.dtype(known["data_type"]).newbyteorder("<")
+        nbytes = math.prod((chunk, *shape[1:])) * dtype.itemsize
+        if nbytes > MAX_CHUNK_BYTES:
+            raise ValueError(f"{name} has chunks of {nbytes:,} bytes, expected at most {MAX_CHUNK_BYTES:,}")
         return cls(name, shape, dtype, chunk, each, names, sharded)
 
     def file(self, number: int) -> str:
@@ -342,6 +506,37 @@ class ArrayLayout:
         return "blosc" in self.codecs and self.dtype == np.dtype("<u2")
 
     @property
-    def file_names(self) -> list[str]:
-        """Name every file of the array."""
-        return [self.file(i) for i in range(-(-self.shape[0] // self.each))]
+    def file_count(self) -> int:
+        """How many files the array has."""
+        return -(-self.shape[0] // self.each)
+
+    @property
+    def file_names(self) -> Iterator[str]:
+        """Name every file of the array; of a damaged one there may be too many to list."""
+        return map(self.file, range(self.file_count))
+
+
+def check_arrays(arrays: Mapping[str, ArrayLayout]) -> None:
+    """Raise `ValueError` for arrays that are not those of one shard, as `metadata_files` describes them."""
+    missing = [name for name in _COLUMNS if name not in arrays]
+    if missing or not {"image", "depth", "background"} & arrays.keys():
+        raise ValueError(f"no array {missing[0] if missing else 'image'}")
+    rows = arrays["row"].shape[0]
+    sides = {side for name in (*SAMPLE_FIELDS, "background") if name in arrays for side in arrays[name].shape[1:3]}
+    for name, array in arrays.items():
+        if name not in _SHAPES and name not in _COLUMNS:
+            continue
+        dtype, dimensions, tail = _SHAPES.get(name, (_COLUMNS.get(name, ("",))[0], 1, ()))
+        if (
+            array.dtype != np.dtype(dtype)
+            or len(array.shape) != dimensions
+            or array.shape[dimensions - len(tail) :] != tail
+        ):
+            raise ValueError(f"{name} is {array.dtype} {array.shape}")
+        if (name in SAMPLE_FIELDS or name in _COLUMNS) and array.shape[0] != rows:
+            raise ValueError(f"{name} has {array.shape[0]:,} rows, expected {rows:,}")
+    if not rows or len(sides) > 1:
+        raise ValueError(f"{rows} rows of sides {sorted(sides)}")
+    chunks = {arrays[name].chunk for name in SAMPLE_FIELDS if name in arrays}
+    if len(chunks) > 1:
+        raise ValueError(f"chunks of {sorted(chunks)} samples, expected one number")

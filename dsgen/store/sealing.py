@@ -16,6 +16,7 @@ import numpy as np
 
 from dsgen import __version__
 from dsgen.corpus.plan import SPLITS, split_counts
+from dsgen.errors import DamagedError
 from dsgen.io.filesystem import LocalFiles, UrlFiles
 from dsgen.io.json_files import encode_json, parse_json
 from dsgen.io.zip_files import ZipFiles, write_zip
@@ -177,6 +178,9 @@ def store_files(
     }
     some_shard = next(iter(shards.values()))
     made_from = some_shard.attributes["made_from"]
+    for name, shard in shards.items():
+        if shard.attributes["sums"].keys() != some_shard.attributes["sums"].keys():
+            raise DamagedError(shard.files, "damaged, its sums are of other arrays", f"remove {name} and pack it again")
     tree: dict[str, bytes] = {}
     if layout_of(made_from) > 1:
         roots = {

@@ -4,13 +4,18 @@ import dataclasses
 import hashlib
 import io
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, NotRequired
 
 import torch
+from annotated_types import Ge, Le, Len
 from torch import Tensor
+from typing_extensions import TypedDict
 
+from dsgen.depth.networks import misfits
 from dsgen.errors import (
     ConflictError,
     DamagedError,
@@ -18,17 +23,67 @@ from dsgen.errors import (
     InvalidValueError,
     NotFoundError,
     find_differences,
+    is_system_error,
     option,
     reason_of,
 )
+from dsgen.io.json_files import check_as
+from dsgen.io.torch_files import read_torch
 from dsgen.parallel.devices import pick_device
-from dsgen.training.unet import UNet, unet_metres
+from dsgen.training.unet import UNet, UNetConfig, unet_metres
 
 if TYPE_CHECKING:
     from dsgen.training.trainer import Trainer
 
 FORMAT = "dsgen-unet-1"  # of a checkpoint
 MASK, DEPTH = "mask", "depth"
+_REMEDY = "copy the newest undamaged epoch over it, or remove the run"
+
+Count = Annotated[int, Ge(0), Le(2**48)]
+
+
+class _Place(TypedDict):
+    """A `Position` as checkpoints hold it."""
+
+    size: Annotated[int, Ge(1), Le(8192)]
+    loader: dict[str, Any]
+    step: Count
+    samples: Count
+    loss: float
+    rate: float
+    seconds: float
+
+
+class _Settings(TypedDict):
+    """Of the settings of a run those that are needed to open its network."""
+
+    sizes: Annotated[list[Annotated[int, Ge(1), Le(8192)]], Len(1)]
+
+
+class _Epoch(TypedDict):
+    """Of an epoch's results those that are needed to open its network and to go on after it."""
+
+    epoch: Count
+    size: Annotated[int, Ge(1), Le(8192)]
+    samples: Count
+    iou: int | float
+    abs_rel: int | float
+
+
+class _Checkpoint(TypedDict):
+    """What a checkpoint holds."""
+
+    settings: _Settings
+    store_sha256: str | None
+    init_sha256: NotRequired[str | None]
+    config: UNetConfig
+    network: dict[str, Any]
+    training: dict[str, Any]
+    optimizer: dict[str, Any]
+    scaler: dict[str, Any]
+    steps: Count
+    history: list[_Epoch]
+    place: _Place | None
 
 
 @dataclass
@@ -123,24 +178,23 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     Raises `NotFoundError`, and `DamagedError` for a damaged or foreign file.
     """
     try:
-        saved = torch.load(path, map_location="cpu", weights_only=True)
+        saved = read_torch(path, _REMEDY)
     except FileNotFoundError as error:
         raise NotFoundError(path, "no such checkpoint", "run dsgen train") from error
-    except Exception as error:  # torch.load raises all kinds of errors for damaged files
-        raise _damaged(path, error) from error
-    if not isinstance(saved, dict) or saved.get("format") != FORMAT:
+    if saved.get("format") != FORMAT:
         raise DamagedError(path, f"not a checkpoint of dsgen train (expected format {FORMAT})", "use another file")
+    check_as(_Checkpoint, saved, path, _REMEDY)
     return saved
 
 
 def load_network(path: Path, device: str = "cpu") -> UNet:
     """Load the trained network of a checkpoint, ready to predict."""
     saved = read_checkpoint(path)
-    try:
+    with _refusing_damage(path):
+        if strange := misfits(lambda: UNet(**saved["config"]), saved["network"]):
+            raise ValueError(f"{len(strange)} arrays are missing, left over or of another shape, {strange[0][:100]}")
         network = UNet(**saved["config"])
         network.load_state_dict(saved["network"])
-    except (RuntimeError, KeyError, TypeError) as error:
-        raise _damaged(path, error) from error
     return network.to(pick_device(device)).to(memory_format=torch.channels_last).eval()
 
 
@@ -174,7 +228,7 @@ def restore_checkpoint(trainer: "Trainer", path: Path) -> None:
     differences.
     """
     saved = read_checkpoint(path)
-    try:
+    with _refusing_damage(path):
         now = _by_option(trainer.settings.as_dict()) | {"store": trainer.store_sha256}
         was = _by_option(saved["settings"]) | {"store": saved["store_sha256"]}
         if trainer.init_sha256 is not None:
@@ -190,27 +244,24 @@ def restore_checkpoint(trainer: "Trainer", path: Path) -> None:
         trainer.network.load_state_dict(saved["training"])
         trainer.averaged.load_state_dict(saved["network"])
         trainer.optimizer.load_state_dict(saved["optimizer"])
+        _check_optimizer(trainer.optimizer)
         if saved["scaler"] and trainer.scaler.is_enabled():  # empty unless the run was in float16
             trainer.scaler.load_state_dict(saved["scaler"])
         trainer.init_sha256 = saved.get("init_sha256")
         trainer.steps, trainer.history = saved["steps"], saved["history"]
         trainer.position = saved["place"] and Position(**saved["place"])
-    except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise _damaged(path, error) from error
 
 
 def load_initial_weights(trainer: "Trainer", path: Path) -> None:
     """Start a new trainer from a checkpoint's weights; those of another network are a `ConflictError`."""
     saved = read_checkpoint(path)
-    try:
+    with _refusing_damage(path):
         if differences := find_differences(_by_option(trainer.network.config), _by_option(saved["config"])):
             raise ConflictError(
                 "--init", f"{path} has another network", "use the same settings", differences, "checkpoint"
             )
         for network in {trainer.network, trainer.averaged}:
             network.load_state_dict(saved["network"])
-    except (RuntimeError, KeyError, TypeError, AttributeError) as error:
-        raise _damaged(path, error) from error
     trainer.init_sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
 
 
@@ -218,9 +269,23 @@ def _by_option(settings: dict[str, Any]) -> dict[str, Any]:
     return {option(name): value for name, value in settings.items()}
 
 
-def _damaged(path: Path, error: Exception) -> DsgenError:
-    return DamagedError(
-        path,
-        f"damaged checkpoint ({reason_of(error, path)})",
-        "copy the newest undamaged epoch over it, or remove the run",
-    )
+def _check_optimizer(optimizer: torch.optim.Optimizer) -> None:
+    """Raise `ValueError` for a state that does not fit the weights it is of, which only the next step would notice."""
+    for weight, state in optimizer.state.items():
+        for name, value in state.items():
+            if not isinstance(value, Tensor) or (value.ndim and value.shape != weight.shape):
+                raise ValueError(f"the optimizer's {name} does not fit a weight of {tuple(weight.shape)}")
+
+
+@contextmanager
+def _refusing_damage(path: Path) -> Iterator[None]:
+    """Turn what torch raises for the state of another network or optimizer into a `DamagedError`."""
+    try:
+        yield
+    except ConflictError:
+        raise
+    except Exception as error:  # torch raises errors of any class
+        if is_system_error(error):
+            raise
+        reason = error.reason if isinstance(error, DsgenError) else reason_of(error, path)
+        raise DamagedError(path, f"damaged checkpoint ({reason})", _REMEDY) from error

@@ -13,7 +13,7 @@ from typing import Any, Self, get_args, get_origin, get_type_hints
 from dsgen.errors import DsgenError, InvalidValueError, check_rules, raise_all
 from dsgen.parallel.devices import PRECISIONS
 from dsgen.training.losses import DEPTH_LOSSES, MASK_LOSSES
-from dsgen.training.unet import BLOCKS, COLOURS, OUTPUTS
+from dsgen.training.unet import BLOCKS, COLOURS, MAX_WIDTH, OUTPUTS
 
 SMALLEST_SIZE = 32
 OPTIMIZERS = ("adam", "adamw", "sgd")
@@ -109,7 +109,7 @@ class Settings:
             ),
             (len(batches) in (1, len(sizes)), "batch_size", batches, "one number, or one for each size"),
             (all(n >= 1 and n % processes == 0 for n in batches), "batch_size", batches, smallest_batch),
-            (self.width >= 1, "width", self.width, "1 or more"),
+            (1 <= self.width <= MAX_WIDTH, "width", self.width, f"1 to {MAX_WIDTH}"),
             (0 <= self.dropout < 1, "dropout", self.dropout, "0 to below 1"),
             (0 < self.learning_rate < 10, "learning_rate", self.learning_rate, "above 0 and below 10"),
             (0 <= self.warm_up < math.inf, "warm_up", self.warm_up, "0 or more epochs"),

@@ -3,15 +3,16 @@
 Images are (B,3,H,W) float32 RGB in 0..1, masks and depth maps (B,1,H,W) float32.
 """
 
-import difflib
 from itertools import pairwise
-from typing import Any
+from typing import Annotated, Any, Literal, NotRequired
 
 import torch
 import torch.nn.functional as F
+from annotated_types import Ge, Le
 from torch import Tensor, nn
+from typing_extensions import TypedDict
 
-from dsgen.depth.networks import ExactConv2d
+from dsgen.depth.networks import ExactConv2d, check_encoder
 from dsgen.errors import InvalidValueError, reason_of
 from dsgen.units import MAX_DEPTH_M, MIN_DEPTH_M
 
@@ -20,6 +21,20 @@ OUTPUTS = ("full", "half")
 BLOCKS = ("shared", "separate")
 LUMA = (0.299, 0.587, 0.114)  # of R, G and B, ITU-R BT.601, as Pillow and OpenCV compute grey
 _WIDEST = 8  # times `width`: levels below 1/8 of the image size get no wider
+
+
+MAX_WIDTH = 4096
+
+
+class UNetConfig(TypedDict):
+    """The arguments of a `UNet`, as checkpoints hold them."""
+
+    width: Annotated[int, Ge(1), Le(MAX_WIDTH)]
+    dropout: float
+    colour: NotRequired[Literal["rgb", "grey"]]
+    output: NotRequired[Literal["full", "half"]]
+    blocks: NotRequired[Literal["shared", "separate"]]
+    encoder: NotRequired[str | None]
 
 
 class DoubleConv(nn.Sequential):
@@ -193,8 +208,8 @@ class UNet(nn.Module):
 
 def _check_options(width: int, dropout: float, colour: str, output: str, blocks: str, encoder: str | None) -> None:
     smallest_width = 2 if blocks == "separate" else 1
-    if width < smallest_width:
-        raise InvalidValueError("U-Net", f"got width {width}, expected {smallest_width} or more")
+    if not smallest_width <= width <= MAX_WIDTH:
+        raise InvalidValueError("U-Net", f"got width {width}, expected {smallest_width} to {MAX_WIDTH}")
     if not 0 <= dropout < 1:
         raise InvalidValueError("U-Net", f"got dropout {dropout}, expected 0 to below 1")
     for name, value, known in (
@@ -212,14 +227,9 @@ def _check_options(width: int, dropout: float, colour: str, output: str, blocks:
 
 def _create_encoder(name: str, channels: int) -> nn.Module:
     """Create a timm feature encoder by name, with random weights, for images of `channels` channels."""
+    check_encoder(name)
     import timm
 
-    if not timm.is_model(name):
-        near = difflib.get_close_matches(name, timm.list_models(), n=4, cutoff=0.5)
-        like = f"like {', '.join(near)}" if near else "listed by timm.list_models()"
-        raise InvalidValueError(
-            f"encoder {name}", f"got a name that timm does not know, expected one {like}", "use another"
-        )
     try:
         return timm.create_model(name, pretrained=False, features_only=True, in_chans=channels)
     except (RuntimeError, AttributeError, TypeError, ValueError, AssertionError) as error:

@@ -14,6 +14,7 @@ from dsgen.corpus.corpus import Corpus
 from dsgen.errors import InvalidValueError, check_rules
 from dsgen.io.atomic import write_bytes
 from dsgen.io.colours import drawable
+from dsgen.secrets import hide_secrets
 from dsgen.store.kind import is_store
 from dsgen.units import MIN_DEPTH_M
 
@@ -53,7 +54,7 @@ def preview(path: Path | str, out: Path = Path("preview.png"), *, count: int = 1
     if out.suffix.lower() != ".png":
         raise InvalidValueError("--out", f"got {out}, expected a name ending in .png")
     sample = _read_store(path, count, seed) if is_store(path) else _read_corpus(Path(path), count, seed)
-    draw_sheet(out, sample, title=str(path))
+    draw_sheet(out, sample, title=hide_secrets(str(path)))
     return PreviewResult(out, tuple(sample.rows.tolist()))
 
 

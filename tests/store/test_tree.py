@@ -16,6 +16,7 @@ from support.corpora import draw_background, files
 from support.damage import KINDS, delete, flip, truncate
 
 from dsgen.corpus.corpus import Corpus
+from dsgen.corpus.manifest import picture_records
 from dsgen.errors import ConflictError, DsgenError
 from dsgen.integrity.repair import repair
 from dsgen.integrity.verify import verify
@@ -61,7 +62,7 @@ def test_a_store_opens_as_a_tree(stores: Path, labelled_corpus: Path, kind: str)
     assert sorted(group.group_keys()) == list(tree.children) == shards
     assert bool(shards) == (kind != "zip")
     for name, part in (("background_name", "backgrounds"), ("foreground_name", "foregrounds")):
-        expected = [entry["name"] for entry in corpus.manifest[part]]
+        expected = [entry["name"] for entry in picture_records(corpus.manifest, part)]
         assert group[name][:].tolist() == tree[name].values.tolist() == expected
     assert tree.attrs["Conventions"].startswith("CF-1.")
     for shard in shards:
@@ -164,7 +165,7 @@ def test_pictures_that_are_no_corpus_have_names(tmp_path: Path) -> None:
 def earlier_store(corpus: Path, path: Path, recipe: bool = False, zipped: bool = False) -> Path:
     """A store as versions without a layout made it: no group, no coordinates, the unit of the labels noted."""
     source = CorpusSource(corpus)
-    made_from = source.made_from | {"shards": 3, "recipe": recipe, "zip": zipped}
+    made_from: dict[str, Any] = source.made_from | {"shards": 3, "recipe": recipe, "zip": zipped}
     made_from["depth"] = {**made_from["depth"], "units": "mm"}
     tables = pack_shards(source, path, range(3), made_from, 1)
     store = packing.open_files(path)

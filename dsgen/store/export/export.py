@@ -13,7 +13,6 @@ import numpy as np
 from dsgen import __version__
 from dsgen.errors import InvalidValueError
 from dsgen.io.atomic import partial_path, write_bytes, write_json
-from dsgen.io.json_files import read_json
 from dsgen.parallel.locks import exclusive_lock
 from dsgen.parallel.pool import run_blocks, worker_count
 from dsgen.store.export.cards import write_card
@@ -32,6 +31,7 @@ from dsgen.store.export.plan import (
     count_rows,
     divide,
     is_complete,
+    read_export,
 )
 from dsgen.store.export.samples import encode_samples
 from dsgen.store.export.webdataset import write_tar
@@ -130,7 +130,7 @@ def _write_missing(
     workers: int,
 ) -> list[ExportFile]:
     """Write the files that are missing or cut short, then card and index; return those files."""
-    before = read_json(out / EXPORT_JSON) if (out / EXPORT_JSON).exists() else {}
+    before = read_export(out)
     missing = [file for file in files if not is_complete(out, file, before)]
     if not missing and before.get("complete"):
         return missing

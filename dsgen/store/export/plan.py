@@ -3,12 +3,15 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, NotRequired
+
+from annotated_types import Ge
+from typing_extensions import TypedDict
 
 from dsgen.corpus.plan import DTYPE, SPLITS
 from dsgen.errors import ConflictError, DamagedError, InvalidValueError, find_differences
 from dsgen.io.atomic import partial_path
-from dsgen.io.json_files import read_json
+from dsgen.io.json_files import read_as
 from dsgen.parallel.locks import LOCK
 from dsgen.store.reader import Store
 
@@ -20,6 +23,18 @@ IMAGE_SUFFIXES = {"png": "png", "jpeg": "jpg"}
 DEPTH_SUFFIX = "npy.gz"
 JPEG_QUALITY = 95
 COLUMN_NAMES = {"background": "background_number"}  # as in the store, where `background` is an array of images
+
+
+class _ExportedFile(TypedDict):
+    bytes: Annotated[int, Ge(0)]
+
+
+class _Export(TypedDict):
+    """`export.json`; while the export is unfinished it has no files."""
+
+    complete: NotRequired[bool]
+    made_from: NotRequired[dict[str, Any]]
+    files: NotRequired[dict[str, _ExportedFile]]
 
 
 @dataclass(frozen=True)
@@ -130,6 +145,12 @@ def is_complete(out: Path, file: ExportFile, before: dict[str, Any]) -> bool:
     return path.is_file() and (noted is None or path.stat().st_size == noted["bytes"])
 
 
+def read_export(out: Path) -> dict[str, Any]:
+    """Read the `export.json` of a folder; empty if there is none."""
+    path = out / EXPORT_JSON
+    return dict(read_as(_Export, path, "remove the folder and export again")) if path.is_file() else {}
+
+
 def check_out(out: Path, made_from: dict[str, Any], files: list[ExportFile]) -> None:
     """Refuse a folder that holds anything but an export, and an export of anything else."""
     if out.exists() and not out.is_dir():
@@ -138,7 +159,7 @@ def check_out(out: Path, made_from: dict[str, Any], files: list[ExportFile]) -> 
         return
     known = {LOCK}
     if (out / EXPORT_JSON).is_file():
-        was = read_json(out / EXPORT_JSON).get("made_from", {})
+        was = read_export(out).get("made_from", {})
         if "depth" in made_from:
             was = {"depth": "png"} | was  # what earlier versions wrote without a note of it
         differences = find_differences(made_from, was)
