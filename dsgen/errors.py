@@ -13,6 +13,7 @@ fields, so nothing has to parse the message. A bug is no `DsgenError` and keeps 
       SeveralErrors         more than one, found in one pass
 """
 
+import errno
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -151,3 +152,26 @@ def reason_of(error: BaseException, path: Path | str | None = None) -> str:
     text = (isinstance(error, OSError) and error.strerror) or str(error) or type(error).__name__
     line = text.strip().splitlines()[0]
     return line if path is None else line.replace(str(path), "it")
+
+
+_REMEDIES = {
+    errno.ENOSPC: "free some space, and run the same command again",
+    errno.EDQUOT: "remove some files or ask for a larger quota, and run the same command again",
+    errno.EFBIG: "use a file system, or a limit (ulimit -f), that allows larger files",
+    errno.EMFILE: "raise the limit, for example with ulimit -n 4096, and run the same command again",
+    errno.ENFILE: "close other programs, and run the same command again",
+    errno.EACCES: "change the permissions, or choose another place",
+    errno.EPERM: "change the permissions, or choose another place",
+    errno.EROFS: "choose a place that can be written to",
+    errno.EIO: "check the disk or the network file system, and run the same command again",
+    errno.ESTALE: "mount the network file system again, and run the same command again",
+    errno.ENOMEM: "close other programs or use fewer --jobs, and run the same command again",
+    errno.ENAMETOOLONG: "choose shorter names",
+}
+
+
+def explain_system_error(error: OSError, stage: str) -> tuple[str, str, str]:
+    """Return what an error of the operating system is about, its reason and a remedy; `stage` is what met it."""
+    what = stage if error.filename is None else str(error.filename)
+    reason = reason_of(error) + ("" if error.filename is None else f" (during {stage})")
+    return what, reason, _REMEDIES.get(error.errno or 0, "")

@@ -20,6 +20,7 @@ from dsgen.corpus.plan import DTYPE
 from dsgen.errors import ConflictError, DamagedError, DsgenError, InvalidValueError, NotFoundError, find_differences
 from dsgen.integrity.check_rows import check_rows
 from dsgen.integrity.findings import EXTRA, FOREIGN, MISSING, ReportBuilder, damage_of, shard_damage
+from dsgen.io.atomic import final_name
 from dsgen.io.filesystem import LocalFiles, UrlFiles, hash_tree, open_files
 from dsgen.io.json_files import encode_json, parse_json
 from dsgen.parallel.locks import LOCK
@@ -32,7 +33,7 @@ from dsgen.store.records import FileEntry
 from dsgen.store.sealing import ZIP_SUFFIX, open_shard, sums_and_index
 
 _SHARD = re.compile(r"(shard-\d+-of-(\d+)\.zarr(?:\.zip)?)(?:/|$)")
-_OURS = re.compile(rf"(?:shard-\d+-of-\d+\.zarr|{INDEX_JSON}|{SHA256SUMS})")
+_OURS = re.compile(rf"(?:shard-\d+-of-\d+\.zarr(?:\.zip)?|{INDEX_JSON}|{SHA256SUMS})")
 
 
 @dataclass
@@ -294,7 +295,7 @@ def _check_strangers(inspection: Inspection, report: ReportBuilder) -> None:
 
 def _classify_stranger(top: str, files: list[str]) -> str:
     """Say what a file or folder at the top is that is not the store's: `EXTRA` where a killed run left it."""
-    if top == PACKING or (top.endswith(".partial") and _OURS.match(top)):
+    if top == PACKING or (top.endswith(".partial") and _OURS.fullmatch(final_name(top))):
         return EXTRA
     if _SHARD.match(top):
         return "a shard of another store" if top in files or f"{top}/{schema.ROOT}" in files else EXTRA

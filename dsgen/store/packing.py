@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from dsgen.errors import ConflictError, DsgenError, InvalidValueError, find_differences
+from dsgen.io.atomic import final_name
 from dsgen.io.filesystem import LocalFiles, UrlFiles, open_files
 from dsgen.io.json_files import parse_json
 from dsgen.parallel.locks import LOCK
@@ -31,7 +32,7 @@ from dsgen.store.sealing import open_shard, seal_shard, sums_and_index
 from dsgen.store.source import Source
 from dsgen.store.space import check_space
 
-_SHARD = re.compile(r"shard-\d+-of-(\d+)\.zarr(\.zip)?(\.partial)?")
+_SHARD = re.compile(r"shard-\d+-of-(\d+)\.zarr(\.zip)?")
 
 
 @dataclass(frozen=True)
@@ -175,7 +176,7 @@ def _check_out(files: LocalFiles | UrlFiles, made_from: dict[str, Any]) -> None:
     others = [
         name
         for name in names
-        if name.removesuffix(".partial") not in known and not _SHARD.fullmatch(name) and not name.startswith(LOCK)
+        if final_name(name) not in known and not _SHARD.fullmatch(final_name(name)) and not name.startswith(LOCK)
     ]
     if others:
         raise InvalidValueError("--out", f"{files} holds other files ({', '.join(others[:5])})", "choose another name")
@@ -194,7 +195,7 @@ def _made_from_earlier(files: LocalFiles | UrlFiles, names: list[str]) -> Iterat
             yield content["made_from"] if name == INDEX_JSON else content
             return
     for name in names:
-        if _SHARD.fullmatch(name) and not name.endswith(".partial"):
+        if _SHARD.fullmatch(name):
             with contextlib.suppress(DsgenError):  # an unsealed shard cannot be opened
                 yield open_shard(files, name).attributes["made_from"]
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from dsgen.corpus.plan import DTYPE, SPLITS
 from dsgen.errors import ConflictError, DamagedError, InvalidValueError, find_differences
-from dsgen.io.atomic import partial_path
+from dsgen.io.atomic import final_name
 from dsgen.io.json_files import read_json
 from dsgen.parallel.locks import LOCK
 from dsgen.store.reader import Store
@@ -131,7 +131,7 @@ def check_out(out: Path, made_from: dict[str, Any], files: list[ExportFile]) -> 
         raise InvalidValueError(out, "a file, expected a folder or nothing", "choose another name")
     if not out.is_dir():
         return
-    known = {LOCK}
+    known = {EXPORT_JSON}
     if (out / EXPORT_JSON).is_file():
         was = read_json(out / EXPORT_JSON).get("made_from", {})
         differences = find_differences(made_from, was)
@@ -139,9 +139,8 @@ def check_out(out: Path, made_from: dict[str, Any], files: list[ExportFile]) -> 
             reason = "exported from another store or with other settings"
             remedy = "use the same, choose another folder, or remove this one"
             raise ConflictError(out, reason, remedy, differences, "export")
-        known |= {EXPORT_JSON, CARD, *(file.name for file in files)}
-    known |= {partial_path(Path(name)).as_posix() for name in (EXPORT_JSON, *known)}
+        known |= {CARD, *(file.name for file in files)}
     existing = sorted(path.relative_to(out).as_posix() for path in out.rglob("*") if not path.is_dir())
-    others = [name for name in existing if name not in known]
+    others = [name for name in existing if final_name(name) not in known and not name.startswith(LOCK)]
     if others:
         raise InvalidValueError(out, f"holds other files ({', '.join(others[:5])})", "choose another name")
