@@ -187,15 +187,18 @@ _OF_FILES = {
     if hasattr(errno, name)
 }
 _REMEDIES = {
-    errno.EMFILE: "raise the limit of open files (ulimit -n), or use fewer workers",
-    errno.ENFILE: "close other programs, or raise the system's limit of open files",
-    errno.ENOMEM: "free some memory, or use fewer workers or a smaller batch",
-    errno.EACCES: "check its permissions",
-    errno.EPERM: "check its permissions",
+    errno.ENOSPC: "free some space, and run the same command again",
+    errno.EDQUOT: "remove some files or ask for a larger quota, and run the same command again",
+    errno.EFBIG: "use a file system, or a limit (ulimit -f), that allows larger files",
+    errno.EMFILE: "raise the limit, for example with ulimit -n 4096, and run the same command again",
+    errno.ENFILE: "close other programs, and run the same command again",
+    errno.EACCES: "change the permissions, or choose another place",
+    errno.EPERM: "change the permissions, or choose another place",
     errno.EROFS: "choose a place that can be written to",
-    errno.EIO: "check the disk and its connection, then run the same command again",
-    errno.ENOSPC: "free some space on its disk, then run the same command again",
-    errno.EDQUOT: "free some of your space on its disk, then run the same command again",
+    errno.EIO: "check the disk or the network file system, and run the same command again",
+    errno.ESTALE: "mount the network file system again, and run the same command again",
+    errno.ENOMEM: "close other programs or use fewer --jobs, and run the same command again",
+    errno.ENAMETOOLONG: "choose shorter names",
 }
 
 
@@ -218,3 +221,10 @@ def remedy_of(error: BaseException) -> str:
     """Say what to do about an error of the system, in a line; empty where nothing general can be said."""
     number = errno.ENOMEM if isinstance(error, MemoryError) else getattr(error, "errno", None)
     return _REMEDIES.get(number, "") if number is not None else ""
+
+
+def explain_system_error(error: OSError, stage: str) -> tuple[str, str, str]:
+    """Return what an error of the operating system is about, its reason and a remedy; `stage` is what met it."""
+    what = stage if error.filename is None else hide_secrets(str(error.filename))
+    reason = reason_of(error) + ("" if error.filename is None else f" (during {stage})")
+    return what, reason, remedy_of(error)

@@ -6,6 +6,7 @@ result, or `{"error": {"type", "what", "reason", "remedy"}}`, beside the error f
 
 import io
 import logging
+import signal
 import sys
 import traceback
 from types import TracebackType
@@ -17,7 +18,17 @@ from dsgen import __version__
 from dsgen.cli import corpus_commands, depth_commands, store_commands, training_commands
 from dsgen.cli.command import HELP_NAMES, Commands, Quiet, Verbose, check_verbosity
 from dsgen.cli.results import describe_error, to_json
-from dsgen.errors import DsgenError, InvalidValueError, NotFoundError, SeveralErrors, reason_of, remedy_of
+from dsgen.errors import (
+    DsgenError,
+    InvalidValueError,
+    NotFoundError,
+    SeveralErrors,
+    explain_system_error,
+    reason_of,
+    remedy_of,
+)
+from dsgen.parallel.signals import REMEDY, name_of, raise_on_signals, stopped_by
+from dsgen.parallel.signals import exit_code as signal_exit_code
 from dsgen.secrets import hide_secrets
 
 FAILED, WRONG_USAGE, INTERRUPTED = 1, 2, 130
@@ -51,7 +62,8 @@ Exit codes:
   0    done
   1    the work failed, or found something wrong
   2    a wrong option or option value
-  130  interrupted; run the same command again to resume
+  130  interrupted by Ctrl-C; run the same command again to resume
+  143  terminated by SIGTERM; run the same command again to resume
 
 With --json, stdout is one JSON object: the result, or {"error": {"type": ..., "what": ..., "reason": ...,
 "remedy": ...}}. The exit code tells them apart. Messages for people always go to stderr.
@@ -109,30 +121,55 @@ def main() -> NoReturn:
     _print_any_name()
     sys.excepthook = _show_bug
     try:
-        code = app(prog_name="dsgen", standalone_mode=False)
-    except typer.Abort as error:  # Ctrl-C in older versions of typer
+        with raise_on_signals():
+            code = _run()
+    except Exception:
+        if stopped_by() is None:
+            raise
+        code = INTERRUPTED  # what fails after a signal, such as a worker process that it ended too, fails by it
+    if code == INTERRUPTED:
+        number = stopped_by() or signal.SIGINT
+        said = name_of(number)
+        _fail_with(said.capitalize(), said, "", REMEDY, signal_exit_code(number), prefix="")
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _run() -> Any:
+    """Run the command that the command line names; return its exit code, or `INTERRUPTED` after a signal."""
+    try:
+        return app(prog_name="dsgen", standalone_mode=False)
+    except (typer.Abort, KeyboardInterrupt) as error:  # which of them depends on the version of typer
         if isinstance(error.__cause__, EOFError):  # of a file that ends too early, which typer takes for Ctrl-D
             raise error.__cause__ from None
-        code = INTERRUPTED
-    except DsgenError as error:
-        _fail(f"error: {error}", describe_error(error), exit_code(error))
-    except ImportError as error:
-        if "lib" not in str(error):
+        return INTERRUPTED
+    except Exception as error:
+        if stopped_by() is not None and not isinstance(error, DsgenError):
             raise
+        _report(error)
+
+
+def _report(error: Exception) -> NoReturn:
+    """Report an error that a user can put right, and exit; raise any other."""
+    if isinstance(error, DsgenError):
+        _fail(f"error: {error}", describe_error(error), exit_code(error))
+    if isinstance(error, ImportError) and "lib" in str(error):
         remedy = "on Debian or Ubuntu: apt-get install libgl1 libglib2.0-0"
         _fail_with("ImportError", "OpenCV", f"a system library is missing ({error})", remedy, FAILED)
-    except OSError as error:
-        _fail_with(type(error).__name__, error.filename or "system", reason_of(error), remedy_of(error), FAILED)
-    except MemoryError as error:
-        reason = f"not enough of it ({reason_of(error)})"
-        _fail_with(type(error).__name__, "memory", reason, remedy_of(error), FAILED)
-    except Exception as error:
-        if not _is_usage_error(error):
-            raise
+    if isinstance(error, OSError):
+        what, reason, remedy = explain_system_error(error, _stage())
+        _fail_with(type(error).__name__, what, reason, remedy, FAILED)
+    if isinstance(error, MemoryError):
+        reason = f"not enough memory ({reason_of(error)})"
+        _fail_with(type(error).__name__, _stage(), reason, remedy_of(error), FAILED)
+    if _is_usage_error(error):
         _fail_usage(error)
-    if code == INTERRUPTED:
-        _fail_with("Interrupted", "interrupted", "", "run the same command again to resume", INTERRUPTED, prefix="")
-    sys.exit(code if isinstance(code, int) else 0)
+    raise error
+
+
+def _stage() -> str:
+    """Return the command that the command line names, as one types it: `dsgen composite`."""
+    names = {command.name for command in (*COMMANDS, *WEIGHTS_COMMANDS)}
+    return " ".join(["dsgen", *[word for word in sys.argv[1:] if word in names][:1]])
 
 
 def _show_bug(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

@@ -28,7 +28,7 @@ from dsgen.corpus.plan import SPLITS, assign_splits, make_plan, save_plan, split
 from dsgen.corpus.sources import SourceFolder, write_sources
 from dsgen.errors import ConflictError, Difference, InvalidValueError, check_rules, find_differences, option
 from dsgen.io.assets import asset
-from dsgen.io.atomic import write_folder
+from dsgen.io.atomic import final_name, write_folder
 from dsgen.io.filesystem import LocalFiles, hash_tree
 from dsgen.parallel.locks import LOCK
 from dsgen.parallel.parts import Part, lock_setup, lock_stage
@@ -159,7 +159,7 @@ def _check_existing(path: Path, parameters: Parameters, backgrounds: SourceFolde
     if not (path / layout.CORPUS_JSON).exists():
         own = {layout.CORPUS_JSON, layout.SOURCES, layout.PLAN, layout.DEPTH, *layout.FOLDERS}
         names = [p.name for p in path.iterdir() if not p.name.startswith(LOCK)] if path.is_dir() else []
-        others = [name for name in names if name.removesuffix(".partial") not in own]
+        others = [name for name in names if final_name(name) not in own]
         if others:
             reason = f"holds other files ({', '.join(sorted(others)[:5])})"
             raise InvalidValueError(path, reason, "choose another name for the corpus")

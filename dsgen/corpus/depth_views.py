@@ -4,10 +4,12 @@ import numpy as np
 
 from dsgen.corpus import layout
 from dsgen.corpus.corpus import Corpus
+from dsgen.corpus.pictures import clear_pictures, fill_pictures, has_pictures
 from dsgen.io import images
-from dsgen.io.atomic import clear_unfinished, write_folder
+from dsgen.io.atomic import name_in_errors
 from dsgen.parallel.pool import run_blocks
 
+VIEWS = "bg_fg_depth"
 VIEW_MAX_MM = 10_000
 
 
@@ -15,37 +17,37 @@ def draw_missing_views(corpus: Corpus, workers: int, cluster: str | None) -> Non
     """Draw the 8-bit views of the labels that are missing."""
     count = len(corpus.manifest["backgrounds"])
     each = corpus.rows_per_background
-    views = corpus.path / "bg_fg_depth"
-    missing = [b for b in range(count) if not (views / layout.background_name(b)).is_dir()]
-    names = {layout.background_name(background) for background in missing}
-    clear_unfinished(views, names)
+    missing = [b for b in range(count) if not has_pictures(corpus, VIEWS, b)]
+    clear_pictures(corpus, [VIEWS], missing)
     path = corpus.path if cluster is None else corpus.path.absolute()
-    run_blocks(
-        draw_views,
-        [(str(path), b) for b in missing],
-        jobs=workers,
-        title="depth views",
-        total=len(corpus),
-        done=(count - len(missing)) * each,
-        cluster=cluster,
-        shared=(path,),
-    )
-    clear_unfinished(views, names)
+    try:
+        run_blocks(
+            draw_views,
+            [(str(path), b) for b in missing],
+            jobs=workers,
+            title="depth views",
+            total=len(corpus),
+            done=(count - len(missing)) * each,
+            cluster=cluster,
+            shared=(path,),
+        )
+    finally:  # a worker may have been killed while drawing
+        clear_pictures(corpus, [VIEWS], missing)
 
 
 def draw_views(path: str, background: int) -> int:
     """Write the 8-bit depth views of one background: 0 is 0 m and 255 is 10 m, in every picture."""
     corpus = Corpus(path)
     assert corpus.labels is not None
-    folder = layout.background_name(background)
     each = corpus.rows_per_background
-    with write_folder(corpus.path / "bg_fg_depth" / folder, apart=True) as unfinished:
+    with fill_pictures(corpus, VIEWS, background) as unfinished:
         for start in range(background * each, (background + 1) * each, 200):
             stop = min(start + 200, (background + 1) * each)
             views = view_8bit(corpus.labels.read(start, stop))
             for (_, foreground, flip, position, *_), view in zip(corpus.plan[start:stop].tolist(), views, strict=True):
                 name = layout.depth_picture_name(background, foreground, flip, position)
-                (unfinished / f"{name}.jpeg").write_bytes(images.encode_jpeg(view))
+                with name_in_errors(unfinished / f"{name}.jpeg"):
+                    (unfinished / f"{name}.jpeg").write_bytes(images.encode_jpeg(view))
     return each
 
 

@@ -9,6 +9,7 @@ SOURCES = "sources.zarr"
 DEPTH = "depth.zarr"
 SOURCE_FOLDERS = ("bg", "fg", "fg_mask")
 COMPOSITE_FOLDERS = ("bg_fg", "bg_fg_mask")
+PICTURE_SUFFIXES = {"bg_fg": ".jpeg", "bg_fg_mask": "_mask.png", "bg_fg_depth": ".jpeg"}
 FOLDERS = (*SOURCE_FOLDERS, *COMPOSITE_FOLDERS, "bg_fg_depth")
 
 

@@ -1,12 +1,13 @@
 """The picture files of a corpus: composites and masks in a folder per background, and the normalised sources.
 
-Picture files are views of the plan and the sources. A folder gets its name once every picture in it is written, so a
-folder that exists is complete, and the missing ones can be drawn at any time.
+Picture files are views of the plan and the sources, and those that are missing can be drawn at any time. A folder gets
+its name once every picture in it is written, and counts as done while it has as many pictures as there are rows.
 """
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from dsgen.corpus import layout
 from dsgen.corpus.corpus import Corpus, open_cached
 from dsgen.corpus.encoders import JpegPatcher, MaskEncoder
 from dsgen.errors import DsgenError
-from dsgen.io.atomic import clear_unfinished, write_folder
+from dsgen.io.atomic import clear_unfinished, fill_folder
 from dsgen.io.images import encode_jpeg, encode_png
 from dsgen.parallel.parts import Part, select_part
 from dsgen.parallel.pool import run_blocks
@@ -41,34 +42,65 @@ def draw_missing_composites(corpus: Corpus, workers: int, part: Part | None, clu
     """
     everything = list(range(len(corpus.manifest["backgrounds"])))
     backgrounds = everything if part is None else select_part(everything, part)
-    missing = [b for b in backgrounds if not has_composites(corpus.path, b)]
+    missing = [b for b in backgrounds if not has_composites(corpus, b)]
     rows_each = corpus.rows_per_background
     already_there = (len(backgrounds) - len(missing)) * rows_each
     if missing:
-        names = {layout.background_name(background) for background in missing}
-        for folder in layout.COMPOSITE_FOLDERS:
-            clear_unfinished(corpus.path / folder, names)
+        clear_pictures(corpus, layout.COMPOSITE_FOLDERS, missing)
         _check_space(corpus, len(missing) * rows_each)
         path = corpus.path if cluster is None else corpus.path.absolute()
-        run_blocks(
-            draw_composites,
-            [(str(path), background, corpus.sha256) for background in missing],
-            jobs=workers,
-            title="composite",
-            total=len(backgrounds) * rows_each,
-            done=already_there,
-            cluster=cluster,
-            shared=(path,),
-        )
-        for folder in layout.COMPOSITE_FOLDERS:  # a worker of the cluster may have died while drawing
-            clear_unfinished(corpus.path / folder, names)
-    left = sum(not has_composites(corpus.path, b) for b in everything)
+        try:
+            run_blocks(
+                draw_composites,
+                [(str(path), background, corpus.sha256) for background in missing],
+                jobs=workers,
+                title="composite",
+                total=len(backgrounds) * rows_each,
+                done=already_there,
+                cluster=cluster,
+                shared=(path,),
+            )
+        finally:  # a worker may have been killed while drawing
+            clear_pictures(corpus, layout.COMPOSITE_FOLDERS, missing)
+    left = sum(not has_composites(corpus, b) for b in everything)
     return DrawnRows(len(missing) * rows_each, already_there, left * rows_each)
 
 
-def has_composites(path: Path, background: int) -> bool:
+def has_composites(corpus: Corpus, background: int) -> bool:
     """Return whether all composites and masks of a background are drawn."""
-    return all((path / folder / layout.background_name(background)).is_dir() for folder in layout.COMPOSITE_FOLDERS)
+    return all(has_pictures(corpus, folder, background) for folder in layout.COMPOSITE_FOLDERS)
+
+
+def has_pictures(corpus: Corpus, folder: str, background: int) -> bool:
+    """Return whether one of the folders of pictures has as many of a background as there are rows."""
+    path = corpus.path / folder / layout.background_name(background)
+    suffix = layout.PICTURE_SUFFIXES[folder]
+    return path.is_dir() and sum(name.endswith(suffix) for name in os.listdir(path)) >= corpus.rows_per_background
+
+
+def clear_pictures(corpus: Corpus, folders: Iterable[str], backgrounds: Iterable[int]) -> None:
+    """Remove what killed processes left of the picture folders of backgrounds that no process is drawing."""
+    names = {layout.background_name(background) for background in backgrounds}
+    for folder in folders:
+        clear_unfinished(corpus.path / folder, names)
+
+
+@contextmanager
+def fill_pictures(corpus: Corpus, folder: str, background: int) -> Iterator[Path]:
+    """Yield an empty folder for all pictures of a background; they appear in the corpus together, once all are there.
+
+    Pictures of a folder that lacks some are replaced. Raises `DsgenError` where the block left fewer than there are
+    rows.
+    """
+    with fill_folder(corpus.path / folder / layout.background_name(background)) as unfinished:
+        yield unfinished
+        count = len(os.listdir(unfinished))
+        if count != corpus.rows_per_background:
+            raise DsgenError(
+                unfinished,
+                f"{count:,} of {corpus.rows_per_background:,} pictures are there after they were drawn",
+                "let nothing else write to the corpus, and run the same command again",
+            )
 
 
 def draw_composites(path: str, background: int, corpus_sha256: str | None = None) -> int:
@@ -77,12 +109,11 @@ def draw_composites(path: str, background: int, corpus_sha256: str | None = None
     `corpus_sha256` is the hash of the corpus to draw, in case another one was made at the same path.
     """
     corpus = open_cached(path, corpus_sha256)
-    if has_composites(corpus.path, background):  # another worker of a cluster was faster
+    if has_composites(corpus, background):  # another worker of a cluster was faster
         return corpus.rows_per_background
-    folder = layout.background_name(background)
     with (
-        write_folder(corpus.path / "bg_fg_mask" / folder, apart=True) as mask_folder,
-        write_folder(corpus.path / "bg_fg" / folder, apart=True) as image_folder,
+        fill_pictures(corpus, "bg_fg_mask", background) as mask_folder,
+        fill_pictures(corpus, "bg_fg", background) as image_folder,
     ):
         image_prefix, mask_prefix = f"{image_folder}{os.sep}", f"{mask_folder}{os.sep}"
         for name, image, mask in encode_composites(corpus, background):
@@ -103,12 +134,15 @@ def encode_composites(corpus: Corpus, background: int) -> Iterator[tuple[str, by
 
 
 def draw_missing_sources(corpus: Corpus) -> None:
-    """Write those of the folders `bg`, `fg` and `fg_mask` that do not exist."""
+    """Draw those of the folders `bg`, `fg` and `fg_mask` that lack pictures."""
     for folder in layout.SOURCE_FOLDERS:
-        if not (corpus.path / folder).is_dir():
-            with write_folder(corpus.path / folder) as unfinished:
+        names = {name for name, _ in encode_sources(corpus, folder, names_only=True)}
+        path = corpus.path / folder
+        if not (path.is_dir() and names.issubset(os.listdir(path))):
+            clear_unfinished(corpus.path, {folder})
+            with fill_folder(path) as unfinished:
                 for name, content in encode_sources(corpus, folder):
-                    (unfinished / name).write_bytes(content)
+                    _write(str(unfinished / name), content)
 
 
 def encode_sources(corpus: Corpus, folder: str, *, names_only: bool = False) -> Iterator[tuple[str, bytes]]:
@@ -164,7 +198,7 @@ def _write(path: str, content: bytes) -> None:
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_BINARY", 0), 0o666)
     try:
         written = os.write(descriptor, content)
-        if written != len(content):
-            raise OSError(f"{path}: {written} of {len(content)} bytes written; is the disk full?")
+        while written < len(content):  # the disk may be full, which the next write says
+            written += os.write(descriptor, content[written:])
     finally:
         os.close(descriptor)

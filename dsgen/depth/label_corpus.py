@@ -1,7 +1,8 @@
 """Stage two: label every row of a corpus with depth in millimetres.
 
 The labels are `depth.zarr`, see `dsgen.corpus.labels`. A block of rows is one file, written whole or not at all, so a
-killed run resumes with the blocks that are missing. Drawing, network and writing overlap, each a few batches ahead of
+killed run resumes with the blocks that are missing; of an unfinished block most rows are kept, see
+`dsgen.corpus.saved_rows`. Drawing, network and writing overlap, each a few batches ahead of
 the next. Several devices, several parts and the workers of a cluster take different blocks of the same labels:
 whichever comes first creates the group, whichever ends last marks it complete.
 """
@@ -12,6 +13,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -32,6 +34,7 @@ from dsgen.corpus.labels import (
     create_labels,
     resume_labels,
 )
+from dsgen.corpus.saved_rows import RowLabels, count_saved_rows, join_rows, load_rows, remove_rows, save_rows
 from dsgen.depth.alignment import BackgroundAlignment
 from dsgen.depth.labellers import (
     BUNDLED_REFERENCE,
@@ -42,6 +45,7 @@ from dsgen.depth.labellers import (
     make_labellers,
 )
 from dsgen.errors import DsgenError, InvalidValueError
+from dsgen.io.atomic import name_in_errors
 from dsgen.parallel.dask_cluster import ask_worker, count_workers
 from dsgen.parallel.devices import pick_devices, resolve_precision
 from dsgen.parallel.parts import Part, lock_setup, lock_stage, select_part
@@ -53,6 +57,7 @@ from dsgen.units import to_millimetres
 log = logging.getLogger("dsgen")
 _TASKS_PER_WORKER = 8
 _BATCHES_AHEAD = 3
+_SAVE_INTERVAL_S = 30.0  # between two saves of an unfinished block
 
 
 @dataclass(frozen=True)
@@ -139,17 +144,16 @@ def label_corpus(
     networks = _load_networks(options if cluster is None else replace(options, device="cpu"))
     labeller = networks[0].labeller
     attributes = _describe(corpus, networks[0])
+    if pictures and attributes.units != "mm":
+        raise InvalidValueError("--pictures", f"{labeller.name} answers no metres", "use --metric-reference as well")
     with lock_stage(corpus.path, "depth", part):
         with lock_setup(corpus.path, part):
             labels = _create_or_resume(corpus, attributes)
-        if pictures and not labels.metric:
-            raise InvalidValueError(
-                "--pictures", f"{labeller.name} answers no metres", "use --metric-reference as well"
-            )
         missing, done = _find_work(labels, part)
+        saved = sum(count_saved_rows(labels, block) for block in missing)
         started = time.monotonic()
         if cluster is None:
-            with progress("depth", done + count_rows(missing), done) as advance:
+            with progress("depth", done + count_rows(missing), done + saved) as advance:
                 _label_blocks(corpus, labels, networks, missing, batch_size, advance)
         elif missing:
             _label_on_cluster(corpus, options, attributes, missing, done, workers, cluster)
@@ -158,12 +162,12 @@ def label_corpus(
             left = labels.finish()
         if pictures:
             draw_missing_views(corpus, workers, cluster)
-    made = count_rows(missing)
+    made = count_rows(missing) - saved
     return LabelResult(
         corpus=path,
         rows=len(corpus),
         labelled=made,
-        already_there=done,
+        already_there=done + saved,
         left=left,
         pictures_per_second=round(made / seconds, 1) if made else None,
         model=labeller.name,
@@ -322,20 +326,20 @@ def _label_blocks(
     advance: Callable[[int], None],
 ) -> None:
     """Label blocks: every device takes the next one that is left; the first error stops them all."""
-    left = deque(blocks)
+    left, stop = deque(blocks), threading.Event()
     if len(networks) == 1:
-        for rows in _label_until_empty(corpus, labels, networks[0], left, batch_size):
+        for rows in _label_until_empty(corpus, labels, networks[0], left, batch_size, stop):
             advance(rows)
         return
     lock = threading.Lock()
 
     def work(device_networks: _Networks) -> None:
         try:
-            for rows in _label_until_empty(corpus, labels, device_networks, left, batch_size):
+            for rows in _label_until_empty(corpus, labels, device_networks, left, batch_size, stop):
                 with lock:
                     advance(rows)
         except BaseException:
-            left.clear()
+            stop.set()
             raise
 
     with ThreadPoolExecutor(len(networks)) as pool:
@@ -344,66 +348,82 @@ def _label_blocks(
             for future in futures:
                 future.result()
         except BaseException:
-            left.clear()
+            stop.set()
             raise
 
 
 def _label_until_empty(
-    corpus: Corpus, labels: Labels, networks: _Networks, left: deque[Block], batch_size: int | None
+    corpus: Corpus,
+    labels: Labels,
+    networks: _Networks,
+    left: deque[Block],
+    batch_size: int | None,
+    stop: threading.Event,
 ) -> Iterator[int]:
-    """Label blocks on one device until none is left; yield the number of rows after every batch."""
+    """Label blocks on one device until none is left, or until `stop`; yield the number of rows after every batch."""
     labeller, reference = networks.labeller, networks.reference
     align = reference and BackgroundAlignment(corpus, labeller, reference)
     drawn = drawn_size(corpus, labeller)
     shape, source = (corpus.size, corpus.size), (drawn, drawn)
-    batches = _draw_batches(corpus, labeller, left, batch_size or default_batch_size(labeller.device), drawn)
-    with _BlockWriter(labels) as writer:
-        for batch in prefetch(batches, _BATCHES_AHEAD):
+    batches = _draw_batches(corpus, labels, labeller, left, batch_size or default_batch_size(labeller.device), drawn)
+    with _BlockWriter(labels) as writer, closing(prefetch(batches, _BATCHES_AHEAD)) as drawn_batches:
+        for batch in drawn_batches:
+            if stop.is_set():
+                return
             depth, flip_error = labeller(batch.prepared, source, shape)  # (n,S,S) f4, and (n,) f4 or None
             if align:
                 depth = align(corpus.plan["background"][batch.first : batch.last], depth)
             _check_finite(depth, batch.first)
-            writer.add(batch, to_millimetres(depth) if labels.metric else depth, flip_error)
+            writer.add(batch, RowLabels(to_millimetres(depth) if labels.metric else depth, flip_error))
             yield batch.last - batch.first
 
 
 @dataclass(frozen=True)
 class _Batch:
-    """Rows `first` to `last`, exclusive, of a block that ends at row `stop`, as `Labeller.prepare` returns them."""
+    """Rows `first` to `last`, exclusive, of a block, as `Labeller.prepare` returns them.
 
+    The first batch of a block has with it the rows `before` it, if an interrupted run labelled some.
+    """
+
+    block: Block
     first: int
     last: int
-    stop: int
     prepared: Tensor
+    before: RowLabels | None
 
 
 def _draw_batches(
-    corpus: Corpus, labeller: Labeller, left: deque[Block], batch_size: int, size: int
+    corpus: Corpus, labels: Labels, labeller: Labeller, left: deque[Block], batch_size: int, size: int
 ) -> Iterator[_Batch]:
     """Draw the rows of the blocks that are left, in batches that never straddle blocks."""
     while True:
         try:
-            start, stop = left.popleft()
+            block = left.popleft()
         except IndexError:
             return
+        before = load_rows(labels, block)
+        start, stop = block[0] + (0 if before is None else len(before.labels)), block[1]
         for first in range(start, stop, batch_size):
             last = min(first + batch_size, stop)
             image, _ = corpus.render(corpus.plan[first:last], size)  # (n,size,size,3) u1
-            yield _Batch(first, last, stop, labeller.prepare(image))
+            yield _Batch(block, first, last, labeller.prepare(image), before if first == start else None)
 
 
 class _BlockWriter:
     """Collects the batches of a block and writes it, in a thread, while the next block is labelled.
 
-    Leaving the `with` block waits for the last write.
+    What a block has so far is saved every `_SAVE_INTERVAL_S` seconds, and when the `with` block ends before the block
+    does, as by Ctrl-C. Leaving the `with` block waits for the last write.
     """
 
     def __init__(self, labels: Labels):
         self._labels = labels
         self._pool = ThreadPoolExecutor(1)
         self._pending: Future[None] | None = None
-        self._depths: list[np.ndarray] = []
-        self._flip_errors: list[np.ndarray] = []
+        self._parts: list[RowLabels] = []
+        self._first_unsaved: int | None = None  # row
+        self._saved_parts = 0
+        self._saved_at = time.monotonic()
 
     def __enter__(self) -> "_BlockWriter":
         return self
@@ -412,23 +432,43 @@ class _BlockWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
+            if kind is None or not issubclass(kind, Exception):
+                self._save()
             if kind is None:
                 self._wait()
         finally:
             self._pool.shutdown()
 
-    def add(self, batch: _Batch, depth: np.ndarray, flip_error: np.ndarray | None) -> None:
-        """Take the labels (n,S,S) of a batch and its flip errors (n,); write the block if it is the last of it."""
-        self._depths.append(depth)
-        if flip_error is not None:
-            self._flip_errors.append(flip_error)
-        if batch.last < batch.stop:
+    def add(self, batch: _Batch, rows: RowLabels) -> None:
+        """Take the labels of a batch; write the block if it is the last of it."""
+        if self._first_unsaved is None:
+            self._parts = [] if batch.before is None else [batch.before]
+            self._saved_parts, self._first_unsaved = len(self._parts), batch.first
+        if batch.last < batch.block[1]:
+            self._parts.append(rows)
+            if time.monotonic() - self._saved_at >= _SAVE_INTERVAL_S:
+                self._save()
             return
-        block = np.concatenate(self._depths)
-        flip_errors = np.concatenate(self._flip_errors) if self._flip_errors else None
-        self._depths, self._flip_errors = [], []
+        block = join_rows([*self._parts, rows])
         self._wait()
-        self._pending = self._pool.submit(self._labels.write_block, batch.stop - len(block), block, flip_errors)
+        self._pending = self._pool.submit(self._write, batch.block, block)
+        self._first_unsaved, self._saved_at = None, time.monotonic()
+
+    def _write(self, block: Block, rows: RowLabels) -> None:
+        with name_in_errors(self._labels.path):
+            self._labels.write_block(block[0], *rows)
+        remove_rows(self._labels, block)
+
+    def _save(self) -> None:
+        """Save what the unfinished block has so far and is not saved yet."""
+        parts = self._parts[self._saved_parts :]
+        if self._first_unsaved is None or not parts:
+            return
+        rows = join_rows(parts)
+        save_rows(self._labels, self._first_unsaved, rows)
+        self._saved_parts += len(parts)
+        self._first_unsaved += len(rows.labels)
+        self._saved_at = time.monotonic()
 
     def _wait(self) -> None:
         """Wait until the block before is written; raise its error."""
@@ -443,5 +483,5 @@ def _check_finite(depth: np.ndarray, first_row: int) -> None:
         raise DsgenError(
             f"row {first_row + int(bad[0])}",
             "the network's depth is not finite",
-            "the weights do not suit these pictures, nothing was stored for its block",
+            "the weights do not suit these pictures; its block of rows was not written",
         )

@@ -19,6 +19,7 @@ from dsgen.errors import DamagedError, DsgenError, is_system_error, reason_of
 from dsgen.integrity.check_labels import check_labels
 from dsgen.integrity.check_pictures import all_unlike, check_pictures
 from dsgen.integrity.findings import EXTRA, FOREIGN, MISSING, ReportBuilder, damage_of
+from dsgen.io.atomic import final_name
 from dsgen.io.filesystem import LocalFiles, hash_tree
 from dsgen.io.json_files import encode_json
 from dsgen.parallel.locks import LOCK
@@ -92,9 +93,7 @@ def check_top(path: Path, report: ReportBuilder) -> None:
     known = {layout.CORPUS_JSON, layout.PLAN, layout.SOURCES, layout.DEPTH, *layout.FOLDERS}
     for entry in sorted(path.iterdir(), key=lambda entry: entry.name):
         if entry.name not in known and not entry.name.startswith(LOCK):
-            stem = entry.name.removesuffix(".partial")
-            ours = stem != entry.name and not known.isdisjoint((stem, stem.rpartition(".")[0]))
-            report.find(entry.name, EXTRA if ours else FOREIGN)
+            report.find(entry.name, EXTRA if final_name(entry.name) in known else FOREIGN)
 
 
 def expected_plan(manifest: Manifest, shapes: np.ndarray) -> np.ndarray:

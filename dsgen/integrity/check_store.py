@@ -28,6 +28,7 @@ from dsgen.errors import (
 )
 from dsgen.integrity.check_rows import check_rows
 from dsgen.integrity.findings import EXTRA, FOREIGN, MISSING, ReportBuilder, damage_of, shard_damage
+from dsgen.io.atomic import final_name
 from dsgen.io.filesystem import LocalFiles, UrlFiles, hash_tree, open_files
 from dsgen.io.json_files import encode_json, parse_json
 from dsgen.parallel.locks import LOCK
@@ -41,7 +42,7 @@ from dsgen.store.sealing import ZIP_SUFFIX, open_shard, store_files
 from dsgen.store.source import comparable
 
 _SHARD = re.compile(r"(shard-\d+-of-(\d{1,6})\.zarr(?:\.zip)?)(?:/|$)")
-_OURS = re.compile(rf"(?:shard-\d+-of-\d+\.zarr|{INDEX_JSON}|{SHA256SUMS}|{re.escape(schema.ROOT)})")
+_OURS = re.compile(rf"(?:shard-\d+-of-\d+\.zarr(?:\.zip)?|{INDEX_JSON}|{SHA256SUMS}|{re.escape(schema.ROOT)})")
 
 
 @dataclass
@@ -323,7 +324,7 @@ def _check_strangers(inspection: Inspection, report: ReportBuilder) -> None:
 
 def _classify_stranger(top: str, files: list[str]) -> str:
     """Say what a file or folder at the top is that is not the store's: `EXTRA` where a killed run left it."""
-    if top == PACKING or (top.endswith(".partial") and _OURS.match(top)):
+    if top == PACKING or (top.endswith(".partial") and _OURS.fullmatch(final_name(top))):
         return EXTRA
     if _SHARD.match(top):
         return "a shard of another store" if top in files or f"{top}/{schema.ROOT}" in files else EXTRA

@@ -31,7 +31,7 @@ from dsgen.integrity.check_pictures import NOT_A_FOLDER, VIEWS, all_unlike, draw
 from dsgen.integrity.findings import EXTRA, Finding, RepairLog, RepairResult, ReportBuilder
 from dsgen.integrity.verify import verify
 from dsgen.io.assets import asset
-from dsgen.io.atomic import partial_path, write_bytes, write_folder
+from dsgen.io.atomic import unfinished_path, write_bytes, write_folder
 from dsgen.io.filesystem import LocalFiles, hash_tree
 from dsgen.io.folders import list_pictures, match_key
 from dsgen.parallel.locks import LOCK, held_locks
@@ -115,7 +115,7 @@ def _repair_sources(
     if len(extra) < len(findings):
         parameters = manifest["parameters"]
         paths = [_find_originals(path, manifest, kind, folder, workers) for kind, folder in folders.items()]
-        unfinished = partial_path(path / layout.SOURCES)
+        unfinished = unfinished_path(path / layout.SOURCES)
         with write_folder(unfinished) as scratch:
             write_sources(
                 scratch,

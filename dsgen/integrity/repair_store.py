@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from dsgen.corpus import layout
 from dsgen.errors import DsgenError, NotFoundError
@@ -151,7 +152,7 @@ def make_scratch(files: LocalFiles | UrlFiles) -> Iterator[Path]:
         with tempfile.TemporaryDirectory() as folder:
             yield Path(folder)
         return
-    scratch = files.path / PACKING / "repair"
+    scratch = files.path / PACKING / f"repair-{os.getpid()}-{uuid4().hex[:12]}"  # which no other process uses
     files.remove(PACKING)
     scratch.mkdir(parents=True)
     try:

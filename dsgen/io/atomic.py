@@ -1,10 +1,14 @@
 """Atomic writes of files and folders.
 
-Everything is written under its own name plus `.partial` and then renamed, so whatever has its final name is complete.
-A killed process leaves nothing but a `.partial` behind. No other module writes or renames `.partial` names.
+Everything is written under another name, which ends with `.partial`, and then renamed, so whatever has its final name
+is complete. A killed process leaves nothing but a `.partial` behind. The names of unfinished folders, and of files that
+several processes may write, hold the writer's process and a random number, so that no two writers share one. No other
+module makes or takes apart such names.
 """
 
+import contextlib
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,10 +18,38 @@ from uuid import uuid4
 
 from dsgen.io.json_files import encode_json
 
+_UNFINISHED = re.compile(r"(.+?)(\.(\d+-)?[0-9a-f]{12})?\.partial")
+
 
 def partial_path(path: Path) -> Path:
-    """Return the path that `path` is written to until it is complete."""
+    """Return the path that `path` is written to until it is complete, by the only process that may write it."""
     return path.with_name(path.name + ".partial")
+
+
+def unfinished_path(path: Path) -> Path:
+    """Return a path that `path` can be written to until it is complete, which no other writer uses."""
+    return partial_path(path.with_name(f"{path.name}.{os.getpid()}-{uuid4().hex[:12]}"))
+
+
+def final_name(name: str) -> str:
+    """Return the name that an unfinished file or folder was to get; any other name as it is.
+
+    >>> final_name("plan.npy.4711-0123456789ab.partial"), final_name("plan.npy.partial"), final_name("plan.npy")
+    ('plan.npy', 'plan.npy', 'plan.npy')
+    """
+    unfinished = _UNFINISHED.fullmatch(name)
+    return unfinished[1] if unfinished else name
+
+
+@contextmanager
+def name_in_errors(path: Path) -> Iterator[None]:
+    """Give errors of the system that name no file, such as that of a full disk, the name of this one."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and error.errno is not None:
+            error.filename = str(path)
+        raise
 
 
 @contextmanager
@@ -27,15 +59,17 @@ def write_file(path: Path, *, apart: bool = False) -> Iterator[BinaryIO]:
     Readers see the old file or the new one, never half of one. With `apart` several processes may write the same file
     at once, each under a unique temporary name: the last one wins.
     """
-    unfinished = _unfinished_path(path, apart)
+    unfinished = unfinished_path(path) if apart else partial_path(path)
     try:
-        with unfinished.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        unfinished.replace(path)
+        with name_in_errors(path):
+            with unfinished.open("wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            unfinished.replace(path)
     except BaseException:
-        unfinished.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            unfinished.unlink(missing_ok=True)
         raise
 
 
@@ -51,34 +85,67 @@ def write_json(path: Path, value: Any) -> None:
 
 
 @contextmanager
-def write_folder(path: Path, *, apart: bool = False) -> Iterator[Path]:
+def write_folder(path: Path) -> Iterator[Path]:
     """Yield an empty folder to fill; it replaces `path` when the block ends without an error, and is removed otherwise.
 
-    With `apart` several processes may make the same folder at once, each under a unique temporary name: the first one
-    wins, and the others' folders are removed.
+    The caller must be the only process that makes this folder: what killed ones left of it is removed.
     """
-    unfinished = _unfinished_path(path, apart)
-    shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir(parents=True)
-    try:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    clear_unfinished(path.parent, {path.name})
+    with _unfinished_folder(path) as unfinished:
         yield unfinished
-        if not apart:
-            shutil.rmtree(path, ignore_errors=True)
+        _remove_folder(path)
+        unfinished.rename(path)
+
+
+@contextmanager
+def fill_folder(path: Path) -> Iterator[Path]:
+    """Yield an empty folder to write files to, which `path` has when the block ends without an error.
+
+    A folder that does not exist gets all files at once. To one that exists each file is moved, in place of one of the
+    same name, and other files stay. Several processes may fill the same folder at once.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with _unfinished_folder(path) as unfinished:
+        yield unfinished
         try:
             unfinished.rename(path)
         except OSError:
-            if not (apart and path.is_dir()):
+            if not path.is_dir():
                 raise
+            for file in unfinished.iterdir():
+                target = path / file.name
+                if target.is_dir():
+                    _remove_folder(target)
+                file.replace(target)
+
+
+@contextmanager
+def _unfinished_folder(path: Path) -> Iterator[Path]:
+    """Yield a new folder for what `path` will hold; it is removed after the block if it is still there."""
+    unfinished = unfinished_path(path)
+    unfinished.mkdir()
+    try:
+        with name_in_errors(path):
+            yield unfinished
     finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+        _remove_folder(unfinished)
 
 
 def clear_unfinished(parent: Path, names: set[str]) -> None:
-    """Remove the unfinished folders of these names that killed processes left in `parent`."""
-    for unfinished in parent.glob("*.partial"):
-        if unfinished.name.split(".")[0] in names:
-            shutil.rmtree(unfinished, ignore_errors=True)
+    """Remove what killed processes left in `parent` of the folders and files of these names."""
+    for path in parent.glob("*.partial"):
+        if final_name(path.name) in names:
+            _remove_folder(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
-def _unfinished_path(path: Path, unique: bool) -> Path:
-    return partial_path(path.with_name(f"{path.name}.{uuid4().hex[:12]}") if unique else path)
+def _remove_folder(path: Path) -> None:
+    """Remove a folder, if it exists: rename it first, so that a process that still writes to it can neither finish it
+    nor find it incomplete under its own name.
+    """
+    doomed = unfinished_path(path.with_name(final_name(path.name)))
+    try:
+        path.rename(doomed)
+    except OSError:  # not there, or renamed by its writer
+        return
+    shutil.rmtree(doomed, ignore_errors=True)

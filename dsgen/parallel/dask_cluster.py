@@ -3,7 +3,7 @@
 import logging
 import os
 import queue
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -46,7 +46,7 @@ def ask_worker(address: str, function: Callable[..., str], *arguments: str) -> s
 
 def run_on_cluster(
     work: Callable[..., int], blocks: list[tuple[Any, ...]], address: str, shared: Sequence[Path]
-) -> Iterator[int]:
+) -> Generator[int, None, None]:
     """Yield `work(*block)` of every block as each one finishes.
 
     All workers must see the folders `shared`. dask repeats the blocks of a worker that died on other workers.

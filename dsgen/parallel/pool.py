@@ -6,15 +6,20 @@ losing contact with a worker.
 """
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+import warnings
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
 from functools import partial
 from itertools import starmap
 from pathlib import Path
 from typing import Any, TypeVar
 
-from dsgen.errors import InvalidValueError
+from dsgen.errors import DsgenError, InvalidValueError, reason_of
 from dsgen.parallel.dask_cluster import run_on_cluster
+from dsgen.parallel.locks import locks_of_this_process, share_locks
 from dsgen.parallel.progress import progress
+from dsgen.parallel.signals import stopped_by
+from dsgen.parallel.workers import end_with_parent, exit_without_parent
 
 T = TypeVar("T")
 
@@ -35,32 +40,54 @@ def worker_count(jobs: int | None) -> int:
 
 def map_unordered(
     work: Callable[..., T], blocks: Sequence[tuple[Any, ...]], jobs: int, *, threads: bool = False
-) -> Iterator[T]:
+) -> Generator[T, None, None]:
     """Yield `work(*block)` of every block as each one finishes, from `jobs` processes, or `threads`.
 
     With one job, or one block, the calls are made in this process, in order. An error raised by a call is raised here
-    with its class and fields, and stops the others.
+    with its class and fields, and stops the others. Closing the iterator early, or Ctrl-C, kills the processes.
+
+    The processes end with this one, however it ends, and share the locks that it holds until their calls are done.
     """
     jobs = min(jobs, len(blocks))
     if jobs <= 1:
-        return starmap(work, blocks)
+        yield from starmap(work, blocks)
+        return
     from joblib import Parallel, delayed
+    from joblib.externals.loky.process_executor import BrokenProcessPool
 
-    prefer = "threads" if threads else "processes"
-    parallel = Parallel(n_jobs=jobs, prefer=prefer, return_as="generator_unordered", pre_dispatch="2*n_jobs")
-    call = work if threads else partial(_call_in, os.getcwd(), work)
-    results: Iterator[T] = parallel(delayed(call)(*block) for block in blocks)
-    return results
+    how = {"n_jobs": jobs, "return_as": "generator_unordered", "pre_dispatch": "2*n_jobs"}
+    if threads:
+        parallel, call = Parallel(prefer="threads", **how), work
+    else:
+        parallel = Parallel(backend="loky", initializer=end_with_parent, initargs=(os.getpid(),), **how)
+        call = partial(_call_in, os.getcwd(), os.getpid(), locks_of_this_process(), work)
+    results = parallel(delayed(call)(*block) for block in blocks)
+    try:
+        yield from results
+    except BrokenProcessPool as error:
+        if stopped_by() is not None:  # a signal to the whole process group ends the workers too
+            raise KeyboardInterrupt from error
+        raise DsgenError(
+            "worker process",
+            f"ended before its work was done ({reason_of(error)})",
+            "most often memory runs out: use fewer --jobs; run the same command again to resume",
+        ) from error
+    finally:
+        with warnings.catch_warnings():  # joblib warns of results that nobody fetched
+            warnings.simplefilter("ignore")
+            results.close()
 
 
-def _call_in(folder: str, work: Callable[..., T], *block: Any) -> T:
-    """Call `work(*block)` in the caller's folder.
+def _call_in(folder: str, parent: int, locks: Sequence[str], work: Callable[..., T], *block: Any) -> T:
+    """Call `work(*block)` in the caller's folder, with a share of the caller's locks.
 
     joblib keeps its processes for later calls, and those may come from another folder.
     """
-    if os.getcwd() != folder:
-        os.chdir(folder)
-    return work(*block)
+    with share_locks(locks):
+        exit_without_parent(parent)  # after sharing: another run may have found the locks free
+        if os.getcwd() != folder:
+            os.chdir(folder)
+        return work(*block)
 
 
 def run_blocks(
@@ -88,7 +115,8 @@ def run_blocks(
         results = (
             map_unordered(work, blocks, jobs) if cluster is None else run_on_cluster(work, blocks, cluster, shared)
         )
-        for count in results:
-            made += count
-            advance(count)
+        with closing(results):
+            for count in results:
+                made += count
+                advance(count)
     return made

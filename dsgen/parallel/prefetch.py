@@ -2,13 +2,13 @@
 
 import queue
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from typing import Any, TypeVar
 
 T = TypeVar("T")
 
 
-def prefetch(items: Iterable[T], limit: int) -> Iterator[T]:
+def prefetch(items: Iterable[T], limit: int) -> Generator[T, None, None]:
     """Yield the items in order while a background thread makes the next ones, at most `limit` in advance.
 
     An error raised by the iterable is raised here, after the items before it. Closing the generator early stops the

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from dsgen.errors import ConflictError, DsgenError, InvalidValueError, find_differences
+from dsgen.io.atomic import final_name
 from dsgen.io.filesystem import LocalFiles, UrlFiles, open_files
 from dsgen.io.json_files import parse_as
 from dsgen.parallel.locks import LOCK
@@ -40,7 +41,7 @@ from dsgen.store.source import Source, comparable
 from dsgen.store.space import check_space
 
 _TREE = {name.partition("/")[0] for name in schema.TREE_FILES}
-_SHARD = re.compile(r"shard-\d+-of-(\d+)\.zarr(\.zip)?(\.partial)?")
+_SHARD = re.compile(r"shard-\d+-of-(\d+)\.zarr(\.zip)?")
 
 
 @dataclass(frozen=True)
@@ -188,7 +189,7 @@ def _check_out(files: LocalFiles | UrlFiles, made_from: dict[str, Any]) -> dict[
     others = [
         name
         for name in names
-        if name.removesuffix(".partial") not in known and not _SHARD.fullmatch(name) and not name.startswith(LOCK)
+        if final_name(name) not in known and not _SHARD.fullmatch(final_name(name)) and not name.startswith(LOCK)
     ]
     if others:
         raise InvalidValueError("--out", f"{files} holds other files ({', '.join(others[:5])})", "choose another name")
@@ -212,7 +213,7 @@ def _made_from_earlier(files: LocalFiles | UrlFiles, names: list[str]) -> Iterat
                 yield dict(parse_as(MadeFrom, content, place, f"remove {files}/{PACKING} and run dsgen pack again"))
             return
     for name in names:
-        if _SHARD.fullmatch(name) and not name.endswith(".partial"):
+        if _SHARD.fullmatch(name):
             with contextlib.suppress(DsgenError):  # an unsealed shard cannot be opened
                 yield dict(open_shard(files, name).attributes["made_from"])
 

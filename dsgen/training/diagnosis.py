@@ -5,6 +5,7 @@ The functions return the error for the caller to raise.
 
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
 from dsgen.errors import DsgenError, InvalidValueError, in_words
@@ -17,8 +18,9 @@ if TYPE_CHECKING:
 
 def diagnose_bad_loss(trainer: "Trainer", started: "StartedStep", loss: float) -> DsgenError:
     """Save the batch of a step whose loss is not a number, of all ranks, and return the error that names it."""
-    shares = trainer.ranks.gather({name: values.cpu() for name, values in started.batch.items()})
-    batch = {name: torch.cat([share[name] for share in shares]) for name in shares[0]}
+    # as numpy arrays, since PyTorch cannot gather tensors of all types
+    shares = trainer.ranks.gather({name: values.cpu().numpy() for name, values in started.batch.items()})
+    batch = {name: torch.from_numpy(np.concatenate([share[name] for share in shares])) for name in shares[0]}
     saved = trainer.run / "bad-batch.npz"
     if trainer.ranks.first:
         save_batch(saved, batch)

@@ -100,6 +100,7 @@ def train(
         raise InvalidValueError.expected("save_every", save_every, "0 or more minutes")
     with join_ranks(device) as (ranks, target):
         with ranks.together():
+            _check_run(run)
             opened = Store(store)
             settings.check(epochs, opened.size, ranks.world_size)
 
@@ -129,6 +130,18 @@ def train(
             save_every=save_every,
             show_in_tensorboard=show_in_tensorboard,
         )
+
+
+def _check_run(run: Path) -> None:
+    """Refuse a run's folder that is a file, or holds something else of dsgen's."""
+    if run.exists() and not run.is_dir():
+        raise InvalidValueError("--run", f"{run} is a file, expected a folder or nothing", "choose another name")
+    kinds = {"index.json": "a store", "corpus.json": "a corpus", "export.json": "an export"}
+    for name, kind in kinds.items():
+        if (run / name).exists():
+            raise InvalidValueError(
+                "--run", f"{run} holds {kind} ({name}), expected a run or nothing", "choose another folder"
+            )
 
 
 def fit(

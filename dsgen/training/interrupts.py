@@ -7,7 +7,9 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from types import FrameType
+
+from dsgen.parallel.signals import note_signal
 
 log = logging.getLogger("dsgen")
 
@@ -58,8 +60,9 @@ def catch_signals(ignore_repeats: bool) -> Iterator[Callable[[], bool]]:
         return
     requested = False
 
-    def handle(*_: Any) -> None:
+    def handle(number: int, _: FrameType | None) -> None:
         nonlocal requested
+        note_signal(number)
         if requested and not ignore_repeats:
             raise KeyboardInterrupt
         requested = True

@@ -67,8 +67,9 @@ class Inputs(NamedTuple):
 class StartedStep(NamedTuple):
     """A step that is queued on the device and may not be finished.
 
-    `report` is (4,): loss, mask IoU and delta1 of the batch, and how many ranks were asked to stop. `end` is how many
-    samples of the epoch there were by the end of the batch, `loader` the state of the loader then.
+    `report` is (5,): loss, mask IoU and delta1 of the batch, how many ranks were asked to stop, and whether the first
+    rank's interval between checkpoints was over. `end` is how many samples of the epoch there were by the end of the
+    batch, `loader` the state of the loader then.
     """
 
     report: Tensor
@@ -76,6 +77,13 @@ class StartedStep(NamedTuple):
     inputs: Inputs
     end: int
     loader: dict[str, Any]
+
+
+class Requests(NamedTuple):
+    """What is asked for at a step: by any rank to `stop` the run, by the first rank to `save` a checkpoint."""
+
+    stop: bool = False
+    save: bool = False
 
 
 class Trainer:
@@ -156,12 +164,14 @@ class Trainer:
     def train_steps(self, phase: Phase, autosave: Autosave, advance: Callable[..., None]) -> None:
         """Take the steps of an epoch that are left.
 
-        The report of a step is read after the next step has been queued, so that a GPU is never idle.
+        The report of a step is read after the next step has been queued, so that a GPU is never idle. Several ranks
+        stop and save only as a report says, which is the same in all of them: if one read a step before the others had
+        queued the next, and its loss was not a number, they would wait for it forever.
         """
         assert self.position is not None
         position, alone = self.position, self.ranks.world_size == 1
         step_log = _StepLog(self, position, len(phase.sizes), advance)
-        start, stop = position.samples, False
+        start, stop, save = position.samples, False, False
         unread: StartedStep | None = None
         self.network.train()
         # an exception would keep the stream, and with it the loader's threads, alive unless it is closed
@@ -169,26 +179,29 @@ class Trainer:
             for step, (batch, end) in enumerate(stream, position.step):
                 share = (start + end) / 2 / phase.samples  # of the epoch, at the middle of the batch
                 position.rate = learning_rate(self.settings, self.history, phase.sizes, share)
-                report, inputs = self._try_step(batch, phase.size, step, position.rate, autosave.stop_requested())
+                requests = Requests(autosave.stop_requested(), self.ranks.first and autosave.due())
+                report, inputs = self._try_step(batch, phase.size, step, position.rate, requests)
                 started = StartedStep(report, batch, inputs, end, phase.batches.state_dict())
                 if unread is not None:
-                    stop = step_log.read(unread) or stop
-                stop = stop or (alone and autosave.stop_requested())
+                    stop, save = step_log.read(unread)
+                if alone:
+                    stop, save = stop or autosave.stop_requested(), autosave.due()
                 start, unread = end, started
-                if stop or autosave.due():
+                if stop or save:
                     # a request that one of several ranks had before this step stops all of them after the next step
-                    stop_next, unread = step_log.read(started), None
+                    (stop_next, _), unread = step_log.read(started), None
                     autosave.save(stop=stop)
-                    stop = stop_next
+                    stop, save = stop_next, False
         if unread is not None:
-            stop = step_log.read(unread) or stop
+            stop_last, _ = step_log.read(unread)
+            stop = stop or stop_last
         if stop:
             autosave.save(stop=True)
 
-    def _try_step(self, batch: Batch, size: int, step: int, rate: float, stop_requested: bool) -> tuple[Tensor, Inputs]:
+    def _try_step(self, batch: Batch, size: int, step: int, rate: float, requests: Requests) -> tuple[Tensor, Inputs]:
         """Take a step; if the memory is too small for it, raise the error that says which batch size fits."""
         try:
-            return self.step(batch, size, step, rate, stop_requested)
+            return self.step(batch, size, step, rate, requests)
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
@@ -197,7 +210,12 @@ class Trainer:
         raise diagnose_out_of_memory(self, batch, size, reason)
 
     def step(
-        self, batch: Batch, size: int, step: int, rate: float, stop_requested: bool = False
+        self,
+        batch: Batch,
+        size: int,
+        step: int,
+        rate: float,
+        requests: Requests = Requests(),  # noqa: B008 - it is immutable
     ) -> tuple[Tensor, Inputs]:
         """Take one step at an image size; return its report, see `StartedStep`, and the inputs of the network.
 
@@ -207,7 +225,7 @@ class Trainer:
         seed = int(np.random.SeedSequence([self.settings.seed, self.epoch, step]).generate_state(1)[0])
         torch.manual_seed(seed + self.ranks.rank)  # for dropout, which differs by rank
         inputs = self.augmented(batch, size, torch.Generator().manual_seed(seed))
-        loss, report = self.forward(inputs, stop_requested)
+        loss, report = self.forward(inputs, requests)
 
         self.optimizer.zero_grad(set_to_none=True)
         # this rank's loss is its part of a sum, while gradients are averaged over the ranks
@@ -244,7 +262,11 @@ class Trainer:
             background = torch.zeros_like(image)
         return Inputs(background, image, inside if "mask" in batch else None, depth_m)
 
-    def forward(self, inputs: Inputs, stop_requested: bool = False) -> tuple[Tensor, Tensor]:
+    def forward(
+        self,
+        inputs: Inputs,
+        requests: Requests = Requests(),  # noqa: B008 - it is immutable
+    ) -> tuple[Tensor, Tensor]:
         """Return the loss, of several ranks this one's part of it, and the report, which is the same in all ranks."""
         with torch.autocast(self.device.type, dtype=self.autocast_dtype, enabled=self.autocast_dtype is not None):
             logits, raw = self.model(inputs.background, inputs.image)  # (B,1,S,S) each, or half of S
@@ -270,7 +292,7 @@ class Trainer:
         report = [
             loss.detach(),
             *(means.get(name, nan) for name in ("iou", "delta1")),
-            torch.tensor(float(stop_requested)),
+            *(torch.tensor(float(request)) for request in requests),
         ]
         return loss, self.ranks.sum(torch.stack([number.to(self.device) for number in report]))
 
@@ -283,10 +305,10 @@ class _StepLog:
         self._recent: deque[tuple[float, float, float]] = deque(maxlen=_NOTED_STEPS)
         self._read_at = time.monotonic()
 
-    def read(self, started: StartedStep) -> bool:
-        """Wait for a step to finish and read its report; say whether any rank was asked to stop before it."""
+    def read(self, started: StartedStep) -> Requests:
+        """Wait for a step to finish and read its report; return what was asked for before it, the same in all ranks."""
         position = self._position
-        loss, iou, delta1, stops = started.report.tolist()
+        loss, iou, delta1, stops, saves = started.report.tolist()
         if not math.isfinite(loss):
             raise diagnose_bad_loss(self._trainer, started, loss)
         count, now = started.end - position.samples, time.monotonic()
@@ -298,7 +320,7 @@ class _StepLog:
         self._read_at = now
         self._recent.append((loss, iou, delta1))
         self._advance(count, note=self._note())
-        return stops > 0
+        return Requests(stops > 0, saves > 0)
 
     def _note(self) -> str:
         means = [sum(values) / len(self._recent) for values in zip(*self._recent, strict=True)]

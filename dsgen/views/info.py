@@ -134,7 +134,7 @@ def describe_corpus(path: Path) -> CorpusInfo:
         fg_height=parameters["fg_height"],
         seed=parameters["seed"],
         splits=manifest["splits"],
-        drawn_rows=sum(has_composites(path, b) for b in range(backgrounds)) * corpus.rows_per_background,
+        drawn_rows=sum(has_composites(corpus, b) for b in range(backgrounds)) * corpus.rows_per_background,
         depth=_describe_depth(corpus),
         flip_error=None if corpus.flip_error is None else _describe_flip_error(corpus.flip_error),
     )

@@ -1,7 +1,12 @@
 """Exit codes, and errors as people see them: a few lines on stderr, no traceback."""
 
+import errno
+import json
+import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -129,15 +134,40 @@ def test_a_damaged_corpus_exits_1(run: Run, corpus: Path, tmp_path: Path):
     assert done.out.splitlines()[-1].startswith("damaged: 1 finding (1 file or folder missing); ")
 
 
-def test_an_error_of_the_system_is_one_line(run: Run, monkeypatch: pytest.MonkeyPatch):
-    """A full disk, or a folder that may not be written to."""
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (
+            OSError(errno.EACCES, "Permission denied", "corpus/plan.npy"),
+            "corpus/plan.npy: Permission denied (during dsgen info); change the permissions, or choose another place",
+        ),
+        (
+            OSError(errno.ENOSPC, "No space left on device", "corpus/depth.zarr"),
+            "corpus/depth.zarr: No space left on device (during dsgen info); free some space, and run the same command "
+            "again",
+        ),
+        (
+            OSError(errno.EDQUOT, "Disk quota exceeded"),
+            "dsgen info: Disk quota exceeded; remove some files or ask for a larger quota, and run the same command "
+            "again",
+        ),
+        (
+            OSError(errno.EMFILE, "Too many open files"),
+            "dsgen info: Too many open files; raise the limit, for example with ulimit -n 4096, and run the same "
+            "command again",
+        ),
+        (OSError("of a library"), "dsgen info: of a library"),
+    ],
+)
+def test_an_error_of_the_system_is_one_line(error: OSError, message: str, run: Run, monkeypatch: pytest.MonkeyPatch):
+    """It names the file where that is known, the stage, and what to do."""
 
     def fail(path: object) -> str:
-        raise PermissionError(13, "Permission denied", "corpus/plan.npy")
+        raise error
 
     monkeypatch.setattr("dsgen.views.info.describe", fail)
     done = run("info")
-    assert (done.code, done.err) == (1, "error: corpus/plan.npy: Permission denied\n")
+    assert (done.code, done.out, done.err) == (1, "", f"error: {message}\n")
 
 
 def test_a_bug_keeps_its_traceback(run: Run, monkeypatch: pytest.MonkeyPatch):
@@ -158,3 +188,71 @@ def test_interrupt_exits_130(tmp_path: Path):
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
     assert (result.returncode, result.stdout) == (130, "")
     assert result.stderr == "interrupted; run the same command again to resume\n"
+
+
+@pytest.mark.parametrize(("number", "said"), [(signal.SIGINT, "interrupted"), (signal.SIGTERM, "terminated")])
+@pytest.mark.parametrize("moment", ["imports", "work", "exit"])
+def test_a_signal_ends_every_stage_with_one_line(number: signal.Signals, said: str, moment: str, tmp_path: Path):
+    """Whenever it comes: no traceback, 128 and the signal's number as exit code, and with --json one object."""
+    code = (
+        "import os, sys, time, atexit, builtins, dsgen.__main__ as program\n"
+        "def strike(*_): os.kill(os.getpid(), NUMBER); time.sleep(5)\n"
+        "def imports():\n"
+        "    real = builtins.__import__\n"
+        "    def hook(name, *rest): strike() if name == 'typer' else None; return real(name, *rest)\n"
+        "    builtins.__import__ = hook\n"
+        "def work(): import dsgen.views.info as info; info.describe = strike\n"
+        "def exit(): import dsgen.views.info; atexit.register(strike)\n"
+        "MOMENT()\n"
+        "program.main()\n"
+    )
+    code = code.replace("NUMBER", str(int(number))).replace("MOMENT", moment)
+    command = [sys.executable, "-c", code, *(["--version"] if moment == "exit" else ["info", "--json"])]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 128 + number, done.stderr
+    if moment == "exit":
+        assert done.stderr == ""
+        return
+    assert done.stderr == f"{said}; run the same command again to resume\n"
+    error = json.loads(done.stdout)["error"]
+    assert (error["type"], error["remedy"]) == (said.capitalize(), "run the same command again to resume")
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_workers_end_with_the_main_process(number: signal.Signals, tmp_path: Path):
+    """Whatever ends it, nothing writes after it: even workers that are stopped end."""
+    options = (
+        "--jobs 2 --max-backgrounds 4 --max-foregrounds 20 --positions 40 --size 64 --label-size 64 --fg-height 30"
+    )
+    command = [sys.executable, "-m", "dsgen", "composite", *options.split()]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, env=environment) as process:
+        until = time.monotonic() + 60
+        while not list(tmp_path.glob("corpus/bg_fg/*.partial")) and time.monotonic() < until:
+            time.sleep(0.005)
+        workers = [pid for pid in children(process.pid) if "popen_loky" in command_line(pid)]
+        assert len(workers) >= 2
+        os.kill(workers[0], signal.SIGSTOP)
+        process.send_signal(number)
+        _, said = process.communicate(timeout=60)
+        assert process.returncode == (-number if number == signal.SIGKILL else 128 + number)
+        assert "Traceback" not in said
+    until = time.monotonic() + 5
+    while any(map(command_line, workers)) and time.monotonic() < until:
+        time.sleep(0.01)
+    assert not [pid for pid in workers if command_line(pid)]
+    if number != signal.SIGKILL:
+        assert not list(tmp_path.rglob("*.partial"))
+
+
+def children(parent: int) -> list[int]:
+    """Return the processes that a process has started."""
+    return [int(pid) for pid in Path(f"/proc/{parent}/task/{parent}/children").read_text().split()]
+
+
+def command_line(pid: int) -> str:
+    """Return the command of a living process; that of a dead one is empty."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+    except OSError:
+        return ""

@@ -103,3 +103,19 @@ def test_a_corpus_made_anew_is_told_from_the_one_before(tmp_path: Path, corpus: 
     shutil.rmtree(tmp_path / "c" / "bg_fg" / "bg001")
     with pytest.raises(DsgenError, match="changed while at work on it"):
         draw_composites(str(tmp_path / "c"), 0, "0" * 64)
+
+
+def test_a_folder_that_lacks_pictures_is_found_and_completed(tmp_path: Path, corpus: Path, pictures: Path):
+    """As kills of earlier versions left them, under their final name; what is there besides stays."""
+    shutil.copytree(corpus, tmp_path / "c")
+    for folder in ("bg_fg/bg001", "bg_fg_mask/bg002", "fg"):
+        files = sorted((tmp_path / "c" / folder).iterdir())
+        for path in files[::2]:
+            path.unlink()
+        (tmp_path / "c" / folder / "notes.txt").write_text("mine")
+    result = composite(tmp_path / "c", pictures / "backgrounds", pictures / "foregrounds", SMALL, jobs=1)
+    assert (result.drawn, result.already_there) == (48, 24)
+    assert [path.read_text() for path in (tmp_path / "c").rglob("notes.txt")] == ["mine"] * 3
+    assert {name: value for name, value in digest(tmp_path / "c").items() if "notes" not in name} == digest(corpus)
+    again = composite(tmp_path / "c", pictures / "backgrounds", pictures / "foregrounds", SMALL, jobs=1)
+    assert (again.drawn, again.already_there) == (0, 72)

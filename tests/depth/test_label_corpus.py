@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,12 +22,14 @@ from dsgen.corpus import labels
 from dsgen.corpus.corpus import Corpus
 from dsgen.corpus.depth_views import view_8bit
 from dsgen.corpus.plan import SPLITS
+from dsgen.corpus.saved_rows import RowLabels, save_rows
 from dsgen.depth import label_corpus as label_corpus_module
 from dsgen.depth.label_corpus import label_corpus
-from dsgen.depth.labellers import DenseDepthLabeller
+from dsgen.depth.labellers import DenseDepthLabeller, Labeller
 from dsgen.depth.networks import DenseDepth, fold_batch_norms, to_metres
 from dsgen.depth.weights import DepthModel, load_depth_model
-from dsgen.errors import DsgenError
+from dsgen.errors import DsgenError, InvalidValueError
+from dsgen.integrity.verify import verify
 from dsgen.parallel import devices
 from dsgen.parallel.devices import pick_device
 from dsgen.parallel.parts import Part
@@ -125,6 +128,82 @@ def test_killed_and_run_again_ends_with_the_same_labels(tmp_path: Path, corpus: 
     ours, theirs = Corpus(tmp_path / "c").depth[:], Corpus(labelled).depth[:]
     assert np.abs(ours.astype(int) - theirs).max() <= 1  # batches of another shape may round the last bit apart
     assert not list((tmp_path / "c").rglob("*.partial"))
+
+
+@pytest.mark.parametrize(("interval_s", "check_flip"), [(0.0, True), (1000.0, False)])
+def test_an_interrupted_run_keeps_the_rows_it_labelled(
+    tmp_path: Path, corpus: Path, weights: Path, monkeypatch: pytest.MonkeyPatch, interval_s: float, check_flip: bool
+):
+    """Ctrl-C in the middle of a block: only the batch in progress is labelled again, and every byte is the same."""
+    options = {"weights": weights, "device": "cpu", "batch_size": 7, "check_flip": check_flip}
+    monkeypatch.setattr(label_corpus_module, "_SAVE_INTERVAL_S", interval_s)
+    for name in ("whole", "c"):
+        shutil.copytree(corpus, tmp_path / name)
+    label_corpus(tmp_path / "whole", **options)
+    call, calls = Labeller.__call__, [0]
+
+    def interrupt(self: Labeller, *arguments: Any) -> Any:
+        calls[0] += 1
+        if calls[0] % 4 == 0:
+            raise KeyboardInterrupt
+        return call(self, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Labeller, "__call__", interrupt)
+        for done in (3, 6):
+            with pytest.raises(KeyboardInterrupt):
+                label_corpus(tmp_path / "c", **options)
+            assert sum(map(rows_in, (tmp_path / "c/depth.zarr").glob("rows-*.partial"))) == done * 7
+            assert not verify(tmp_path / "c", jobs=1).findings
+    result = label_corpus(tmp_path / "c", **options)
+    assert (result.labelled, result.already_there) == (72 - 42, 42)
+    assert label_files(tmp_path / "c") == label_files(tmp_path / "whole")
+    assert not list((tmp_path / "c").rglob("*.partial"))
+
+
+def test_damaged_saved_rows_are_labelled_again(tmp_path: Path, corpus: Path, weights: Path, labelled: Path):
+    """Rows are used only if their checksums hold, and only from the first of the block on."""
+    shutil.copytree(corpus, tmp_path / "c")
+    options = {"weights": weights, "device": "cpu", "batch_size": 10}
+    label_corpus(tmp_path / "c", **options)
+    whole = label_files(tmp_path / "c")
+    opened = labels.Labels(tmp_path / "c/depth.zarr", 72)
+    rows = opened.array[0:30]
+    (tmp_path / "c/depth.zarr/depth/c/0/0/0").unlink()
+    for damage in range(3):
+        save_rows(opened, 0, RowLabels(rows, None))
+        save_rows(opened, 40, RowLabels(rows[:20], None))
+        path = tmp_path / "c/depth.zarr/rows-000000000000-000000000030.partial"
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= damage == 0
+        path.write_bytes(content[: len(content) // (1 + (damage == 1))])
+        if damage == 2:
+            save_rows(opened, 0, RowLabels(rows[:, :-1], None))
+        label_corpus(tmp_path / "c", **options)
+        assert label_files(tmp_path / "c") == whole
+        (tmp_path / "c/depth.zarr/depth/c/0/0/0").unlink()
+
+
+def rows_in(path: Path) -> int:
+    """Count the rows of a file of saved rows by its name."""
+    first, last = path.stem.split("-")[1:]
+    return int(last) - int(first)
+
+
+def test_views_of_labels_without_metres_are_refused_before_anything_is_made(
+    tmp_path: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """The remedy works: the same command with --metric-reference."""
+    shutil.copytree(corpus, tmp_path / "c")
+    before = sorted((tmp_path / "c").rglob("*"))
+    with pytest.raises(InvalidValueError, match=r"--pictures: .* answers no metres; use --metric-reference as well"):
+        label_corpus(tmp_path / "c", model=inverse_depth, kind="inverse", device="cpu", pictures=True)
+    assert sorted((tmp_path / "c").rglob("*")) == before
+
+
+def inverse_depth(pictures: np.ndarray) -> np.ndarray:
+    """Answer inverse depth: the brightness."""
+    return pictures.mean(-1).astype(np.float32) / 255 + 0.1
 
 
 def test_another_network_may_not_go_on(tmp_path: Path, labelled: Path):

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from dsgen.errors import BusyError, DsgenError
+from dsgen.parallel import locks
 from dsgen.parallel.locks import LOCK, exclusive_lock, held_locks
 
 
@@ -47,6 +48,41 @@ def test_a_folder_is_removed_if_nothing_was_written_to_it(tmp_path: Path):
         with pytest.raises(DsgenError, match="refused"), exclusive_lock(tmp_path / name):
             write_and_refuse(tmp_path / name / "file", content)
     assert [path.name for path in tmp_path.iterdir()] == ["b"]
+
+
+def test_a_folder_that_was_there_is_never_removed(tmp_path: Path):
+    """Nor are those around it; of new ones only those that hold nothing else."""
+    (tmp_path / "mine" / "empty").mkdir(parents=True)
+    for name in ("mine/empty", "mine/new/inner", "mine/empty"):
+        with pytest.raises(DsgenError, match="refused"), exclusive_lock(tmp_path / name):
+            write_and_refuse(tmp_path / name / "file", None)
+    assert sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")) == ["mine", "mine/empty"]
+
+
+WORKER = """
+import sys
+from dsgen.parallel.locks import share_locks
+with share_locks([sys.argv[1]]):
+    print("shared", flush=True)
+    sys.stdin.readline()
+"""
+
+
+def test_a_lock_is_free_only_once_the_workers_of_its_holder_have_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Those of a holder that was killed keep others out; afterwards no trace of them is left."""
+    monkeypatch.setattr(locks, "_PATIENCE_S", 0.1)
+    command = [sys.executable, "-c", WORKER, str(tmp_path / LOCK)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as worker:
+        assert worker.stdout is not None
+        worker.stdout.readline()
+        with pytest.raises(BusyError, match="the worker processes of a dsgen that was killed are still writing here"):
+            exclusive_lock(tmp_path).__enter__()
+        assert held_locks(tmp_path, r"\.dsgen\.lock") == [LOCK]
+        threading.Timer(0.5, worker.kill).start()
+        with exclusive_lock(tmp_path, wait=True):
+            assert worker.wait(20) != 0
+    assert held_locks(tmp_path, r"\.dsgen\.lock") == []
+    assert [path.name for path in tmp_path.iterdir()] == [LOCK]
 
 
 def write_and_refuse(path: Path, content: str | None) -> None:

@@ -24,7 +24,7 @@ from support.single_precision import SinglePrecision
 from torch import Tensor
 
 from dsgen.averaging import update_ema
-from dsgen.errors import ConflictError, DsgenError
+from dsgen.errors import ConflictError, DsgenError, InvalidValueError
 from dsgen.store.packing import pack
 from dsgen.training import fit as fit_module
 from dsgen.training import losses, metrics, report
@@ -264,9 +264,9 @@ def test_two_processes_fail_together_and_stop_together(tmp_path: Path, labelled_
     """Bad settings are one error for all; Ctrl-C leaves a checkpoint, from which one process can go on."""
     store = tmp_path / "shards"
     pack(labelled_corpus, store, shards=2, jobs=1)
-    result = run_two(store, "--run", tmp_path / "run", "--batch-size", 7, "--device", "cpu")
-    assert result.returncode != 0
-    assert "--batch-size: got 7, expected 2 or more, a multiple of the processes" in result.stderr
+    refused = run_two(store, "--run", tmp_path / "run", "--batch-size", 7, "--device", "cpu")
+    assert refused.returncode != 0
+    assert "--batch-size: got 7, expected 2 or more, a multiple of the processes" in refused.stderr
     assert not (tmp_path / "run").exists()
 
     arguments = ["train", str(store), "--run", str(tmp_path / "run"), "--epochs", "50", "--save-every", "0"]
@@ -281,9 +281,68 @@ def test_two_processes_fail_together_and_stop_together(tmp_path: Path, labelled_
     _, errors = started.communicate(timeout=60)
     assert b"stopping as requested, the checkpoint is written" in errors
     steps = read_checkpoint(tmp_path / "run/checkpoints/last.pt")["steps"]
-    scores = short_of(store, tmp_path / "run", epochs=len(table(tmp_path / "run")) + 1)
-    assert scores["epoch"] >= 1
+    result = short_of(store, tmp_path / "run", epochs=len(table(tmp_path / "run")) + 1)
+    assert result.best["epoch"] >= 1
     assert read_checkpoint(tmp_path / "run/checkpoints/last.pt")["steps"] > steps
+
+
+BAD_STEP = """
+import sys
+from pathlib import Path
+from dsgen.training import fit, trainer
+from dsgen.training.interrupts import Autosave
+from dsgen.training.settings import Settings
+
+steps, forward = [0], trainer.Trainer.forward
+
+def spoil(self, *arguments):
+    steps[0] += 1
+    loss, report = forward(self, *arguments)
+    report[0] *= float("nan") if steps[0] == 3 else 1
+    return loss, report
+
+trainer.Trainer.forward = spoil
+is_due = lambda self: self.rank == 0 and steps[0] == int(sys.argv[3])
+fit.Autosave = type("Clock", (Autosave,), {"due": is_due, "rank": int(__import__("os").environ["RANK"])})
+options = Settings(sizes=(32,), width=4, batch_size=(4,))
+fit.train(sys.argv[1], Path(sys.argv[2]), options, epochs=1, device="cpu")
+"""
+
+
+@pytest.mark.slow
+def test_the_first_of_two_processes_decides_when_to_save(tmp_path: Path, labelled_corpus: Path):
+    """Whenever its clock says so, a loss that is not a number ends both processes; neither waits for the other."""
+    pack(labelled_corpus, tmp_path / "shards", shards=2, jobs=1)
+    (tmp_path / "bad.py").write_text(BAD_STEP)
+    torchrun = [*TORCHRUN[: TORCHRUN.index("-m", 2)], str(tmp_path / "bad.py")]
+    for due in (2, 3):
+        done = subprocess.run(
+            [*torchrun, str(tmp_path / "shards"), str(tmp_path / f"run{due}"), str(due)],
+            capture_output=True,
+            text=True,
+            timeout=120,
+            env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
+        )
+        assert done.returncode != 0
+        # torchrun ends the other process as soon as one has failed
+        said = set(re.findall(r"\w+Error: .* the loss is nan in epoch 1, step 3, rows [\d, ]+", done.stderr))
+        assert len(said) == 1, done.stderr
+        assert (tmp_path / f"run{due}/bad-batch.npz").exists()
+
+
+def test_a_run_is_not_mixed_with_anything_else(tmp_path: Path, labelled_corpus: Path):
+    """A store, a corpus, an export and a file are refused before anything is written."""
+    pack(labelled_corpus, tmp_path / "shards", shards=2, jobs=1)
+    (tmp_path / "file").write_text("")
+    (tmp_path / "export").mkdir()
+    (tmp_path / "export/export.json").write_text("{}")
+    for name, said in (("shards", "a store"), ("export", "an export"), ("file", "is a file")):
+        before = sorted(tmp_path.rglob("*"))
+        with pytest.raises(InvalidValueError, match=rf"--run: .*{name}.*{said}"):
+            train(tmp_path / "shards", tmp_path / name, device="cpu")
+        assert sorted(tmp_path.rglob("*")) == before
+    with pytest.raises(InvalidValueError, match=r"--run: .* a corpus"):
+        train(tmp_path / "shards", labelled_corpus, device="cpu")
 
 
 def short_of(store: Path, run: Path, epochs: int) -> TrainResult:

@@ -1,18 +1,15 @@
 """Export a store: divide it into files, write those that are missing, and note what was written."""
 
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
 from dsgen import __version__
 from dsgen.errors import InvalidValueError
-from dsgen.io.atomic import partial_path, write_bytes, write_json
+from dsgen.io.atomic import clear_unfinished, write_bytes, write_file, write_json
 from dsgen.parallel.locks import exclusive_lock
 from dsgen.parallel.pool import run_blocks, worker_count
 from dsgen.store.export.cards import write_card
@@ -136,6 +133,8 @@ def _write_missing(
         return missing
     for file in missing:  # as long as the index still says what size it should have
         (out / file.name).unlink(missing_ok=True)
+    for folder in {(out / file.name).parent for file in files}:  # of processes that were killed
+        clear_unfinished(folder, {Path(file.name).name for file in files})
     write_json(out / EXPORT_JSON, {"format": VERSION, "complete": False, "made_from": made_from})
     blocks = [(store.path, store.sha256, out, file, settings) for file in missing]
     total = count_rows(files)
@@ -162,25 +161,10 @@ def export_file(store: Path | str, sha256: str, out: Path, file: ExportFile, set
     opened = _open(store, sha256)
     rows = _split_rows(store, sha256, file.split)[file.first : file.last]
     write = write_tar if settings.file_format == "webdataset" else write_parquet
-    with _write_file(out / file.name) as stream:
+    (out / file.name).parent.mkdir(exist_ok=True)
+    with write_file(out / file.name, apart=True) as stream:
         write(stream, encode_samples(opened, rows, settings), settings)
     return len(rows)
-
-
-@contextmanager
-def _write_file(path: Path) -> Iterator[BinaryIO]:
-    """Yield a file to write to; it takes its final name if the block ends without an error."""
-    path.parent.mkdir(exist_ok=True)
-    unfinished = partial_path(path)
-    try:
-        with unfinished.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        unfinished.replace(path)
-    except BaseException:
-        unfinished.unlink(missing_ok=True)
-        raise
 
 
 def _make_index(

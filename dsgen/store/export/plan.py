@@ -10,7 +10,7 @@ from typing_extensions import TypedDict
 
 from dsgen.corpus.plan import DTYPE, SPLITS
 from dsgen.errors import ConflictError, DamagedError, InvalidValueError, find_differences
-from dsgen.io.atomic import partial_path
+from dsgen.io.atomic import final_name
 from dsgen.io.json_files import read_as
 from dsgen.parallel.locks import LOCK
 from dsgen.store.reader import Store
@@ -157,7 +157,7 @@ def check_out(out: Path, made_from: dict[str, Any], files: list[ExportFile]) -> 
         raise InvalidValueError(out, "a file, expected a folder or nothing", "choose another name")
     if not out.is_dir():
         return
-    known = {LOCK}
+    known = {EXPORT_JSON}
     if (out / EXPORT_JSON).is_file():
         was = read_export(out).get("made_from", {})
         if "depth" in made_from:
@@ -170,9 +170,8 @@ def check_out(out: Path, made_from: dict[str, Any], files: list[ExportFile]) -> 
                 reason = f"exported by an earlier version, whose depth is .depth.{was['depth']}"
                 remedy = "remove this folder and export again, or choose another"
             raise ConflictError(out, reason, remedy, differences, "export")
-        known |= {EXPORT_JSON, CARD, *(file.name for file in files)}
-    known |= {partial_path(Path(name)).as_posix() for name in (EXPORT_JSON, *known)}
+        known |= {CARD, *(file.name for file in files)}
     existing = sorted(path.relative_to(out).as_posix() for path in out.rglob("*") if not path.is_dir())
-    others = [name for name in existing if name not in known]
+    others = [name for name in existing if final_name(name) not in known and not name.startswith(LOCK)]
     if others:
         raise InvalidValueError(out, f"holds other files ({', '.join(others[:5])})", "choose another name")

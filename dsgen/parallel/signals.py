@@ -1,0 +1,81 @@
+"""How Ctrl-C (SIGINT) and SIGTERM end the program: with one line, and an exit code of 128 and the signal's number.
+
+While a command works, both raise `KeyboardInterrupt`, so that worker processes are ended and unfinished files removed.
+Before that, while modules are imported, and after it, they end the process at once.
+"""
+
+import json
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+REMEDY = "run the same command again to resume"
+_NAMES = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
+SIGNAL_EXIT_CODES = tuple(128 + number for number in _NAMES)
+_received: list[int] = []
+
+
+def note_signal(number: int) -> None:
+    """Note that a signal asked the program to stop."""
+    _received.append(number)
+
+
+def stopped_by() -> signal.Signals | None:
+    """Return the signal that asked the program to stop: the last one noted, or None."""
+    return signal.Signals(_received[-1]) if _received else None
+
+
+def name_of(number: int) -> str:
+    """Say in a word what a signal did to the program: `interrupted` or `terminated`."""
+    return _NAMES[signal.Signals(number)]
+
+
+def exit_code(number: int) -> int:
+    """Return the exit code of a program that a signal ended: 130 for Ctrl-C, 143 for SIGTERM."""
+    return 128 + number
+
+
+def exit_at_once(announce: bool) -> None:
+    """Let both signals end the process at once from here on; `announce` says so on stderr, and with --json on stdout.
+
+    Worker processes end with this one.
+    """
+
+    def handle(number: int, _: FrameType | None) -> None:
+        if announce:
+            os.write(2, f"{name_of(number)}; {REMEDY}\n".encode())
+            if "--json" in sys.argv[1:]:
+                error = {"type": name_of(number).capitalize(), "what": name_of(number), "reason": "", "remedy": REMEDY}
+                os.write(1, f"{json.dumps({'error': error})}\n".encode())
+        os._exit(exit_code(number))
+
+    for number in _NAMES:
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as for a job that a shell runs in the background
+            signal.signal(number, handle)
+
+
+@contextmanager
+def raise_on_signals() -> Iterator[None]:
+    """Let both signals raise `KeyboardInterrupt` in the block, and note which one came; only in the main thread."""
+
+    def handle(number: int, _: FrameType | None) -> None:
+        note_signal(number)
+        raise KeyboardInterrupt
+
+    _received.clear()
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in _NAMES}
+    for number, handler in before.items():
+        if handler is not signal.SIG_IGN:
+            signal.signal(number, handle)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
