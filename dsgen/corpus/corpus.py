@@ -14,10 +14,10 @@ import zarr
 
 from dsgen.corpus import layout
 from dsgen.corpus.labels import Block, Labels, count_rows
-from dsgen.corpus.manifest import parse_manifest, plan_hash, source_hashes
+from dsgen.corpus.manifest import parse_manifest, plan_hash, source_hashes, source_layouts
 from dsgen.corpus.plan import SPLITS, load_plan
 from dsgen.corpus.render import Cutout, render
-from dsgen.corpus.vouched import check_layout, named_damage, open_array, open_vouched
+from dsgen.corpus.vouched import named_damage, open_array, open_vouched
 from dsgen.errors import DamagedError, DsgenError, NotFoundError
 from dsgen.io.cache import Cache
 
@@ -94,18 +94,16 @@ class Corpus:
         hashes = {name.partition("/")[2]: digest for name, digest in source_hashes(self.manifest).items()}
         return open_vouched(self.path / layout.SOURCES, hashes, self._sources_remedy)
 
-    def _source_array(self, name: str, shape: tuple[int, ...], dtype: str = "uint8") -> zarr.Array:
+    def _source_array(self, name: str) -> zarr.Array:
         if name not in self._arrays:
-            folder = self.path / layout.SOURCES
-            array = open_array(self._sources, name, folder, self._sources_remedy)
-            check_layout(array, folder, shape, dtype, self._sources_remedy)
-            self._arrays[name] = array
+            folder, layouts = self.path / layout.SOURCES, source_layouts(self.manifest)
+            self._arrays[name] = open_array(self._sources, name, folder, self._sources_remedy, layouts[name])
         return self._arrays[name]
 
     @cached_property
     def _foreground_shapes(self) -> np.ndarray:
         """The foregrounds' heights and widths, (f,2) i8; every row of the plan lies inside the image with them."""
-        array = self._source_array("foreground_shape", (len(self.manifest["foregrounds"]), 2), "uint16")
+        array = self._source_array("foreground_shape")
         with named_damage(self.path / layout.SOURCES / "foreground_shape", self._sources_remedy):
             shapes = np.asarray(array[:], np.int64)
         ends = shapes[self.plan["foreground"]] + np.stack([self.plan["top"], self.plan["left"]], axis=1)
@@ -141,10 +139,7 @@ class Corpus:
 
     def _source(self, kind: str, number: int, scale: int) -> np.ndarray:
         """Return an image of the sources; a whole chunk is read, compared with its hash, and cached."""
-        size = self.size * scale
-        height = size if kind == "background" else self.manifest["parameters"]["fg_height"] * scale
-        count = len(self.manifest["backgrounds" if kind == "background" else "foregrounds"])
-        array = self._source_array(f"{kind}_{size}", (count, height, size, 3 if kind == "background" else 4))
+        array = self._source_array(f"{kind}_{self.size * scale}")
         length = array.chunks[0]
         start = number - number % length
 

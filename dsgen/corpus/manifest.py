@@ -120,6 +120,18 @@ def source_hashes(manifest: Manifest) -> dict[str, str]:
     return {name: digest for name, digest in manifest.get("sha256", {}).items() if name != layout.PLAN}
 
 
+def source_layouts(manifest: Manifest) -> dict[str, tuple[tuple[int, ...], str]]:
+    """Return shape and dtype of every array of the sources, by name."""
+    parameters, size = manifest["parameters"], manifest["parameters"]["size"]
+    backgrounds, foregrounds = len(manifest["backgrounds"]), len(manifest["foregrounds"])
+    layouts: dict[str, tuple[tuple[int, ...], str]] = {"foreground_shape": ((foregrounds, 2), "uint16")}
+    for side in (size, parameters["label_size"]):
+        height = parameters["fg_height"] * (side // size)
+        layouts[f"background_{side}"] = (backgrounds, side, side, 3), "uint8"
+        layouts[f"foreground_{side}"] = (foregrounds, height, side, 4), "uint8"
+    return layouts
+
+
 def plan_hash(manifest: Manifest) -> str | None:
     """Return the SHA-256 of the plan, or None where none was recorded."""
     return manifest.get("sha256", {}).get(layout.PLAN)

@@ -40,7 +40,9 @@ def is_saved_rows(name: str) -> bool:
 
 def save_rows(labels: Labels, first: int, rows: RowLabels) -> None:
     """Save the labels of the rows from `first` on, whose block is not finished."""
-    content: dict[str, Any] = {_LABELS: rows.labels} | ({} if rows.flip_error is None else {_FLIP_ERROR: rows.flip_error})
+    content: dict[str, Any] = {_LABELS: rows.labels}
+    if rows.flip_error is not None:
+        content[_FLIP_ERROR] = rows.flip_error
     with write_file(_path(labels, first, first + len(rows.labels)), apart=True) as file:
         np.savez(file, **content)  # with a checksum for each array
 

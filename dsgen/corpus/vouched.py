@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import zarr
 from zarr.storage import LocalStore, WrapperStore
@@ -49,12 +49,23 @@ def open_vouched(folder: Path, hashes: Mapping[str, str], remedy: str) -> zarr.G
         return zarr.open_group(VouchedStore(folder, hashes, remedy), mode="r", zarr_format=3, use_consolidated=False)
 
 
-def open_array(group: zarr.Group, name: str, folder: Path, remedy: str) -> zarr.Array:
-    """Return an array of the group in `folder`; anything else under its name is a `DamagedError`."""
+def open_array(
+    group: zarr.Group, name: str, folder: Path, remedy: str, layout: tuple[tuple[int, ...], str] | None = None
+) -> zarr.Array:
+    """Return an array of the group in `folder`; raise `DamagedError` for anything else under its name.
+
+    With `layout`, shape and dtype, the array must have them, in chunks of whole pictures that are no longer than it.
+    """
     with named_damage(folder / name, remedy):
         array = group.get(name)
     if not isinstance(array, zarr.Array):
         raise DamagedError(folder / name, "no array", remedy)
+    if layout is not None:
+        shape, dtype = layout
+        whole = array.chunks[1:] == shape[1:] and 1 <= array.chunks[0] <= max(1, shape[0]) and array.shards is None
+        if array.shape != shape or array.dtype != dtype or not whole:
+            reason = f"{array.dtype} {array.shape} in chunks of {array.chunks}, expected {dtype} {shape}"
+            raise DamagedError(folder / name / _METADATA, reason, remedy)
     return array
 
 
@@ -74,14 +85,3 @@ def named_damage(what: Path, remedy: str) -> Iterator[None]:
         raise
     except Exception as error:
         raise DamagedError(what, f"damaged ({reason_of(error)})", remedy) from error
-
-
-def check_layout(array: zarr.Array, folder: Path, shape: tuple[Any, ...], dtype: str, remedy: str) -> None:
-    """Raise `DamagedError` unless an array has this shape and dtype, and chunks of whole pictures within it."""
-    whole = array.chunks[1:] == shape[1:] and 1 <= array.chunks[0] <= max(1, shape[0])
-    if array.shape != shape or array.dtype != dtype or not whole:
-        raise DamagedError(
-            folder / array.basename / _METADATA,
-            f"{array.dtype} {array.shape} in chunks of {array.chunks}, expected {dtype} {shape}",
-            remedy,
-        )

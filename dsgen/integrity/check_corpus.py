@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
-import zarr
 
 from dsgen.corpus import layout
 from dsgen.corpus.corpus import Corpus
-from dsgen.corpus.manifest import Manifest, is_vouched, parse_manifest, plan_hash, source_hashes
+from dsgen.corpus.manifest import Manifest, is_vouched, parse_manifest, plan_hash, source_hashes, source_layouts
 from dsgen.corpus.plan import make_plan, split_counts
+from dsgen.corpus.vouched import named_damage, open_array, open_vouched
 from dsgen.errors import DamagedError, DsgenError, is_system_error, reason_of
 from dsgen.integrity.check_labels import check_labels
 from dsgen.integrity.check_pictures import all_unlike, check_pictures
@@ -137,7 +137,12 @@ def check_plan(path: Path, manifest: Manifest, report: ReportBuilder) -> None:
         return
     if any(finding.component == layout.SOURCES and finding.what != EXTRA for finding in report.findings):
         return  # the shapes cannot be relied on
-    plan = expected_plan(manifest, read_shapes(path))
+    try:
+        shapes = read_shapes(path, manifest)
+    except DsgenError as error:
+        report.find(_relative(error, path), error.reason)
+        return
+    plan = expected_plan(manifest, shapes)
     if encode_plan(plan) != content:
         if recorded is None:
             report.find(layout.PLAN, f"differs from the plan that follows from {layout.CORPUS_JSON}")
@@ -151,9 +156,18 @@ def _other_hash(nbytes: int) -> str:
     return f"its hash differs from the one in {layout.CORPUS_JSON} ({nbytes:,} bytes)"
 
 
-def read_shapes(path: Path) -> np.ndarray:
-    """Read the foregrounds' heights and widths, (f,2), from the sources."""
-    return np.asarray(zarr.open_group(path / layout.SOURCES, mode="r")[_SHAPES][:], np.int64)  # type: ignore[index]
+def read_shapes(path: Path, manifest: Manifest) -> np.ndarray:
+    """Read the foregrounds' heights and widths, (f,2), from the sources; raise `DamagedError` if that cannot be."""
+    folder = path / layout.SOURCES
+    hashes = {name.partition("/")[2]: digest for name, digest in source_hashes(manifest).items()}
+    remedy = f"run dsgen repair {path}"
+    array = open_array(open_vouched(folder, hashes, remedy), _SHAPES, folder, remedy, source_layouts(manifest)[_SHAPES])
+    with named_damage(folder / _SHAPES, remedy):
+        shapes = np.asarray(array[:], np.int64)
+    if shapes.min() < 1 or shapes.max() > manifest["parameters"]["size"]:
+        reason = f"damaged, sides of {shapes.min()} to {shapes.max()} pixels, expected 1 to the size of the images"
+        raise DamagedError(folder / _SHAPES, reason, remedy)
+    return shapes
 
 
 def check_sources(path: Path, manifest: Manifest, jobs: int, report: ReportBuilder) -> None:
@@ -181,22 +195,26 @@ def check_sources(path: Path, manifest: Manifest, jobs: int, report: ReportBuild
 
 
 def _decode_sources(path: Path, manifest: Manifest, report: ReportBuilder) -> None:
-    sizes = {manifest["parameters"]["size"], manifest["parameters"]["label_size"]}
-    counts = {"background": len(manifest["backgrounds"]), "foreground": len(manifest["foregrounds"])}
-    expected = {f"{kind}_{size}": count for size in sizes for kind, count in counts.items()}
-    for name, count in (expected | {_SHAPES: counts["foreground"]}).items():
-        where = f"{layout.SOURCES}/{name}"
+    folder = path / layout.SOURCES
+    try:
+        group = open_vouched(folder, {}, "")
+    except DsgenError as error:
+        report.find(_relative(error, path), error.reason)
+        return
+    for name, shape_and_dtype in source_layouts(manifest).items():
         try:
-            array = zarr.open_array(path / where, mode="r")
-            if array.shape[0] != count:
-                report.find(where, f"{array.shape[0]} pictures, expected {count}")
+            array = open_array(group, name, folder, "", shape_and_dtype)
             for start in range(0, array.shape[0], array.chunks[0]):
-                # zarr reads a missing file as zeros
-                file = f"{where}/c/{start // array.chunks[0]}" + "/0" * (array.ndim - 1)
-                if not (path / file).is_file():
-                    report.find(file, MISSING)
-                array[start : start + array.chunks[0]]
-        except Exception as error:  # zarr and codecs raise errors of any class on damaged files
+                with named_damage(folder / name, ""):
+                    array[start : start + array.chunks[0]]
+        except DsgenError as error:
+            report.find(_relative(error, path), error.reason)
+        except OSError as error:
             if is_system_error(error):
                 raise
-            report.find(where, f"cannot be read ({reason_of(error)})")
+            report.find(f"{layout.SOURCES}/{name}", f"cannot be read ({reason_of(error)})")
+
+
+def _relative(error: DsgenError, path: Path) -> str:
+    """Return the file that an error is about by its name within the corpus."""
+    return Path(error.what).relative_to(path).as_posix()

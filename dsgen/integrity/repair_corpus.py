@@ -186,7 +186,7 @@ def _clear(path: Path) -> None:
 
 def _repair_plan(path: Path, manifest: Manifest, findings: list[Finding], log: RepairLog) -> None:
     """Write the plan again, which needs only the manifest and the foregrounds' shapes."""
-    content = encode_plan(expected_plan(manifest, read_shapes(path)))
+    content = encode_plan(expected_plan(manifest, read_shapes(path, manifest)))
     recorded = plan_hash(manifest)
     if findings[0].file != layout.PLAN or recorded not in (None, hashlib.sha256(content).hexdigest()):
         raise DamagedError(

@@ -4,7 +4,9 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
+import zarr
 from support.corpora import earlier_manifest, files
 from support.damage import add, delete, flip, linked, named, put, truncate
 
@@ -112,3 +114,36 @@ def test_a_damaged_manifest_is_found(tmp_path: Path, corpus: Path) -> None:
     report = verify(path, jobs=1)
     assert [finding.what for finding in report.findings] == ["missing"]
     assert "it is lost, or the corpus is unfinished; the same dsgen composite writes it" in report.notes[0]
+
+
+def test_sources_without_recorded_hashes_are_checked_as_far_as_they_can_be(tmp_path: Path, corpus: Path) -> None:
+    """Metadata, shapes, lost chunks, and foregrounds larger than their images: a finding each, and no traceback."""
+    path = Path(shutil.copytree(corpus, tmp_path / "c"))
+    put(path / "corpus.json", earlier_manifest(path, sha256=None))
+    assert named(verify(path, jobs=1)) == set()
+    shapes = np.array(zarr.open_array(path / "sources.zarr/foreground_shape", mode="r")[:])
+    metadata = json.loads((path / "sources.zarr/foreground_48/zarr.json").read_text())
+    root, array, chunk = (
+        "sources.zarr/zarr.json",
+        "sources.zarr/foreground_48/zarr.json",
+        "sources.zarr/background_48/c/0/0/0/0",
+    )
+    for name, content, found in (
+        (root, b"{", "sources.zarr"),
+        (root, b'{"zarr_format": 3, "node_type": "group", "attributes": 1}', "sources.zarr"),
+        (array, b"[]", "sources.zarr/foreground_48"),
+        (array, json.dumps(metadata | {"shape": [10**11, 20, 48, 4]}).encode(), array),
+        (array, json.dumps(metadata | {"shape": [3, 20, 48, 3]}).encode(), array),
+        (chunk, None, chunk),
+    ):
+        whole = (path / name).read_bytes()
+        delete(path / name)
+        if content is not None:
+            put(path / name, content)
+        assert named(verify(path, jobs=1)) == {found}
+        put(path / name, whole)
+    for value in (49, 65535):
+        zarr.open_array(path / "sources.zarr/foreground_shape", mode="r+")[:] = value
+        assert named(verify(path, jobs=1)) == {"sources.zarr/foreground_shape"}
+    zarr.open_array(path / "sources.zarr/foreground_shape", mode="r+")[:] = shapes
+    assert named(verify(path, jobs=1)) == set()
