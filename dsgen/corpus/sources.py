@@ -243,6 +243,8 @@ def _normalised(
             return normalise(path)
         except DsgenError as error:
             return error
+        except MemoryError:
+            return DsgenError(path, "too little memory to normalise it", "scale it down, or use fewer --jobs")
 
     with ThreadPoolExecutor(workers) as pool:
         for start in range(0, len(paths), 4 * workers):
