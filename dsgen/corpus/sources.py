@@ -134,7 +134,7 @@ def normalise_foreground(
             raise DamagedError(path, "empty alpha (nothing is visible), expected a cut-out", "replace it")
         if least >= SOLID:
             reason = f"alpha is {'' if least == most else 'at least '}{least} everywhere, so nothing of it is cut out"
-            remedy = "remove its background; to paste the whole picture, give it a transparent border of one pixel"
+            remedy = "remove its background, or give it a transparent border of one pixel to paste it whole"
             raise DamagedError(path, reason, remedy)
         dropped = drop_loose_pixels(rgba)
         if dropped and loose is not None:

@@ -15,7 +15,15 @@ from PIL import Image
 from dsgen.errors import DamagedError, DsgenError, reason_of
 from dsgen.io.colour_keys import key_alpha
 from dsgen.io.colour_profiles import convert_to_srgb
-from dsgen.io.picture_files import is_white_zero, note_once, open_picture, read_orientation, sample_bits, turn_upright
+from dsgen.io.picture_files import (
+    is_white_zero,
+    named_warnings,
+    note_once,
+    open_picture,
+    read_orientation,
+    sample_bits,
+    turn_upright,
+)
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp"}
 DEFLATE_LEVEL = 1  # level 0 would save 8 us per mask and double its bytes
@@ -43,7 +51,7 @@ def read_cutout(path: Path) -> np.ndarray:
 def read_depth_png(path: Path) -> np.ndarray:
     """Decode a 16-bit grey PNG to (h,w) integers, upright; raise `DamagedError` if it cannot be decoded."""
     try:
-        with Image.open(path, formats=["PNG"]) as image:
+        with named_warnings(path), Image.open(path, formats=["PNG"]) as image:
             image.load()
             return np.asarray(turn_upright(image, read_orientation(image)))
     except Exception as error:  # Pillow's decoders raise errors of any class on damaged files

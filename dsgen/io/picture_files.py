@@ -79,7 +79,7 @@ def open_picture(path: Path) -> Iterator[Image.Image]:
     try:
         if path.stat().st_size == 0:
             raise DamagedError(path, "empty file (0 bytes), expected a picture", "replace it")
-        with _warning_router.named(path), Image.open(path, formats=FORMATS) as image:
+        with named_warnings(path), Image.open(path, formats=FORMATS) as image:
             width, height = image.size
             if width * height > MAX_PIXELS:
                 reason = f"{width}x{height} pixels, expected at most {MAX_PIXELS:,} in total"
@@ -94,7 +94,7 @@ def open_picture(path: Path) -> Iterator[Image.Image]:
     except Image.DecompressionBombError as error:
         raise DsgenError(path, f"far more pixels than the limit of {MAX_PIXELS:,}", "scale it down") from error
     except UnidentifiedImageError as error:
-        with _warning_router.named(None):
+        with named_warnings(None):
             found = _unidentified(path)
         raise DamagedError(path, f"cannot be decoded ({found})", "replace or convert it") from error
     except MemoryError as error:
@@ -287,7 +287,7 @@ class _WarningRouter:
             found.append(reason_of(message))
 
 
-_warning_router = _WarningRouter()
+named_warnings = _WarningRouter().named
 
 
 @lru_cache(1)
