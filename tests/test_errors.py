@@ -84,3 +84,10 @@ def test_the_reason_of_an_error_is_one_line_without_its_path():
     assert reason_of(FileNotFoundError(2, "No such file or directory", "x")) == "No such file or directory"
     assert reason_of(ValueError("a.png is cut\nat byte 3"), "a.png") == "it is cut"
     assert reason_of(KeyError()) == "KeyError"
+
+
+def test_the_path_is_not_repeated_in_a_reason():
+    """With or without quotes."""
+    path = "a/room.png"
+    for text in ("cannot identify 'a/room.png'", 'cannot identify "a/room.png"', "cannot identify a/room.png"):
+        assert reason_of(ValueError(text), path) == "cannot identify it"

@@ -45,7 +45,7 @@ def pack(
         typer.Option(help="Pack this folder of pictures instead of a corpus; other folders pair with it by file name."),
     ] = None,
     masks: Annotated[
-        Path | None, typer.Option(help="With --images: folder of masks; 128 and above is foreground.")
+        Path | None, typer.Option(help="With --images: folder of masks: 0 and 255 or 1, one colour on black, or alpha.")
     ] = None,
     depths: Annotated[
         Path | None, typer.Option(help="With --images: folder of depth, 16-bit PNG (see --png-unit) or npy (m).")

@@ -108,7 +108,7 @@ def normalise_foreground(
             raise DamagedError(path, "empty alpha (nothing is visible), expected a cut-out", "replace it")
         if least >= SOLID:
             reason = f"alpha is {'' if least == most else 'at least '}{least} everywhere, so nothing of it is cut out"
-            remedy = "remove its background; to paste the whole picture, give it a transparent border of one pixel"
+            remedy = "remove its background, or give it a transparent border of one pixel to paste it whole"
             raise DamagedError(path, reason, remedy)
         dropped = drop_loose_pixels(rgba)
         if dropped and loose is not None:
@@ -217,6 +217,8 @@ def _normalised(
             return normalise(path)
         except DsgenError as error:
             return error
+        except MemoryError:
+            return DsgenError(path, "too little memory to normalise it", "scale it down, or use fewer --jobs")
 
     with ThreadPoolExecutor(workers) as pool:
         for start in range(0, len(paths), 4 * workers):

@@ -15,20 +15,19 @@ from PIL import Image
 from dsgen.errors import DamagedError, DsgenError, reason_of
 from dsgen.io.colour_keys import key_alpha
 from dsgen.io.colour_profiles import convert_to_srgb
-from dsgen.io.picture_files import is_white_zero, note_once, open_picture, read_orientation, sample_bits
+from dsgen.io.picture_files import (
+    is_white_zero,
+    named_warnings,
+    note_once,
+    open_picture,
+    read_orientation,
+    sample_bits,
+    turn_upright,
+)
 
 SUFFIXES = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".tif", ".tiff", ".bmp"}
 DEFLATE_LEVEL = 1  # level 0 would save 8 us per mask and double its bytes
 _BAND_PIXELS = 1_000_000  # converted at a time, so that a large picture is in memory once
-_TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}  # by EXIF orientation
 _MODES_OF_8_BITS = {"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr"}
 
 
@@ -52,9 +51,9 @@ def read_cutout(path: Path) -> np.ndarray:
 def read_depth_png(path: Path) -> np.ndarray:
     """Decode a 16-bit grey PNG to (h,w) integers, upright; raise `DamagedError` if it cannot be decoded."""
     try:
-        with Image.open(path, formats=["PNG"]) as image:
+        with named_warnings(path), Image.open(path, formats=["PNG"]) as image:
             image.load()
-            return np.asarray(_upright(image, read_orientation(image)))
+            return np.asarray(turn_upright(image, read_orientation(image)))
     except Exception as error:  # Pillow's decoders raise errors of any class on damaged files
         reason = f"cannot be decoded ({reason_of(error, path)}), expected a complete PNG"
         raise DamagedError(path, reason, "replace it") from error
@@ -75,12 +74,8 @@ def _decode(path: Path, alpha: bool) -> np.ndarray:
         picture = convert_to_srgb(path, eight_bits, profile, alpha=alpha and cover is None)
         if cover is not None:
             picture.putalpha(Image.fromarray(cover))
-        picture = _upright(picture, orientation)
+        picture = turn_upright(picture, orientation)
         return _as_array(picture)
-
-
-def _upright(image: Image.Image, orientation: int) -> Image.Image:
-    return image.transpose(_TURNS[orientation]) if orientation in _TURNS else image
 
 
 def _to_8_bits(path: Path, image: Image.Image) -> Image.Image:

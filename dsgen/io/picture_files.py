@@ -24,6 +24,15 @@ FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP")
 _NAMED = "JPEG, PNG, WebP, TIFF or BMP"
 _QUARTER_TURNS = (5, 6, 7, 8)
 _ORIENTATION = 0x0112
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}  # by EXIF orientation
 # tags of a TIFF, and values of theirs
 _BITS, _COMPRESSION, _PHOTOMETRIC, _SAMPLES, _PLANAR, _SUBSAMPLING, _SAMPLE_FORMAT = 258, 259, 262, 277, 284, 530, 339
 _UNCOMPRESSED, _WHITE_IS_ZERO, _YCBCR, _SEPARATE, _SIGNED = 1, 0, 6, 2, 2
@@ -70,7 +79,7 @@ def open_picture(path: Path) -> Iterator[Image.Image]:
     try:
         if path.stat().st_size == 0:
             raise DamagedError(path, "empty file (0 bytes), expected a picture", "replace it")
-        with _warning_router.named(path), Image.open(path, formats=FORMATS) as image:
+        with named_warnings(path), Image.open(path, formats=FORMATS) as image:
             width, height = image.size
             if width * height > MAX_PIXELS:
                 reason = f"{width}x{height} pixels, expected at most {MAX_PIXELS:,} in total"
@@ -85,7 +94,7 @@ def open_picture(path: Path) -> Iterator[Image.Image]:
     except Image.DecompressionBombError as error:
         raise DsgenError(path, f"far more pixels than the limit of {MAX_PIXELS:,}", "scale it down") from error
     except UnidentifiedImageError as error:
-        with _warning_router.named(None):
+        with named_warnings(None):
             found = _unidentified(path)
         raise DamagedError(path, f"cannot be decoded ({found})", "replace or convert it") from error
     except MemoryError as error:
@@ -143,6 +152,11 @@ def read_orientation(image: Image.Image) -> int:
     """Return the EXIF orientation of an open picture, 1 (upright) to 8; 1 where there is no valid one."""
     orientation = image.getexif().get(_ORIENTATION, 1)
     return orientation if orientation in range(1, 9) else 1
+
+
+def turn_upright(image: Image.Image, orientation: int) -> Image.Image:
+    """Turn a decoded picture of this EXIF orientation upright."""
+    return image.transpose(_TURNS[orientation]) if orientation in _TURNS else image
 
 
 def is_quarter_turn(orientation: int) -> bool:
@@ -273,7 +287,7 @@ class _WarningRouter:
             found.append(reason_of(message))
 
 
-_warning_router = _WarningRouter()
+named_warnings = _WarningRouter().named
 
 
 @lru_cache(1)

@@ -9,6 +9,7 @@ is one image, in order of name.
 import hashlib
 import logging
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,9 @@ from dsgen.errors import (
 )
 from dsgen.io import images
 from dsgen.io.folders import DEPTH_SUFFIXES, list_files, list_pictures, match_key, names_in_words
+from dsgen.io.mask_pictures import read_mask
 from dsgen.io.npy_files import read_npy
+from dsgen.io.picture_files import is_quarter_turn, open_picture, read_orientation, share_memory
 from dsgen.store import schema
 from dsgen.store.source import SourceKey
 from dsgen.units import MAX_DEPTH_MM
@@ -121,34 +124,27 @@ class Pictures:
         return digest.hexdigest()
 
     def _check_row(self, row: int) -> tuple[bytes, list[DsgenError]]:
-        errors, digest, shapes = [], hashlib.sha256(), {}
+        errors: list[DsgenError] = []
+        digest, shapes, turns = hashlib.sha256(), {}, {}
         for field, paths in self._paths.items():
             path = paths[row]
             digest.update(f"{field}\0{path.name}\0".encode() + hashlib.sha256(path.read_bytes()).digest())
             try:
-                shapes[field] = self._read(field, path).shape[:2]
+                with share_memory(path) if path.suffix.lower() != ".npy" else nullcontext():
+                    shapes[field] = self._read(field, path).shape[:2]
+                turns[field] = _orientation(path)
             except DsgenError as error:
                 errors.append(error)
-        for field, shape in shapes.items():
-            if "image" in shapes and shape != shapes["image"]:
-                height, width = shapes["image"]
-                reason = (
-                    f"{shape[1]}x{shape[0]} pixels, expected {width}x{height} like {self._paths['image'][row].name}"
-                )
-                errors.append(DsgenError(self._paths[field][row], reason, "scale it"))
+        if "image" in shapes:
+            image = self._paths["image"][row].name, shapes["image"], turns["image"]
+            found = (_compare(self._paths[field][row], shapes[field], turns[field], *image) for field in shapes)
+            errors += [error for error in found if error]
         return digest.digest(), errors
 
     def _read(self, field: str, path: Path) -> np.ndarray:
-        """Decode a picture: RGB u1, a mask u1 of 0 or 255, or depth f4 in metres, 0 invalid."""
+        """Decode a picture: RGB u1, a mask u1 of 0 or 255 (see `read_mask`), or depth f4 in metres, 0 invalid."""
         if field == "mask":
-            grey = images.read_picture(path)[..., 0]
-            if 0 < grey.max() < 128:
-                raise DsgenError(
-                    path,
-                    f"values up to {grey.max()}, expected a mask of 0 and 255, where 128 and more is foreground",
-                    "scale the values",
-                )
-            return np.where(grey >= 128, 255, 0).astype(np.uint8)
+            return read_mask(path)
         if field == "depth":
             depth_m = _read_depth(path, self._unit_m)
             if not (depth_m > 0).any():
@@ -220,6 +216,40 @@ def _pair(folders: dict[str, Path]) -> dict[str, list[Path]]:
             )
     raise_all(errors)
     return {field: [found[name] for name in names] for field, found in by_name.items()}
+
+
+def _orientation(path: Path) -> int:
+    if path.suffix.lower() == ".npy":
+        return 1
+    with open_picture(path) as picture:
+        return read_orientation(picture)
+
+
+def _compare(
+    path: Path,
+    shape: tuple[int, ...],
+    turn: int,
+    image: str,
+    image_shape: tuple[int, ...],
+    image_turn: int,
+) -> DsgenError | None:
+    """Return what is wrong with a picture beside its image: its size, or that the two may be turned differently.
+
+    `turn` is the EXIF orientation. Where one is turned by 90 degrees and the other is not, sizes that agree show that
+    the two do, unless they are square.
+    """
+    (height, width), sizes = image_shape, f"{shape[1]}x{shape[0]} pixels, expected {image_shape[1]}x{image_shape[0]}"
+    quarter = is_quarter_turn(turn) != is_quarter_turn(image_turn)
+    if shape == image_shape and (turn == image_turn or (quarter and height != width)):
+        return None
+    if shape == image_shape:
+        reason = f"EXIF orientation {turn}, but {image} has {image_turn}, so one may be turned against the other"
+        return DsgenError(path, reason, "save both upright, without an orientation")
+    if quarter and shape == (width, height):
+        turned = f"{image}, which its" if is_quarter_turn(image_turn) else f"{image}; its own"
+        reason = f"{sizes} like {turned} EXIF orientation turns by 90 degrees"
+        return DsgenError(path, reason, "turn both alike, or remove the orientation from both")
+    return DsgenError(path, f"{sizes} like {image}", "scale it")
 
 
 def _list_depths(folder: Path) -> list[Path]:

@@ -2,6 +2,8 @@
 
 import os
 import shutil
+import subprocess
+import sys
 import unicodedata
 from pathlib import Path
 
@@ -136,3 +138,21 @@ def test_names_of_one_spelling_are_refused(tmp_path: Path, pictures: Path):
     assert not (tmp_path / "c").exists()
     with pytest.raises(DsgenError, match=r"--backgrounds: .*nosuch is no folder, expected .*; check the path"):
         composite(tmp_path / "c", tmp_path / "nosuch", tmp_path / "p" / "foregrounds", SMALL)
+
+
+@pytest.mark.slow
+def test_the_largest_cutouts_fit_into_little_memory(tmp_path: Path, pictures: Path):
+    """Two of 8000x8000 in two threads: 8 bytes a pixel each, and no float copy."""
+    (tmp_path / "f").mkdir()
+    for number in range(2):
+        large = Image.new("RGBA", (8000, 8000), (200, 30 + number, 30, 255))
+        large.paste((0, 0, 0, 0), (0, 0, 8000, 1))
+        large.save(tmp_path / "f" / f"{number}.png", compress_level=1)
+    script = (
+        "import resource, sys; from pathlib import Path; from dsgen import composite, Parameters;"
+        "composite(*map(Path, sys.argv[1:]), Parameters(positions=1), jobs=2, pictures=False);"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+    )
+    arguments = [str(tmp_path / "c"), str(pictures / "backgrounds"), str(tmp_path / "f")]
+    run = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, text=True, check=True)
+    assert int(run.stdout) < 1_300_000  # KiB

@@ -5,7 +5,9 @@ import os
 import subprocess
 import sys
 import threading
+import time
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +19,7 @@ from support.picture_files import write_tiff
 import dsgen
 from dsgen.errors import DsgenError
 from dsgen.io import images
-from dsgen.io.picture_files import read_size
+from dsgen.io.picture_files import _PixelBudget, read_size
 
 POSTSCRIPT = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 64 64\n%%EndComments\nshowpage\n%%EOF\n"
 
@@ -153,3 +155,35 @@ def test_the_size_in_the_header_is_that_of_the_picture(tmp_path: Path, ending: s
     options = {"tiffinfo": {0x0112: orientation}} if ending == "tif" else {"exif": exif}
     picture.save(tmp_path / f"p.{ending}", **options)
     assert read_size(tmp_path / f"p.{ending}") == images.read_picture(tmp_path / f"p.{ending}").shape[:2]
+
+
+def test_pictures_of_all_threads_share_a_budget():
+    """Never more pixels at once than allowed; one that is larger than all has it alone."""
+    budget, lock, held, most = _PixelBudget(100), threading.Lock(), [0], [0]
+
+    def hold(pixels: int) -> None:
+        with budget.share(pixels):
+            with lock:
+                held[0] += min(pixels, 100)
+                most[0] = max(most[0], held[0])
+            time.sleep(0.002)
+            with lock:
+                held[0] -= min(pixels, 100)
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(hold, [30, 60, 100, 500, 10, 40] * 6))
+    assert 60 <= most[0] <= 100
+    assert held[0] == 0
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+def test_palettes_with_transparent_entries(tmp_path: Path, bits: int):
+    """Each index has the alpha of its entry; entries that the chunk leaves out are opaque."""
+    indices = np.resize(np.arange(2**bits), (16, 32)).astype(np.uint8)
+    picture = Image.fromarray(indices)
+    picture.putpalette([value for n in range(2**bits) for value in (n, 255 - n, 7)])
+    picture.save(tmp_path / "p.png", bits=bits, transparency=bytes([0, 77][: 2**bits]))
+    rgba = images.read_cutout(tmp_path / "p.png")
+    assert (rgba[..., 3] == np.array([0, 77] + [255] * 254)[indices]).all()
+    assert (rgba[..., 0] == indices).all()
+    assert (images.read_picture(tmp_path / "p.png") == rgba[..., :3]).all()

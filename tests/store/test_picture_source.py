@@ -146,3 +146,85 @@ def test_names_that_are_not_utf8(folders: dict[str, Path]) -> None:
         with pytest.raises(DsgenError, match=r"caf\\xe9.png: the name is not UTF-8; rename it$"):
             Pictures(folders["images"], depth_folder=folders["depths"], size=16)
         os.rename(os.fsencode(folders[part]) + b"/caf\xe9.png", path)
+
+
+def _save(path: Path, picture: np.ndarray, orientation: int | None = None) -> None:
+    exif = Image.Exif()
+    if orientation:
+        exif[0x0112] = orientation
+    Image.fromarray(picture).save(path, exif=exif)
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "turn", "other", "message"),
+    [
+        (40, 40, 6, None, "m.png: EXIF orientation 1, but m.jpg has 6, so one may be turned against the other"),
+        (40, 40, 3, 1, "m.png: EXIF orientation 1, but m.jpg has 3"),
+        (40, 60, 3, None, "m.png: EXIF orientation 1, but m.jpg has 3"),
+        (40, 60, 6, 8, "m.png: EXIF orientation 8, but m.jpg has 6"),
+        (
+            40,
+            60,
+            6,
+            None,
+            "m.png: 60x40 pixels, expected 40x60 like m.jpg, which its EXIF orientation turns by 90 degrees",
+        ),
+        (
+            40,
+            60,
+            None,
+            6,
+            "m.png: 40x60 pixels, expected 60x40 like m.jpg; its own EXIF orientation turns by 90 degrees",
+        ),
+        (40, 60, None, None, ""),
+        (40, 40, 6, 6, ""),
+        (40, 60, 8, 8, ""),
+    ],
+)
+@pytest.mark.parametrize("field", ["mask", "depth"])
+def test_turned_images_beside_pictures_that_are_not(
+    tmp_path: Path, field: str, height: int, width: int, turn: int | None, other: int | None, message: str
+) -> None:
+    """Refused with the reason wherever one may lie on its side against the other; alike is accepted, and read alike."""
+    for folder in ("image", field):
+        (tmp_path / folder).mkdir()
+    _save(tmp_path / "image" / "m.jpg", draw_background(0, height, width), turn)
+    values = np.zeros((height, width), np.uint8 if field == "mask" else np.uint16)
+    values[: height // 2, : width // 2] = 255
+    _save(tmp_path / field / "m.png", values, other)
+    folders = {f"{part}_folder": tmp_path / part for part in ("image", field)}
+    if message:
+        with pytest.raises(DsgenError) as caught:
+            Pictures(**folders, size=16)
+        assert f"{tmp_path}/{field}/{message}" in str(caught.value)
+    else:
+        source = Pictures(**folders, size=16, validation_share=0, test_share=0)
+        corner = source.pictures(0, 1)[field][0] > 0
+        assert corner[:7, 9:].all() if turn == 6 else corner[9:, :7].all() if turn == 8 else corner[:7, :7].all()
+
+
+def test_a_turned_image_beside_an_upright_depth_map(tmp_path: Path) -> None:
+    """A depth map that was made of the upright image fits it, as sizes that are not square show."""
+    for folder in ("image", "depth"):
+        (tmp_path / folder).mkdir()
+    _save(tmp_path / "image" / "a.jpg", draw_background(0, 40, 60), 6)
+    Image.fromarray(np.full((60, 40), 900, np.uint16)).save(tmp_path / "depth" / "a.png")
+    source = Pictures(tmp_path / "image", depth_folder=tmp_path / "depth", size=16)
+    assert (source.pictures(0, 1)["depth"] == 900).all()
+
+
+def test_masks_are_read_as_what_they_are(folders: dict[str, Path]) -> None:
+    """Palette, 0 and 1, colours and alpha give the same rows; class ids are refused by name."""
+    expected = Pictures(*folders.values(), size=24).pictures(0, 12)["mask"]
+    for n in range(12):
+        path = folders["masks"] / f"frame{n:02d}.png"
+        mask = np.asarray(Image.open(path)) // 255
+        indexed = Image.fromarray(mask)
+        indexed.putpalette([0, 0, 0, 128, 0, 0])
+        red, clear = (np.zeros((48, 60, channels), np.uint8) for channels in (3, 4))
+        red[..., 0] = clear[..., 3] = mask * 255
+        (indexed, Image.fromarray(mask), Image.fromarray(red), Image.fromarray(clear))[n % 4].save(path)
+    assert (Pictures(*folders.values(), size=24).pictures(0, 12)["mask"] == expected).all()
+    Image.fromarray(np.asarray(Image.open(folders["masks"] / "frame01.png")) * 7).save(folders["masks"] / "frame01.png")
+    with pytest.raises(DsgenError, match=r"frame01.png: values 0, 7, expected a mask of 0 and 255, or of 0 and 1"):
+        Pictures(*folders.values())
