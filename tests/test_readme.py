@@ -54,6 +54,7 @@ def test_python_snippets_run(
 ) -> None:
     """All of a README's snippets, in order, where the four commands have run."""
     folder = Path(shutil.copytree(finished_work, tmp_path / "here"))
+    shutil.copytree(folder / "shards", folder / "demo-shards")
     monkeypatch.chdir(folder)
     names: dict[str, object] = {"__name__": "snippet"}
     for snippet in fences(readme, "python"):

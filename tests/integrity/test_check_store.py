@@ -127,6 +127,23 @@ def test_pixels_are_compared_with_the_corpus(
     assert [(f.file.partition("/c/")[0], f.what) for f in found] == [(name.partition("/c/")[0], what)]
 
 
+@pytest.mark.parametrize(
+    ("part", "what"), [("sample", "differs from the rows"), ("picture", "differs from the rows' backgrounds")]
+)
+def test_coordinates_are_checked(tmp_path: Path, stores: Path, labelled_corpus: Path, part: str, what: str) -> None:
+    """One that is wrong is named though its hash is right; so is one that cannot be read."""
+    path = linked(stores / "folder", tmp_path / "s")
+    plan = Corpus(labelled_corpus).plan[40:]
+    wrong = dict(schema.coordinate_files(plan, 41, np.unique(plan["background"]) + 1))
+    rewrite(path, f"{shard_name(1, 2)}/{part}/c/0", wrong[f"{part}/c/0"])
+    found = verify(path, jobs=1).findings
+    assert [(finding.file, finding.what) for finding in found] == [(f"{shard_name(1, 2)}/{part}", what)]
+    rewrite(path, f"{shard_name(1, 2)}/{part}/c/0", wrong[f"{part}/c/0"][:-3])
+    (finding,) = verify(path, jobs=1).findings
+    assert finding.file == f"{shard_name(1, 2)}/{part}"
+    assert finding.what.startswith("column cannot be read")
+
+
 def test_a_column_that_cannot_be_read_is_named(tmp_path: Path, stores: Path) -> None:
     """The column is named, and its file, whose hash differs; the rows are still checked."""
     path = linked(stores / "folder", tmp_path / "s")
