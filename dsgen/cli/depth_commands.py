@@ -14,11 +14,13 @@ from dsgen.cli.options import (
     PartOf,
     Scheduler,
     dask_address,
+    is_given,
     parse_numbers,
     parse_part_of,
     refuse_ignored,
 )
 from dsgen.cli.results import Reply, as_dict
+from dsgen.errors import NotFoundError
 
 HUGGING_FACE = "hf:"
 
@@ -104,6 +106,12 @@ def depth(
         unused = ("part", "backend", "scheduler", "jobs", "check_flip", "metric_reference")
         refuse_ignored(context, "a folder of pictures is labelled", *unused)
         return _label_folder(path, out, file_format, pictures, network)
+    if is_given(context, "path") and not path.is_dir():
+        if path.is_file():
+            reason, remedy = "a file, expected a corpus or a folder of pictures", "give the folder it is in"
+        else:
+            reason, remedy = "no corpus and no folder", f"check the path, or run dsgen composite {path}"
+        raise NotFoundError(path, reason, remedy)
     refuse_ignored(context, "a corpus is labelled", "out", "file_format")
     from dsgen.depth.label_corpus import label_corpus
 

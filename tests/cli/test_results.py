@@ -1,7 +1,9 @@
 """Results as JSON and as words."""
 
+import io
 import json
 import math
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -77,3 +79,13 @@ def test_an_error_is_described_by_its_fields():
 def test_words(text: str, expected: str):
     """Thousands have separators, units a name."""
     assert text == expected
+
+
+@pytest.mark.parametrize(("encoding", "text"), [("utf-8", "caf\u00e9"), ("ascii", "caf\u00e9"), ("utf-8", "caf\udce9")])
+def test_any_name_is_json(monkeypatch: pytest.MonkeyPatch, encoding: str, text: str):
+    """Whatever stdout can print; bytes that are no text become JSON's escapes."""
+    stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+    monkeypatch.setattr(sys, "stdout", stream)
+    line = to_json({"out": Path(text)})
+    stream.write(line)
+    assert json.loads(line) == {"out": text}

@@ -3,6 +3,8 @@
 import csv
 import json
 import os
+import subprocess
+import sys
 import unicodedata
 from pathlib import Path
 
@@ -284,3 +286,35 @@ def test_every_failed_picture_is_printed(tmp_path: Path, weights: Path):
         assert [r"line\nfeed.png: cannot be decoded" in line for line in errors] == [False, True]
         assert f"{labelled} pictures labelled now" in result.stdout
         assert f"{existed} already existed, 2 failed" in result.stdout
+
+
+def test_what_is_no_folder_is_named(tmp_path: Path):
+    """A picture, and nothing: neither is called a corpus that is not there."""
+    folder = fill(tmp_path / "in", 1)
+    for path, message in (
+        (folder / "p0.png", "a file, expected a corpus or a folder of pictures; give the folder it is in"),
+        (tmp_path / "nosuch", "no corpus and no folder; check the path, or run dsgen composite"),
+    ):
+        result = CliRunner().invoke(app, ["depth", str(path)])
+        assert result.exit_code == 1
+        assert f"{path}: {message}" in str(result.exception)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("locale", [{"LC_ALL": "C"}, {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}])
+def test_the_program_in_any_locale(tmp_path: Path, weights: Path, locale: dict[str, str]):
+    """ASCII names are labelled and the second run reads the table; others are labelled too, or named in one line."""
+    folder = fill(tmp_path / "in", 1)
+    command = [sys.executable, "-m", "dsgen", "depth", str(folder), "--weights", str(weights), "--device", "cpu"]
+    for said in ("1 pictures labelled now", "1 already existed"):
+        done = subprocess.run(command, env=os.environ | locale, capture_output=True, text=True)
+        assert (done.returncode, said in done.stdout) == (0, True), done.stderr
+    Image.fromarray(draw_background(1, 40, 60)).save(folder / "caf\u00e9.png")
+    done = subprocess.run(command, env=os.environ | locale, capture_output=True, text=True)
+    if "PYTHONUTF8" in locale:
+        assert done.returncode == 1
+        assert "in which this name cannot be used; set PYTHONUTF8=1 in the environment" in done.stderr
+        assert len(done.stderr.splitlines()) == 1
+    else:
+        assert done.returncode == 0, done.stderr
+        assert "caf\u00e9.png".encode() in (tmp_path / "in_depth" / "depth.csv").read_bytes()
