@@ -9,7 +9,7 @@ is written.
 import re
 import zipfile
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -17,7 +17,6 @@ from dsgen.corpus.labels import Block, Labels
 from dsgen.io.atomic import write_file
 
 _NAME = re.compile(r"rows-(\d{12})-(\d{12})\.partial")
-_LABELS, _FLIP_ERROR = "labels", "flip_error"  # the arrays of a file
 
 
 class RowLabels(NamedTuple):
@@ -40,11 +39,11 @@ def is_saved_rows(name: str) -> bool:
 
 def save_rows(labels: Labels, first: int, rows: RowLabels) -> None:
     """Save the labels of the rows from `first` on, whose block is not finished."""
-    content: dict[str, Any] = {_LABELS: rows.labels}
-    if rows.flip_error is not None:
-        content[_FLIP_ERROR] = rows.flip_error
-    with write_file(_path(labels, first, first + len(rows.labels)), apart=True) as file:
-        np.savez(file, **content)  # with a checksum for each array
+    with write_file(_path(labels, first, first + len(rows.labels)), apart=True) as file:  # an array has a checksum
+        if rows.flip_error is None:
+            np.savez(file, labels=rows.labels)
+        else:
+            np.savez(file, labels=rows.labels, flip_error=rows.flip_error)
 
 
 def count_saved_rows(labels: Labels, block: Block) -> int:
@@ -95,7 +94,7 @@ def _load(labels: Labels, piece: Block) -> RowLabels | None:
     shape = (piece[1] - piece[0], *labels.array.shape[1:])
     try:
         with _path(labels, *piece).open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            rows = RowLabels(arrays[_LABELS], arrays[_FLIP_ERROR] if labels.flip_error is not None else None)
+            rows = RowLabels(arrays["labels"], arrays["flip_error"] if labels.flip_error is not None else None)
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None
     fits = rows.labels.shape == shape and rows.labels.dtype == labels.array.dtype

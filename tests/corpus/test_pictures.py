@@ -1,5 +1,7 @@
 """Picture files: original names, the pixels of the rendered rows, complete or not at all."""
 
+import errno
+import os
 import shutil
 from pathlib import Path
 
@@ -11,7 +13,7 @@ from support.corpora import SMALL, digest, make_corpus
 from dsgen.corpus import layout
 from dsgen.corpus.build import composite
 from dsgen.corpus.corpus import Corpus
-from dsgen.corpus.pictures import draw_composites
+from dsgen.corpus.pictures import draw_composites, fill_pictures
 from dsgen.errors import DsgenError
 from dsgen.io import images
 
@@ -119,3 +121,33 @@ def test_a_folder_that_lacks_pictures_is_found_and_completed(tmp_path: Path, cor
     assert {name: value for name, value in digest(tmp_path / "c").items() if "notes" not in name} == digest(corpus)
     again = composite(tmp_path / "c", pictures / "backgrounds", pictures / "foregrounds", SMALL, jobs=1)
     assert (again.drawn, again.already_there) == (0, 72)
+
+
+def test_a_disk_that_fills_up_is_named_with_the_folder(tmp_path: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch):
+    """A write that stores only a part is continued, which raises the system's error; nothing unfinished is left."""
+    written, write = [0], os.write
+
+    def fill(descriptor: int, content: bytes) -> int:
+        written[0] += 1
+        if written[0] == 60:
+            return write(descriptor, content[:10])
+        if written[0] > 60:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(descriptor, content)
+
+    monkeypatch.setattr("dsgen.corpus.pictures.os.write", fill)
+    with pytest.raises(OSError, match="No space left on device") as caught:
+        composite(tmp_path / "c", pictures / "backgrounds", pictures / "foregrounds", SMALL, jobs=1)
+    assert str(caught.value.filename).startswith(str(tmp_path / "c/bg_fg"))
+    assert not list(tmp_path.rglob("*.partial"))
+
+
+def test_a_writer_that_lost_pictures_does_not_finish_its_folder(tmp_path: Path, corpus: Path):
+    """The pictures are counted before the folder gets its name."""
+    shutil.copytree(corpus, tmp_path / "c")
+    shutil.rmtree(tmp_path / "c/bg_fg/bg001")
+    opened = Corpus(tmp_path / "c")
+    with pytest.raises(DsgenError, match="1 of 24 pictures are there"), fill_pictures(opened, "bg_fg", 0) as folder:
+        (folder / "one.jpeg").write_bytes(b"")
+    assert not (tmp_path / "c/bg_fg/bg001").exists()
+    assert not list((tmp_path / "c").rglob("*.partial"))

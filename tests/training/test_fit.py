@@ -281,8 +281,8 @@ def test_two_processes_fail_together_and_stop_together(tmp_path: Path, labelled_
     _, errors = started.communicate(timeout=60)
     assert b"stopping as requested, the checkpoint is written" in errors
     steps = read_checkpoint(tmp_path / "run/checkpoints/last.pt")["steps"]
-    result = short_of(store, tmp_path / "run", epochs=len(table(tmp_path / "run")) + 1)
-    assert result.best["epoch"] >= 1
+    resumed = short_of(store, tmp_path / "run", epochs=len(table(tmp_path / "run")) + 1)
+    assert resumed.best["epoch"] >= 1
     assert read_checkpoint(tmp_path / "run/checkpoints/last.pt")["steps"] > steps
 
 
