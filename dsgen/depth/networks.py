@@ -45,10 +45,9 @@ def check_encoder(name: str) -> None:
     import timm
 
     architecture, _, tag = name.partition(".")
-    known = timm.list_models()
-    if architecture in known and (not tag or timm.models.is_model_pretrained(name)):
+    if timm.is_model(architecture) and (not tag or timm.models.is_model_pretrained(name)):
         return
-    near = difflib.get_close_matches(architecture[:100], known, n=4, cutoff=0.5)
+    near = difflib.get_close_matches(architecture[:100], timm.list_models(), n=4, cutoff=0.5)
     like = f"like {', '.join(near)}" if near else "listed by timm.list_models()"
     reason = f"got a name that timm does not know, expected one {like}"
     raise InvalidValueError(f"encoder {name[:100]}", reason, "use another")

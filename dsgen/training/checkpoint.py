@@ -61,28 +61,32 @@ class _Settings(TypedDict):
 
 
 class _Epoch(TypedDict):
-    """Of an epoch's results those that are needed to open its network and to go on after it."""
+    """Of an epoch's results those that are needed to open its network."""
 
     epoch: Count
     size: Annotated[int, Ge(1), Le(8192)]
-    samples: Count
     iou: int | float
     abs_rel: int | float
 
 
 class _Checkpoint(TypedDict):
-    """What a checkpoint holds."""
+    """Of a checkpoint what is needed to open its network."""
 
     settings: _Settings
-    store_sha256: str | None
-    init_sha256: NotRequired[str | None]
     config: UNetConfig
     network: dict[str, Any]
+    history: list[_Epoch]
+
+
+class _Resumable(_Checkpoint):
+    """All that a checkpoint holds."""
+
+    store_sha256: str | None
+    init_sha256: NotRequired[str | None]
     training: dict[str, Any]
     optimizer: dict[str, Any]
     scaler: dict[str, Any]
     steps: Count
-    history: list[_Epoch]
     place: _Place | None
 
 
@@ -228,6 +232,7 @@ def restore_checkpoint(trainer: "Trainer", path: Path) -> None:
     differences.
     """
     saved = read_checkpoint(path)
+    check_as(_Resumable, saved, path, _REMEDY)
     with _refusing_damage(path):
         now = _by_option(trainer.settings.as_dict()) | {"store": trainer.store_sha256}
         was = _by_option(saved["settings"]) | {"store": saved["store_sha256"]}

@@ -20,12 +20,11 @@ def test_what_is_written_is_read(tmp_path: Path):
 
 
 def test_a_byte_order_mark_and_short_rows(tmp_path: Path):
-    """As Excel writes them; a missing cell is empty, a cell too many is no column."""
-    (tmp_path / "t.csv").write_bytes("\ufeffname,room\r\né,1\r\nb\r\nc,2,3\r\n".encode())
+    """As Excel writes them; a missing cell is empty."""
+    (tmp_path / "t.csv").write_bytes("\ufeffname,room\r\né,1\r\nb\r\n".encode())
     assert read_csv(tmp_path / "t.csv", "", ("name", "room")) == [
         {"name": "é", "room": "1"},
         {"name": "b", "room": ""},
-        {"name": "c", "room": "2"},
     ]
 
 
@@ -35,11 +34,13 @@ def test_a_byte_order_mark_and_short_rows(tmp_path: Path):
         ("name,room\né,1\n".encode("latin-1"), r"t.csv: not UTF-8 \(.* at byte \d+\); remedy$"),
         (b"nom,room\na,1\n", r"t.csv: no column name, got nom, room; remedy$"),
         (b"", r"t.csv: no column name and no column room, got an empty file; remedy$"),
+        (b"name,room\na,1,2\n", r"t.csv: line 2 has more values than there are columns; remedy$"),
+        (b'name,room\n"a,1\n', r"t.csv: no CSV file \(unexpected end of data\); remedy$"),
         (b'name,room\n"' + b"x" * 200_000 + b'",1\n', r"t.csv: no CSV file \(field larger .*\); remedy$"),
     ],
 )
 def test_what_cannot_be_read_is_one_line(tmp_path: Path, content: bytes, message: str):
-    """Another encoding, other columns, nothing at all, and what no program wrote."""
+    """Another encoding, other columns, nothing at all, a cell too many, and what no program wrote."""
     (tmp_path / "t.csv").write_bytes(content)
     with pytest.raises(DamagedError, match=message):
         read_csv(tmp_path / "t.csv", "remedy", ("name", "room"))
