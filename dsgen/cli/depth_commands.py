@@ -106,26 +106,28 @@ def depth(
         unused = ("part", "backend", "scheduler", "jobs", "check_flip", "metric_reference")
         refuse_ignored(context, "a folder of pictures is labelled", *unused)
         return _label_folder(path, out, file_format, pictures, network)
-    if is_given(context, "path") and not path.is_dir():
-        if path.is_file():
-            reason, remedy = "a file, expected a corpus or a folder of pictures", "give the folder it is in"
-        else:
-            reason, remedy = "no corpus and no folder", f"check the path, or run dsgen composite {path}"
-        raise NotFoundError(path, reason, remedy)
+    if path.is_file():
+        raise NotFoundError(path, "a file, expected a corpus or a folder of pictures", "give the folder it is in")
     refuse_ignored(context, "a corpus is labelled", "out", "file_format")
     from dsgen.depth.label_corpus import label_corpus
 
     work, cluster = parse_part_of(part), dask_address(context, backend, scheduler)
-    result = label_corpus(
-        path,
-        metric_reference=metric_reference,
-        check_flip=check_flip,
-        pictures=pictures,
-        jobs=jobs,
-        part=work,
-        cluster=cluster,
-        **network,
-    )
+    try:
+        result = label_corpus(
+            path,
+            metric_reference=metric_reference,
+            check_flip=check_flip,
+            pictures=pictures,
+            jobs=jobs,
+            part=work,
+            cluster=cluster,
+            **network,
+        )
+    except NotFoundError as error:
+        if path.exists() or not is_given(context, "path"):
+            raise
+        remedy = f"check the path, or run dsgen composite {path}"
+        raise NotFoundError(path, "no corpus and no folder", remedy) from error
     rate = f" at {result.pictures_per_second:,} images/s" if result.labelled else ""
     what = "depth labels" if result.kind == "metric" else "relative labels (inverse depth, not in metres)"
     text = (

@@ -32,6 +32,7 @@ BUNDLED_REFERENCE = "bundled"
 _KINDS = {"zoedepth": METRIC, "glpn": METRIC, "depth_pro": METRIC, "dpt": INVERSE}
 
 MOST_FED_PIXELS = 2048 * 2048  # of a picture as it is fed; 0.7 GB in the bundled network, 2 GB in DenseNet-169
+_USUALLY_ELONGATED = 8  # up to here the shorter side is fed at the network's own size, however long the other one
 _STRIDE = 32  # by which DenseDepth halves a picture: fed sides are multiples of it
 _MOST_ELONGATED = MOST_FED_PIXELS // _STRIDE**2  # longer over shorter side of a picture that DenseDepth can be fed
 _MOST_ELONGATED_FOREIGN = 32  # the same for models whose preprocessing may enlarge the shorter side
@@ -216,14 +217,16 @@ class DenseDepthLabeller(Labeller):
     def feed_shape(self, height: int, width: int) -> tuple[int, int]:
         """Round to multiples of 32, at the network's own input size if it has one, close to the image's proportions.
 
-        An image that would have more than `MOST_FED_PIXELS` is fed smaller, in the same proportions.
+        An image that would have more than `MOST_FED_PIXELS`, or that is thin and would be enlarged to very many, is
+        fed smaller, in the same proportions.
         """
         _check_proportions(height, width, _MOST_ELONGATED)
         size = self.config["input_size"]
         scale = size / min(height, width) if size else 1.0
         fed = [max(_STRIDE, round(side * scale / _STRIDE) * _STRIDE) for side in (height, width)]
-        if math.prod(fed) > MOST_FED_PIXELS:
-            short = max(_STRIDE, _floor(math.sqrt(MOST_FED_PIXELS * min(height, width) / max(height, width))))
+        most = min(MOST_FED_PIXELS, _USUALLY_ELONGATED * size * size) if size else MOST_FED_PIXELS
+        if math.prod(fed) > most:
+            short = max(_STRIDE, _floor(math.sqrt(most * min(height, width) / max(height, width))))
             long = min(
                 _floor(MOST_FED_PIXELS / short),
                 _STRIDE * round(short * max(height, width) / min(height, width) / _STRIDE),
