@@ -8,7 +8,7 @@ losing contact with a worker.
 import os
 import warnings
 from collections.abc import Callable, Generator, Sequence
-from contextlib import closing
+from contextlib import closing, nullcontext
 from functools import partial
 from itertools import starmap
 from pathlib import Path
@@ -19,7 +19,7 @@ from dsgen.parallel.dask_cluster import run_on_cluster
 from dsgen.parallel.locks import locks_of_this_process, share_locks
 from dsgen.parallel.progress import progress
 from dsgen.parallel.signals import stopped_by
-from dsgen.parallel.workers import end_with_parent, exit_without_parent
+from dsgen.parallel.workers import block_interrupts, end_with_parent, exit_without_parent
 
 T = TypeVar("T")
 
@@ -61,8 +61,10 @@ def map_unordered(
     else:
         parallel = Parallel(backend="loky", initializer=end_with_parent, initargs=(os.getpid(),), **how)
         call = partial(_call_in, os.getcwd(), os.getpid(), locks_of_this_process(), work)
-    results = parallel(delayed(call)(*block) for block in blocks)
+    results: Any = None
     try:
+        with nullcontext() if threads else block_interrupts():
+            results = parallel(delayed(call)(*block) for block in blocks)
         yield from results
     except BrokenProcessPool as error:
         if stopped_by() is not None:  # a signal to the whole process group ends the workers too
@@ -75,7 +77,8 @@ def map_unordered(
     finally:
         with warnings.catch_warnings():  # joblib warns of results that nobody fetched
             warnings.simplefilter("ignore")
-            results.close()
+            if results is not None:
+                results.close()
 
 
 def _call_in(folder: str, parent: int, locks: Sequence[str], work: Callable[..., T], *block: Any) -> T:

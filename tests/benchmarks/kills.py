@@ -114,7 +114,7 @@ class Campaign:
         if code not in allowed:
             tally.faults.append(f"{when}: exit code {code}")
         if "Traceback" in said:
-            tally.faults.append(f"{when}: a traceback: {said.strip().splitlines()[-1]}")
+            tally.faults.append(f"{when}: a traceback:\n{said.strip()}")
         _, said = again.communicate(timeout=TIMEOUT_S)
         if again.returncode:
             tally.faults.append(f"{when}: run again: exit code {again.returncode}: {said.strip()[-300:]}")
@@ -206,6 +206,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if unknown := set(given) - set(known):
             parser.error(f"unknown: {', '.join(sorted(unknown))}; choose from {', '.join(known)}")
 
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job hands on that it is ignored
     failed = False
     with tempfile.TemporaryDirectory(prefix="kills-") as folder:
         campaign = Campaign(Path(folder), options.seed)
