@@ -14,6 +14,7 @@ fields, so nothing has to parse the message. A bug is no `DsgenError` and keeps 
 """
 
 import errno
+import re
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,12 +23,19 @@ from typing import Any, Self
 
 from dsgen.secrets import hide_secrets
 
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+
+
+def _in_a_line(text: str) -> str:
+    """Hide secrets, and write out control characters: what files hold must not start lines or steer a terminal."""
+    return _CONTROL.sub(lambda match: repr(match[0])[1:-1], hide_secrets(text))
+
 
 class DsgenError(Exception):
     """Something the user can put right.
 
     `what` is the option, file or folder at fault, `reason` what is wrong with it and what was expected, `remedy` what
-    to do; `remedy` may be empty. Secrets of URLs in them are hidden.
+    to do; `remedy` may be empty. Secrets of URLs in them are hidden, and control characters written out.
 
     >>> error = DsgenError("foregrounds/cat.png", "no alpha channel (mode RGB)", "save it as an RGBA PNG")
     >>> str(error)
@@ -36,7 +44,7 @@ class DsgenError(Exception):
 
     def __init__(self, what: object, reason: str = "", remedy: str = ""):
         # torch's DataLoader raises the errors of its workers again from their message alone, so `what` must do
-        self.what, self.reason, self.remedy = map(hide_secrets, (str(what), reason, remedy))
+        self.what, self.reason, self.remedy = map(_in_a_line, (str(what), reason, remedy))
         super().__init__(str(self))
 
     def __str__(self) -> str:
@@ -82,7 +90,7 @@ class Difference:
 
     def describe(self, owner: str) -> str:
         """Say it in words: `--size 48 (the corpus has 224)`."""
-        return hide_secrets(f"{self.name} {in_words(self.now)} (the {owner} has {in_words(self.was)})")
+        return _in_a_line(f"{self.name} {in_words(self.now)} (the {owner} has {in_words(self.was)})")
 
 
 class ConflictError(DsgenError):

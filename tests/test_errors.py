@@ -1,5 +1,6 @@
 """The errors a user can put right: fields, wording, and travel between processes."""
 
+import errno
 import pickle
 
 import pytest
@@ -16,8 +17,10 @@ from dsgen.errors import (
     SeveralErrors,
     check_rules,
     find_differences,
+    is_system_error,
     raise_all,
     reason_of,
+    remedy_of,
 )
 
 EXAMPLES = [
@@ -91,3 +94,29 @@ def test_the_path_is_not_repeated_in_a_reason():
     path = "a/room.png"
     for text in ("cannot identify 'a/room.png'", 'cannot identify "a/room.png"', "cannot identify a/room.png"):
         assert reason_of(ValueError(text), path) == "cannot identify it"
+
+
+def test_an_error_is_one_line_whatever_files_hold():
+    """Line ends and escape sequences in names and values are written out."""
+    error = DsgenError("a\nb.csv", "got \x1b[2Jx\u2028\x85, expected y", "correct\r it")
+    assert str(error) == r"a\nb.csv: got \x1b[2Jx\u2028\x85, expected y; correct\r it"
+
+
+@pytest.mark.parametrize(
+    ("error", "of_system", "remedy"),
+    [
+        (OSError(errno.EMFILE, "Too many open files"), True, "raise the limit of open files (ulimit -n), or use"),
+        (OSError(errno.EIO, "Input/output error"), True, "check the disk"),
+        (PermissionError(errno.EACCES, "Permission denied"), True, "check its permissions"),
+        (MemoryError(), True, "free some memory"),
+        (FileNotFoundError(errno.ENOENT, "No such file"), False, ""),
+        (OSError(errno.EINVAL, "Invalid argument"), False, ""),
+        (OSError("file signature not found"), False, ""),
+        (ValueError("bad"), False, ""),
+    ],
+)
+def test_errors_of_the_system_are_told_from_those_of_files(error, of_system, remedy):
+    """They say nothing of a file's content, and have a remedy of their own."""
+    assert is_system_error(error) is of_system
+    assert remedy_of(error).startswith(remedy)
+    assert of_system or not remedy_of(error)

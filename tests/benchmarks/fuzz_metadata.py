@@ -24,7 +24,7 @@ def main() -> None:
     """Run the cases and print the table; what fails goes to stderr."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", type=int, default=1000, help="cases for each file (default: 1000)")
-    parser.add_argument("--only", default="", help="only files whose name contains this text")
+    parser.add_argument("--only", nargs="+", default=[""], help="only files whose name contains one of these texts")
     parser.add_argument("--corpus", action="store_true", help="the files of a corpus and its labels too")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
@@ -45,7 +45,7 @@ def main() -> None:
         print("| file | cases | read | refused | else | longest, s | most memory, MB |", flush=True)
         print("|---|---|---|---|---|---|---|", flush=True)
         for target in targets:
-            if options.only in target.name:
+            if any(text in target.name for text in options.only):
                 _report(target.name, run_cases(target, range(options.cases), root / "scratch"))
 
 

@@ -9,7 +9,7 @@ from support.fuzz import MEMORY, Target, run_cases
 from support.fuzz_targets import corpus_targets, make_targets
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the limits are those of Linux")
-SAMPLE, FULL = 3, 1000
+SAMPLE, FULL = range(1, 4), range(1000)
 
 
 @pytest.fixture(scope="module")
@@ -18,11 +18,11 @@ def targets(tmp_path_factory: pytest.TempPathFactory, labelled_corpus: Path) -> 
     return make_targets(tmp_path_factory.mktemp("targets"), labelled_corpus)
 
 
-def _failures(targets: list[Target], count: int, scratch: Path) -> list[str]:
+def _failures(targets: list[Target], numbers: range, scratch: Path) -> list[str]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        cases = [case for target in targets for case in run_cases(target, range(count), scratch)]
-    assert len(cases) == count * len(targets)
+        cases = [case for target in targets for case in run_cases(target, numbers, scratch)]
+    assert len(cases) == len(numbers) * len(targets)
     assert max(case.peak_bytes for case in cases) < MEMORY
     return [
         f"{case.target} {case.number}: {case.outcome}\n{case.detail}"

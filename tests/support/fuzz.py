@@ -33,6 +33,8 @@ Reader = Callable[[Path], Any]
 class Target:
     """A file, by its name below `folder`, and the readers that open it; each gets a copy of the folder.
 
+    Every tenth case is opened by the `slow` readers too.
+
     `edit` damages what a file that is no text holds: it gets the content and a source of random numbers.
     """
 
@@ -41,6 +43,7 @@ class Target:
     file: str
     readers: tuple[Reader, ...]
     edit: Callable[[bytes, random.Random], bytes] | None = None
+    slow: tuple[Reader, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -200,7 +203,7 @@ def _run_case(target: Target, number: int, folder: Path, seconds: float) -> tupl
     rng = random.Random(f"{target.name} {number}")
     content = damage((target.folder / target.file).read_bytes(), rng, target.edit)
     outcome = "read"
-    for reader in target.readers:
+    for reader in (*target.readers, *(target.slow if number % 10 == 0 else ())):
         shutil.rmtree(folder, ignore_errors=True)
         shutil.copytree(target.folder, folder, copy_function=os.link)
         (folder / target.file).unlink()

@@ -69,9 +69,9 @@ def make_targets(root: Path, corpus: Path) -> list[Target]:
     """Make one file of every kind below `root`, from a labelled corpus, and list them as targets."""
     targets: list[Target] = []
 
-    def add(folder: Path, files: str, *readers: Any, edit: Any = None) -> None:
+    def add(folder: Path, files: str, *readers: Any, edit: Any = None, slow: tuple[Any, ...] = ()) -> None:
         kind = folder.name
-        targets.extend(Target(f"{kind}/{file}", folder, file, readers, edit) for file in files.split())
+        targets.extend(Target(f"{kind}/{file}", folder, file, readers, edit, slow) for file in files.split())
 
     def pack_again(folder: Path) -> None:
         pack(corpus, folder, shards=2, jobs=1)
@@ -82,8 +82,8 @@ def make_targets(root: Path, corpus: Path) -> list[Target]:
     store = root / "store"
     pack(corpus, store, shards=2, jobs=1)
     shard = "shard-00000-of-00002.zarr"
-    add(store, "index.json", _info, _read_all, _verify, pack_again, repair_from)
-    add(store, f"{shard}/zarr.json SHA256SUMS", _info, _read_all, _verify, repair_from)
+    add(store, "index.json", _info, _read_all, slow=(_verify, pack_again, repair_from))
+    add(store, f"{shard}/zarr.json SHA256SUMS", _info, _read_all, slow=(_verify, repair_from))
     add(store, f"{shard}/image/zarr.json", _verify)
     add(
         store,
@@ -93,7 +93,7 @@ def make_targets(root: Path, corpus: Path) -> list[Target]:
     zipped, recipe = root / "zipped", root / "recipe"
     pack(corpus, zipped, shards=2, jobs=1, zipped=True)
     pack(corpus, recipe, shards=2, jobs=1, recipe=True)
-    add(zipped, f"{shard}.zip", _info, _read_all, _verify, edit=_edit_directory)
+    add(zipped, f"{shard}.zip", _info, _read_all, edit=_edit_directory, slow=(_verify,))
     add(recipe, f"{shard}/zarr.json {shard}/foreground_shape/c/0/0", _info, _read_all)
     _make_unfinished(root / "unfinished", store)
     add(
