@@ -1,6 +1,7 @@
 """Open a corpus: its plan, sources and depth labels."""
 
 import hashlib
+from bisect import bisect_left, bisect_right
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
@@ -61,10 +62,10 @@ class Corpus:
     def __len__(self) -> int:
         return len(self.plan)
 
-    @property
-    def rows_per_background(self) -> int:
-        """The number of consecutive rows that every background has."""
-        return len(self) // len(self.manifest["backgrounds"])
+    def rows_of(self, background: int) -> range:
+        """Return the numbers of the rows of a background, which are consecutive; none if all are skipped."""
+        numbers = self.plan["background"]  # ascending
+        return range(bisect_left(numbers, background), bisect_right(numbers, background))
 
     @cached_property
     def _sources(self) -> zarr.Group:

@@ -14,7 +14,6 @@ VIEW_MAX_MM = 10_000
 def draw_missing_views(corpus: Corpus, workers: int, cluster: str | None) -> None:
     """Draw the 8-bit views of the labels that are missing."""
     count = len(corpus.manifest["backgrounds"])
-    each = corpus.rows_per_background
     views = corpus.path / "bg_fg_depth"
     missing = [b for b in range(count) if not (views / layout.background_name(b)).is_dir()]
     names = {layout.background_name(background) for background in missing}
@@ -26,7 +25,7 @@ def draw_missing_views(corpus: Corpus, workers: int, cluster: str | None) -> Non
         jobs=workers,
         title="depth views",
         total=len(corpus),
-        done=(count - len(missing)) * each,
+        done=len(corpus) - sum(len(corpus.rows_of(b)) for b in missing),
         cluster=cluster,
         shared=(path,),
     )
@@ -38,15 +37,15 @@ def draw_views(path: str, background: int) -> int:
     corpus = Corpus(path)
     assert corpus.depth is not None
     folder = layout.background_name(background)
-    each = corpus.rows_per_background
+    rows = corpus.rows_of(background)
     with write_folder(corpus.path / "bg_fg_depth" / folder, apart=True) as unfinished:
-        for start in range(background * each, (background + 1) * each, 200):
-            stop = min(start + 200, (background + 1) * each)
+        for start in rows[::200]:
+            stop = min(start + 200, rows.stop)
             views = view_8bit(np.asarray(corpus.depth[start:stop]))
             for (_, foreground, flip, position, *_), view in zip(corpus.plan[start:stop].tolist(), views, strict=True):
                 name = layout.depth_picture_name(background, foreground, flip, position)
                 (unfinished / f"{name}.jpeg").write_bytes(images.encode_jpeg(view))
-    return each
+    return len(rows)
 
 
 def view_8bit(millimetres: np.ndarray) -> np.ndarray:

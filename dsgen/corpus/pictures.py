@@ -42,28 +42,27 @@ def draw_missing_composites(corpus: Corpus, workers: int, part: Part | None, clu
     everything = list(range(len(corpus.manifest["backgrounds"])))
     backgrounds = everything if part is None else select_part(everything, part)
     missing = [b for b in backgrounds if not has_composites(corpus.path, b)]
-    rows_each = corpus.rows_per_background
-    already_there = (len(backgrounds) - len(missing)) * rows_each
+    total, to_draw = (sum(len(corpus.rows_of(b)) for b in some) for some in (backgrounds, missing))
     if missing:
         names = {layout.background_name(background) for background in missing}
         for folder in layout.COMPOSITE_FOLDERS:
             clear_unfinished(corpus.path / folder, names)
-        _check_space(corpus, len(missing) * rows_each)
+        _check_space(corpus, to_draw)
         path = corpus.path if cluster is None else corpus.path.absolute()
         run_blocks(
             draw_composites,
             [(str(path), background, corpus.sha256) for background in missing],
             jobs=workers,
             title="composite",
-            total=len(backgrounds) * rows_each,
-            done=already_there,
+            total=total,
+            done=total - to_draw,
             cluster=cluster,
             shared=(path,),
         )
         for folder in layout.COMPOSITE_FOLDERS:  # a worker of the cluster may have died while drawing
             clear_unfinished(corpus.path / folder, names)
-    left = sum(not has_composites(corpus.path, b) for b in everything)
-    return DrawnRows(len(missing) * rows_each, already_there, left * rows_each)
+    left = sum(len(corpus.rows_of(b)) for b in everything if not has_composites(corpus.path, b))
+    return DrawnRows(to_draw, total - to_draw, left)
 
 
 def has_composites(path: Path, background: int) -> bool:
@@ -78,7 +77,7 @@ def draw_composites(path: str, background: int, corpus_sha256: str | None = None
     """
     corpus = open_cached(path, corpus_sha256)
     if has_composites(corpus.path, background):  # another worker of a cluster was faster
-        return corpus.rows_per_background
+        return len(corpus.rows_of(background))
     folder = layout.background_name(background)
     with (
         write_folder(corpus.path / "bg_fg_mask" / folder, apart=True) as mask_folder,
@@ -88,15 +87,15 @@ def draw_composites(path: str, background: int, corpus_sha256: str | None = None
         for name, image, mask in encode_composites(corpus, background):
             _write(f"{image_prefix}{name}.jpeg", image)
             _write(f"{mask_prefix}{name}_mask.png", mask)
-    return corpus.rows_per_background
+    return len(corpus.rows_of(background))
 
 
 def encode_composites(corpus: Corpus, background: int) -> Iterator[tuple[str, bytes, bytes]]:
     """Yield the name without ending, the composite's JPEG and the mask's PNG of every row of a background."""
-    each = corpus.rows_per_background
+    rows = corpus.rows_of(background)
     jpeg = JpegPatcher(corpus.background(background), corpus.manifest["parameters"]["quality"])
     png = MaskEncoder(corpus.size)
-    for _, foreground, flip, position, top, left, _ in corpus.plan[background * each :][:each].tolist():
+    for _, foreground, flip, position, top, left, _ in corpus.plan[rows.start : rows.stop].tolist():
         cutout = corpus.cutout(foreground, flip)
         name = layout.composite_name(background, foreground, flip, position)
         yield name, jpeg.encode(cutout, top, left), png.encode(cutout.mask, top, left)

@@ -5,6 +5,7 @@ The plan is computed again from the manifest, which records its hash and those o
 
 import hashlib
 import io
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,9 @@ import numpy as np
 import zarr
 
 from dsgen.corpus import layout
-from dsgen.corpus.build import Parameters
+from dsgen.corpus.build import MAX_ROWS, Parameters, count_rows
 from dsgen.corpus.corpus import FORMAT, Corpus
-from dsgen.corpus.plan import make_plan, split_counts
+from dsgen.corpus.plan import DTYPE, make_plan, split_counts
 from dsgen.errors import DamagedError, DsgenError, reason_of
 from dsgen.integrity.check_labels import check_labels
 from dsgen.integrity.check_pictures import all_unlike, check_pictures
@@ -24,6 +25,7 @@ from dsgen.io.json_files import encode_json, parse_json
 from dsgen.parallel.locks import LOCK
 
 _SHAPES = "foreground_shape"
+_HEADER_BYTES = 4096  # more than the header of a plan has
 
 
 def check_corpus(path: Path, fast: bool, jobs: int, report: ReportBuilder) -> None:
@@ -77,14 +79,26 @@ def read_manifest(path: Path, report: ReportBuilder) -> dict[str, Any] | None:
         manifest: dict[str, Any] = parse_json(content, layout.CORPUS_JSON)
         if manifest["format"] != FORMAT:
             raise DamagedError(layout.CORPUS_JSON, f"format {manifest['format']}, expected {FORMAT}")
-        Parameters(**manifest["parameters"]).check()
-        expected_plan(manifest, np.ones((len(manifest["foregrounds"]), 2), np.int64))
+        check_counts(manifest)
         if content != encode_json(manifest):
             raise DamagedError(layout.CORPUS_JSON, "formatted differently than dsgen writes it")
     except (DsgenError, KeyError, TypeError, ValueError, AttributeError) as error:
         report.find(layout.CORPUS_JSON, f"damaged ({damage_of(error, layout.CORPUS_JSON)})")
         return None
     return manifest
+
+
+def check_counts(manifest: dict[str, Any]) -> None:
+    """Raise `DsgenError` unless the parameters are valid and make as many rows of each split as are recorded."""
+    parameters = Parameters.recorded(manifest["parameters"])
+    parameters.check()
+    names = ([entry["name"] for entry in manifest[kind]] for kind in ("backgrounds", "foregrounds"))
+    counts = count_rows(parameters, *names)
+    rows = sum(counts.values())
+    if rows > MAX_ROWS:
+        raise DamagedError(layout.CORPUS_JSON, f"its parameters make {rows:,} rows, expected at most {MAX_ROWS:,}")
+    if (manifest["rows"], manifest["splits"]) != (rows, counts):
+        raise DamagedError(layout.CORPUS_JSON, f"its row counts are not those of its parameters, {rows:,} rows")
 
 
 def check_top(path: Path, report: ReportBuilder) -> None:
@@ -99,8 +113,8 @@ def check_top(path: Path, report: ReportBuilder) -> None:
 
 def expected_plan(manifest: dict[str, Any], shapes: np.ndarray) -> np.ndarray:
     """Compute the plan again; `shapes` are the foregrounds' heights and widths, (f,2)."""
-    options = manifest["parameters"]
-    names = ("size", "positions", "flip", "seed", "validation_share", "test_share")
+    options = asdict(Parameters.recorded(manifest["parameters"]))
+    names = ("size", "positions", "flip", "seed", "validation_share", "test_share", "split_by", "skip_unused")
     backgrounds, foregrounds = ([entry["name"] for entry in manifest[kind]] for kind in ("backgrounds", "foregrounds"))
     return make_plan(backgrounds, foregrounds, shapes, **{name: options[name] for name in names})
 
@@ -135,6 +149,9 @@ def check_plan(path: Path, manifest: dict[str, Any], report: ReportBuilder) -> N
         return
     if any(finding.component == layout.SOURCES and finding.what != EXTRA for finding in report.findings):
         return  # the shapes cannot be relied on
+    if not 0 < len(content) - manifest["rows"] * DTYPE.itemsize < _HEADER_BYTES:  # before any row is drawn
+        report.find(layout.PLAN, f"{len(content):,} bytes do not hold {manifest['rows']:,} rows")
+        return
     plan = expected_plan(manifest, read_shapes(path))
     if encode_plan(plan) != content:
         if recorded is None:

@@ -134,7 +134,7 @@ def describe_corpus(path: Path) -> CorpusInfo:
         fg_height=parameters["fg_height"],
         seed=parameters["seed"],
         splits=manifest["splits"],
-        drawn_rows=sum(has_composites(path, b) for b in range(backgrounds)) * corpus.rows_per_background,
+        drawn_rows=sum(len(corpus.rows_of(b)) for b in range(backgrounds) if has_composites(path, b)),
         depth=_describe_depth(corpus),
         flip_error=None if corpus.flip_error is None else _describe_flip_error(corpus.flip_error),
     )
