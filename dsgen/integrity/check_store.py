@@ -4,6 +4,7 @@ Two records vouch for a shard: its files' hashes in `SHA256SUMS`, and the hash o
 is whole if either agrees; what `SHA256SUMS` and `index.json` should hold then follows from the shards.
 """
 
+import contextlib
 import hashlib
 import re
 from collections import Counter, defaultdict
@@ -76,15 +77,20 @@ class Inspection:
         return shard_digest(dict(self.listed[name])) == self.vouched.get(name)
 
     def made_from(self) -> dict[str, Any]:
-        """Return what the store was made from, as its index says, or else a shard; `DamagedError` where neither can."""
-        if self.index is not None:
-            return dict(self.index["made_from"])
+        """Return what the store was made from, as most of its index and shards say, the index first.
+
+        Raises `DamagedError` where none of them can be read.
+        """
+        said = [] if self.index is None else [dict(self.index["made_from"])]
         for name in self.names:
-            try:
-                return dict(open_shard(self.files, name).attributes["made_from"])
-            except DsgenError:
-                continue
-        raise DamagedError(self.files, f"neither {INDEX_JSON} nor a shard can be read", "remove the store and pack it")
+            with contextlib.suppress(DsgenError):
+                said.append(dict(open_shard(self.files, name).attributes["made_from"]))
+            if len(said) == 2 and said[0] == said[1]:
+                break
+        if not said:
+            what = f"neither {INDEX_JSON} nor a shard can be read"
+            raise DamagedError(self.files, what, "remove the store and pack it")
+        return max(said, key=said.count)
 
 
 def check_store(path: Path | str, corpus: Path | None, fast: bool, jobs: int, report: ReportBuilder) -> None:

@@ -60,6 +60,7 @@ class CorpusInfo:
     foregrounds: int
     positions: int
     flip: bool
+    skip_unused: bool
     size: int
     label_size: int
     fg_height: int
@@ -129,6 +130,7 @@ def describe_corpus(path: Path) -> CorpusInfo:
         foregrounds=len(manifest["foregrounds"]),
         positions=parameters["positions"],
         flip=parameters["flip"],
+        skip_unused=parameters.get("skip_unused", False),
         size=corpus.size,
         label_size=corpus.label_size,
         fg_height=parameters["fg_height"],
@@ -200,8 +202,8 @@ def _render_corpus(info: CorpusInfo) -> str:
     mirrored = " x 2 (mirrored too)" if info.flip else ""
     lines = {
         "corpus": f"{info.path} (format {info.format}, dsgen {info.dsgen})",
-        "rows": f"{info.rows:,} = {info.backgrounds} backgrounds x {info.foregrounds} foregrounds{mirrored} x "
-        f"{info.positions} positions",
+        "rows": f"{info.rows:,} {'of' if info.skip_unused else '='} {info.backgrounds} backgrounds x {info.foregrounds} foregrounds{mirrored} x "
+        f"{info.positions} positions" + ("; unused ones left out" if info.skip_unused else ""),
         "size": f"{info.size} px stored, {info.label_size} px labelled, foregrounds {info.fg_height} px high",
         "splits": _render_splits(info.splits),
         "seed": str(info.seed),
