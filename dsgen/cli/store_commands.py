@@ -130,11 +130,20 @@ def export(
     A store goes into a folder of files for WebDataset or Hugging Face datasets; run it again to resume it. The network
     of a training run goes into one file when OUT ends in .onnx; that takes none of the options for stores.
     """
+    from dsgen.io.filesystem import is_url
+    from dsgen.io.places import STORES, Kind, not_a_run, not_a_store, recognise
+
     if out.suffix == ".onnx":
         refuse_ignored(context, "a network is exported", *_OF_STORES)
+        if recognise(source) in STORES:
+            raise not_a_run(
+                source, {Kind.STORE: f"to export its samples, name a folder: dsgen export {source} {out.stem}"}
+            )
         return _export_network(Path(source), out)
     from dsgen.store.export.export import export_store
 
+    if not is_url(source) and recognise(source) == Kind.RUN:
+        raise not_a_store(source, remedies={Kind.RUN: f"to export its network: dsgen export {source} {out}.onnx"})
     result = export_store(
         source,
         out,

@@ -16,6 +16,7 @@ from dsgen.corpus.render import Cutout, render
 from dsgen.errors import DamagedError, DsgenError, NotFoundError, reason_of
 from dsgen.io.cache import Cache
 from dsgen.io.json_files import parse_json
+from dsgen.io.places import not_a_corpus
 
 FORMAT = 1
 _CACHE_BYTES = 192 * 2**20
@@ -37,9 +38,7 @@ class Corpus:
         self.path = Path(path)
         manifest = self.path / layout.CORPUS_JSON
         if not manifest.is_file():
-            started = any(self.path.glob(f"{layout.SOURCES}*")) or (self.path / layout.PLAN).exists()
-            reason = "an unfinished corpus" if started else "no corpus"
-            raise NotFoundError(self.path, reason, f"run dsgen composite {self.path}")
+            raise not_a_corpus(self.path)
         content = manifest.read_bytes()
         self.sha256 = hashlib.sha256(content).hexdigest()
         self.manifest: dict[str, Any] = parse_json(content, manifest)

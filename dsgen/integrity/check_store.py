@@ -18,11 +18,12 @@ import numpy as np
 
 from dsgen.corpus.corpus import Corpus
 from dsgen.corpus.plan import DTYPE
-from dsgen.errors import ConflictError, DamagedError, DsgenError, InvalidValueError, NotFoundError, find_differences
+from dsgen.errors import ConflictError, DamagedError, DsgenError, InvalidValueError, find_differences
 from dsgen.integrity.check_rows import check_rows
 from dsgen.integrity.findings import EXTRA, FOREIGN, MISSING, ReportBuilder, damage_of, shard_damage
 from dsgen.io.filesystem import LocalFiles, UrlFiles, hash_tree, open_files
 from dsgen.io.json_files import encode_json, parse_json
+from dsgen.io.places import not_a_store, recognise_names
 from dsgen.parallel.locks import LOCK
 from dsgen.parallel.progress import progress
 from dsgen.store import schema
@@ -111,9 +112,7 @@ def inspect_store(path: Path | str, jobs: int, report: ReportBuilder, corpus: Pa
     files = open_files(path)
     sizes = list_sizes(files)
     if INDEX_JSON not in sizes and SHA256SUMS not in sizes:
-        unfinished = any(name.startswith(("shard-", PACKING)) for name in sizes)
-        what = "an unfinished store" if unfinished else "no store"
-        raise NotFoundError(path, f"{what} (no {INDEX_JSON})", f"run dsgen pack --out {path}")
+        raise not_a_store(path, recognise_names({name.partition("/")[0] for name in sizes}))
     index, index_damage = _read_index(files, sizes)
     lines, sums_damage = _read_sums(files, sizes)
     shards = index["shards"] if index else []

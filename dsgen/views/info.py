@@ -60,7 +60,6 @@ class CorpusInfo:
     foregrounds: int
     positions: int
     flip: bool
-    skip_unused: bool
     size: int
     label_size: int
     fg_height: int
@@ -70,6 +69,7 @@ class CorpusInfo:
     depth: DepthInfo | None
     flip_error: FlipErrorInfo | None
     kind: str = "corpus"
+    skip_unused: bool = False
 
     def table(self) -> str:
         """Format the fields as text, a line per fact."""
@@ -199,11 +199,13 @@ def describe_store(path: Path | str) -> StoreInfo:
 
 
 def _render_corpus(info: CorpusInfo) -> str:
+    skipped = "; unused ones left out" if info.skip_unused else ""
+    made = "of" if info.skip_unused else "="
     mirrored = " x 2 (mirrored too)" if info.flip else ""
     lines = {
         "corpus": f"{info.path} (format {info.format}, dsgen {info.dsgen})",
-        "rows": f"{info.rows:,} {'of' if info.skip_unused else '='} {info.backgrounds} backgrounds x {info.foregrounds} foregrounds{mirrored} x "
-        f"{info.positions} positions" + ("; unused ones left out" if info.skip_unused else ""),
+        "rows": f"{info.rows:,} {made} {info.backgrounds} backgrounds x {info.foregrounds} foregrounds{mirrored} x "
+        f"{info.positions} positions{skipped}",
         "size": f"{info.size} px stored, {info.label_size} px labelled, foregrounds {info.fg_height} px high",
         "splits": _render_splits(info.splits),
         "seed": str(info.seed),
