@@ -125,7 +125,7 @@ def _is_folder_of_pictures(path: Path) -> bool:
     from dsgen.io.places import CORPORA, Kind, not_a_corpus, recognise
 
     kind = recognise(path)
-    if kind in CORPORA:
+    if kind in (*CORPORA, Kind.MISSING):
         return False
     if kind not in (Kind.EMPTY, Kind.PICTURES, Kind.OTHER):
         raise not_a_corpus(path, "a folder of pictures")

@@ -21,7 +21,7 @@ from dsgen.corpus.plan import DTYPE
 from dsgen.errors import ConflictError, DamagedError, DsgenError, InvalidValueError, find_differences
 from dsgen.integrity.check_rows import check_rows
 from dsgen.integrity.findings import EXTRA, FOREIGN, MISSING, ReportBuilder, damage_of, shard_damage
-from dsgen.io.filesystem import LocalFiles, UrlFiles, hash_tree, open_files
+from dsgen.io.filesystem import LocalFiles, UrlFiles, hash_tree, is_url, open_files
 from dsgen.io.json_files import encode_json, parse_json
 from dsgen.io.places import not_a_store, recognise_names
 from dsgen.parallel.locks import LOCK
@@ -112,7 +112,7 @@ def inspect_store(path: Path | str, jobs: int, report: ReportBuilder, corpus: Pa
     files = open_files(path)
     sizes = list_sizes(files)
     if INDEX_JSON not in sizes and SHA256SUMS not in sizes:
-        raise not_a_store(path, recognise_names({name.partition("/")[0] for name in sizes}))
+        raise not_a_store(path, recognise_names({name.partition("/")[0] for name in sizes}) if is_url(path) else None)
     index, index_damage = _read_index(files, sizes)
     lines, sums_damage = _read_sums(files, sizes)
     shards = index["shards"] if index else []

@@ -14,7 +14,7 @@ from dsgen.errors import NotFoundError
 class Kind(StrEnum):
     """What a path is, in words for an error."""
 
-    MISSING = "no such file or folder"
+    MISSING = "no such folder"
     EMPTY = "an empty folder"
     FILE = "a file"
     CORPUS = "a corpus"
@@ -87,8 +87,8 @@ def not_a_corpus(path: Path | str, other: str = "") -> NotFoundError:
         **dict.fromkeys(STORES, f"pass the corpus it was packed from; dsgen info {path} shows the store"),
         Kind.PICTURES: f"run dsgen composite to make one, or dsgen pack --images {path} to pack the pictures",
     }
-    expected = f"corpus or {other}" if other else "corpus"
-    return _wrong(expected, path, kind, remedies, f"pass a {expected}; dsgen composite makes a corpus")
+    expected = f"a corpus or {other}" if other else "a corpus"
+    return _wrong(expected, path, kind, remedies, f"pass {expected}; dsgen composite makes a corpus")
 
 
 def not_a_store(
@@ -105,21 +105,21 @@ def not_a_store(
         Kind.EXPORT: "pass the store it was exported from",
         Kind.PICTURES: f"run dsgen pack --images {path}, and pass the store that it makes",
     }
-    return _wrong("store", path, kind, known | dict(remedies or {}), "pass a store; dsgen pack makes one")
+    return _wrong("a store", path, kind, known | dict(remedies or {}), "pass a store; dsgen pack makes one")
 
 
 def not_a_run(path: Path | str, remedies: Mapping[Kind, str] | None = None) -> NotFoundError:
     """Return the error for a path where a training run with checkpoints is expected."""
     kind = recognise(path)
     if kind == Kind.RUN:
-        return NotFoundError(path, "no run (it has no checkpoint yet)", f"run dsgen train --run {path}")
+        return NotFoundError(path, "a run without checkpoints", f"run dsgen train --run {path}")
     known = {
         **dict.fromkeys(_NOTHING, f"run dsgen train --run {path}"),
         Kind.STORE: f"run dsgen train {path}, and pass the run that it makes",
         Kind.CORPUS: f"run dsgen pack {path}, then dsgen train, and pass the run that it makes",
         Kind.EVALUATION: f"pass {Path(path).parent}",
     }
-    return _wrong("run", path, kind, known | dict(remedies or {}), "pass a run; dsgen train makes one")
+    return _wrong("a run", path, kind, known | dict(remedies or {}), "pass a run; dsgen train makes one")
 
 
 def not_a_corpus_or_store(path: Path | str) -> NotFoundError:
@@ -131,7 +131,7 @@ def not_a_corpus_or_store(path: Path | str) -> NotFoundError:
         Kind.EXPORT: "pass the store it was exported from",
     }
     default = "run dsgen composite for a corpus, or dsgen pack for a store"
-    return _wrong("corpus or store", path, kind, remedies, default)
+    return _wrong("a corpus or a store", path, kind, remedies, default)
 
 
 def _wrong(expected: str, path: Path | str, kind: Kind, remedies: Mapping[Kind, str], default: str) -> NotFoundError:
@@ -139,7 +139,7 @@ def _wrong(expected: str, path: Path | str, kind: Kind, remedies: Mapping[Kind, 
     inside = _holder(Path(path))
     if kind == Kind.SHARD or (kind == Kind.FILE and inside is not None):
         remedy = f"pass {inside or Path(path).parent}"
-    return NotFoundError(path, f"no {expected} ({kind})", remedy)
+    return NotFoundError(path, f"{kind}, expected {expected}", remedy)
 
 
 def _holder(path: Path) -> Path | None:

@@ -34,12 +34,16 @@ def test_exit_code(error: DsgenError, code: int):
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (("depth", "nowhere"), 1, "error: nowhere: no corpus"),
+        (("depth", "nowhere"), 1, "error: nowhere: no such folder, expected a corpus; run dsgen composite nowhere"),
         (("info", "nowhere"), 1, "error: nowhere: no such folder"),
         (("preview", "nowhere"), 1, "error: nowhere: no such folder"),
-        (("pack", "nowhere"), 1, "error: nowhere: no corpus"),
-        (("train", "nowhere"), 1, "error: nowhere: no store (no index.json); run dsgen pack --out nowhere"),
-        (("export", "nowhere", "out"), 1, "error: nowhere: no store (no index.json); run dsgen pack --out nowhere"),
+        (("pack", "nowhere"), 1, "error: nowhere: no such folder, expected a corpus; run dsgen composite nowhere"),
+        (("train", "nowhere"), 1, "error: nowhere: no such folder, expected a store; run dsgen pack --out"),
+        (
+            ("export", "nowhere", "out"),
+            1,
+            "error: nowhere: no such folder, expected a store; run dsgen pack --out",
+        ),
         (("verify", "nowhere"), 1, "error: nowhere: no such folder"),
         (("composite", "--positions", 0), 2, "error: --positions: got 0"),
         (("composite", "--backgrounds", "nowhere"), 2, "error: --backgrounds: nowhere is no folder"),
