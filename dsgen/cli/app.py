@@ -5,6 +5,7 @@ result, or `{"error": {"type", "what", "reason", "remedy"}}`, beside the error f
 """
 
 import logging
+import re
 import sys
 from typing import Annotated, Any, NoReturn
 
@@ -17,6 +18,8 @@ from dsgen.cli.results import describe_error, to_json
 from dsgen.errors import DsgenError, InvalidValueError, NotFoundError, SeveralErrors, reason_of
 
 FAILED, WRONG_USAGE, INTERRUPTED = 1, 2, 130
+_SYSTEM_LIBRARY = re.compile(r"(lib[^/:\s]+\.so[.\d]*): cannot open shared object file")
+_NUMBERS = {"valid integer": "a whole number", "valid number": "a number"}  # by what typer says
 
 COMMANDS = (
     corpus_commands.COMPOSITE,
@@ -109,10 +112,13 @@ def main() -> NoReturn:
     except DsgenError as error:
         _fail(f"error: {error}", describe_error(error), exit_code(error))
     except ImportError as error:
-        if "lib" not in str(error):
+        library = _SYSTEM_LIBRARY.match(str(error))
+        if library is None:
             raise
-        remedy = "on Debian or Ubuntu: apt-get install libgl1 libglib2.0-0"
-        _fail_with("ImportError", "OpenCV", f"a system library is missing ({error})", remedy, FAILED)
+        remedy = "install the package of your system that holds it"
+        if library[1].startswith(("libGL", "libglib", "libgthread")):  # those that OpenCV loads
+            remedy = "on Debian or Ubuntu: apt-get install libgl1 libglib2.0-0"
+        _fail_with("ImportError", library[1], "this system library is missing", remedy, FAILED)
     except OSError as error:
         _fail_with(type(error).__name__, error.filename or "system", reason_of(error), "", FAILED)
     except Exception as error:
@@ -148,13 +154,31 @@ def _is_usage_error(error: Exception) -> bool:
 
 
 def _fail_usage(error: Any) -> NoReturn:
-    error.show()
     parameter = getattr(error, "param", None)
     name = getattr(error, "option_name", None) or (max(parameter.opts, key=len) if parameter is not None else "")
     what = name or (error.ctx.command_path if getattr(error, "ctx", None) is not None else "dsgen")
     remedy = f"see {error.ctx.command_path} --help" if getattr(error, "ctx", None) is not None else ""
-    described = {"type": "UsageError", "what": what, "reason": error.format_message(), "remedy": remedy}
-    _fail("", described, error.exit_code)
+    reason = error.format_message()
+    expected = next((ours for theirs, ours in _NUMBERS.items() if theirs in reason), None)
+    value = _value_given(parameter.opts) if expected and parameter is not None else None
+    text = ""
+    if value is None:
+        error.show()
+    else:
+        reason = f"got {value}, expected {expected}"
+        text = f"error: {DsgenError(what, reason, remedy)}"
+    described = {"type": "UsageError", "what": what, "reason": reason, "remedy": remedy}
+    _fail(text, described, error.exit_code)
+
+
+def _value_given(flags: list[str]) -> str | None:
+    """Return the last value that the command line gives to an option, which typer's own message leaves out."""
+    words = sys.argv[1:]
+    for k in range(len(words) - 1, -1, -1):
+        flag, assigned, value = words[k].partition("=")
+        if flag in flags:
+            return value if assigned else next(iter(words[k + 1 :]), None)
+    return None
 
 
 def _fail_with(kind: str, what: str, reason: str, remedy: str, code: int, prefix: str = "error: ") -> NoReturn:

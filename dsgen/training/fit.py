@@ -100,6 +100,7 @@ def train(
         raise InvalidValueError.expected("save_every", save_every, "0 or more minutes")
     with join_ranks(device) as (ranks, target):
         with ranks.together():
+            settings.check(epochs, None, ranks.world_size)
             opened = Store(store)
             settings.check(epochs, opened.size, ranks.world_size)
 

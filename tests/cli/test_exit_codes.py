@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from dsgen.cli.app import exit_code
+from dsgen.cli.app import exit_code, main
 from dsgen.errors import ConflictError, DsgenError, InvalidValueError, NotFoundError, SeveralErrors
 
 from .conftest import Run, Stages, changed
@@ -162,3 +162,52 @@ def test_interrupt_exits_130(tmp_path: Path):
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
     assert (result.returncode, result.stdout) == (130, "")
     assert result.stderr == "interrupted; run the same command again to resume\n"
+
+
+def test_only_a_missing_system_library_is_reported_as_one(monkeypatch, capsys):
+    """Other failed imports are bugs, whatever is in their text."""
+    for text, told in (
+        ("libGL.so.1: cannot open shared object file: No such file or directory", "apt-get install libgl1"),
+        (
+            "libfoo.so.2: cannot open shared object file: No such file or directory",
+            "install the package of your system",
+        ),
+        ("cannot import name 'library' from 'lib'", None),
+        ("No module named 'matplotlib'", None),
+    ):
+
+        def fail(error: str = text, **_: object) -> None:
+            raise ImportError(error)
+
+        monkeypatch.setattr("dsgen.cli.app.app", fail)
+        with pytest.raises(SystemExit if told else ImportError):
+            main()
+        assert (told or "") in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (
+            ("composite", "--positions", "6x"),
+            "error: --positions: got 6x, expected a whole number; see dsgen",
+        ),
+        (("composite", "--test-share=much"), "error: --test-share: got much, expected a number; see dsgen composite"),
+        (("train", "nowhere", "--epochs", "1e3"), "error: --epochs: got 1e3, expected a whole number; see dsgen train"),
+        (("train", "nowhere", "--width", "0"), "error: --width: got 0, expected 1 or more"),
+    ],
+)
+def test_wrong_values_are_told(run, arguments, told):
+    """The value that was given, before anything is opened."""
+    done = run(*arguments)
+    assert done.code == 2
+    assert done.err.startswith(told)
+
+
+def test_preview_into_no_folder(run):
+    """Its name is told, not that of an unfinished file."""
+    done = run("preview", "corpus", "--out", "nodir/x.png")
+    assert (done.code, done.err.splitlines()[0]) == (
+        1,
+        "error: nodir: no such folder, expected the one for x.png; make it, or change --out",
+    )
