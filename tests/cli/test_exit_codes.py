@@ -86,7 +86,6 @@ def test_other_settings_on_a_corpus_take_a_line_each(run: Run, corpus: Path):
     "arguments",
     [
         ("composite", "--no-such-option"),
-        ("composite", "--positions", "many"),
         ("composit",),
         ("predict", "run"),
         ("info", "one", "two"),
@@ -95,7 +94,7 @@ def test_other_settings_on_a_corpus_take_a_line_each(run: Run, corpus: Path):
     ],
 )
 def test_a_command_line_that_does_not_parse_exits_2(arguments: tuple[object, ...], run: Run):
-    """Unknown options and commands, values of another type, missing and superfluous arguments."""
+    """Unknown options and commands, missing and superfluous arguments."""
     done = run(*arguments)
     assert (done.code, done.out) == (2, "")
     assert "Usage: dsgen" in done.err
