@@ -105,10 +105,10 @@ def test_an_error_is_one_line_whatever_files_hold():
 @pytest.mark.parametrize(
     ("error", "of_system", "remedy"),
     [
-        (OSError(errno.EMFILE, "Too many open files"), True, "raise the limit of open files (ulimit -n), or use"),
+        (OSError(errno.EMFILE, "Too many open files"), True, "raise the limit, for example with ulimit -n"),
         (OSError(errno.EIO, "Input/output error"), True, "check the disk"),
-        (PermissionError(errno.EACCES, "Permission denied"), True, "check its permissions"),
-        (MemoryError(), True, "free some memory"),
+        (PermissionError(errno.EACCES, "Permission denied"), True, "change the permissions"),
+        (MemoryError(), True, "close other programs"),
         (FileNotFoundError(errno.ENOENT, "No such file"), False, ""),
         (OSError(errno.EINVAL, "Invalid argument"), False, ""),
         (OSError("file signature not found"), False, ""),

@@ -6,6 +6,7 @@ result, or `{"error": {"type", "what", "reason", "remedy"}}`, beside the error f
 
 import io
 import logging
+import re
 import signal
 import sys
 import traceback
@@ -32,6 +33,8 @@ from dsgen.parallel.signals import exit_code as signal_exit_code
 from dsgen.secrets import hide_secrets
 
 FAILED, WRONG_USAGE, INTERRUPTED = 1, 2, 130
+_SYSTEM_LIBRARY = re.compile(r"(lib[^/:\s]+\.so[.\d]*): cannot open shared object file")
+_NUMBERS = {"valid integer": "a whole number", "valid number": "a number"}  # by what typer says
 
 COMMANDS = (
     corpus_commands.COMPOSITE,
@@ -152,9 +155,12 @@ def _report(error: Exception) -> NoReturn:
     """Report an error that a user can put right, and exit; raise any other."""
     if isinstance(error, DsgenError):
         _fail(f"error: {error}", describe_error(error), exit_code(error))
-    if isinstance(error, ImportError) and "lib" in str(error):
-        remedy = "on Debian or Ubuntu: apt-get install libgl1 libglib2.0-0"
-        _fail_with("ImportError", "OpenCV", f"a system library is missing ({error})", remedy, FAILED)
+    library = _SYSTEM_LIBRARY.match(str(error)) if isinstance(error, ImportError) else None
+    if library is not None:
+        remedy = "install the package of your system that holds it"
+        if library[1].startswith(("libGL", "libglib", "libgthread")):  # those that OpenCV loads
+            remedy = "on Debian or Ubuntu: apt-get install libgl1 libglib2.0-0"
+        _fail_with("ImportError", library[1], "this system library is missing", remedy, FAILED)
     if isinstance(error, OSError):
         what, reason, remedy = explain_system_error(error, _stage())
         _fail_with(type(error).__name__, what, reason, remedy, FAILED)
@@ -209,13 +215,31 @@ def _is_usage_error(error: Exception) -> bool:
 
 def _fail_usage(error: Any) -> NoReturn:
     error.message = hide_secrets(getattr(error, "message", ""))
-    error.show()
     parameter = getattr(error, "param", None)
     name = getattr(error, "option_name", None) or (max(parameter.opts, key=len) if parameter is not None else "")
     what = name or (error.ctx.command_path if getattr(error, "ctx", None) is not None else "dsgen")
     remedy = f"see {error.ctx.command_path} --help" if getattr(error, "ctx", None) is not None else ""
-    described = {"type": "UsageError", "what": what, "reason": error.format_message(), "remedy": remedy}
-    _fail("", described, error.exit_code)
+    reason = error.format_message()
+    expected = next((ours for theirs, ours in _NUMBERS.items() if theirs in reason), None)
+    value = _value_given(parameter.opts) if expected and parameter is not None else None
+    text = ""
+    if value is None:
+        error.show()
+    else:
+        reason = f"got {value}, expected {expected}"
+        text = f"error: {DsgenError(what, reason, remedy)}"
+    described = {"type": "UsageError", "what": what, "reason": reason, "remedy": remedy}
+    _fail(text, described, error.exit_code)
+
+
+def _value_given(flags: list[str]) -> str | None:
+    """Return the last value that the command line gives to an option, which typer's own message leaves out."""
+    words = sys.argv[1:]
+    for k in range(len(words) - 1, -1, -1):
+        flag, assigned, value = words[k].partition("=")
+        if flag in flags:
+            return value if assigned else next(iter(words[k + 1 :]), None)
+    return None
 
 
 def _fail_with(kind: str, what: str, reason: str, remedy: str, code: int, prefix: str = "error: ") -> NoReturn:

@@ -69,12 +69,23 @@ def composite(
         part=work,
         cluster=cluster,
     )
+    drawn = "no picture files drawn (--no-pictures)"
+    if pictures:
+        drawn = f"{result.drawn:,} drawn now, {result.already_there:,} already existed"
     text = (
         f"{result.corpus}: {result.rows:,} composites of {plural(result.backgrounds, 'background')} and "
-        f"{plural(result.foregrounds, 'foreground')} ({counts(result.splits)}); {result.drawn:,} drawn now, "
-        f"{result.already_there:,} already existed{left_to_others(result.left, part)}"
+        f"{plural(result.foregrounds, 'foreground')} ({counts(result.splits)}{_explain_unused(result.splits)}); "
+        f"{drawn}{left_to_others(result.left, part)}"
     )
     return Reply(text, as_dict(result))
+
+
+def _explain_unused(splits: dict[str, int]) -> str:
+    """Say how large a share of the rows is unused and why, if any is."""
+    if not splits["unused"]:
+        return ""
+    share = splits["unused"] / sum(splits.values())
+    return f", {share:.0%} of all: their two pictures are in different splits, see --skip-unused and --split-by"
 
 
 def _choose_corpus(context: typer.Context, corpus: Path, alias: Path | None) -> Path:

@@ -138,9 +138,15 @@ def depth(
 
 
 def _is_folder_of_pictures(path: Path) -> bool:
-    from dsgen.corpus import layout
+    """Tell a folder of pictures from a corpus; raise `NotFoundError` for what is clearly something else."""
+    from dsgen.io.places import CORPORA, Kind, not_a_corpus, recognise
 
-    return path.is_dir() and not (path / layout.CORPUS_JSON).exists() and not (path / layout.PLAN).exists()
+    kind = recognise(path)
+    if kind in (*CORPORA, Kind.MISSING):
+        return False
+    if kind not in (Kind.EMPTY, Kind.PICTURES, Kind.OTHER):
+        raise not_a_corpus(path, "a folder of pictures")
+    return True
 
 
 def _label_folder(

@@ -29,7 +29,9 @@ def pack(
     context: typer.Context,
     corpus: Corpus = Path("corpus"),
     out: Annotated[str, typer.Option(help="The folder to make, or a URL such as s3://bucket/prefix.")] = "shards",
-    shards: Annotated[int, typer.Option(help="Number of shards.")] = 6,
+    shards: Annotated[
+        int | None, typer.Option(help="Number of shards; 6 by default, or fewer if there are few rows.")
+    ] = None,
     recipe: Annotated[
         bool, typer.Option("--recipe", help="Store foregrounds instead of composites, which are drawn when read.")
     ] = False,
@@ -67,7 +69,7 @@ def pack(
 
     Run it again to resume it.
     """
-    from dsgen.store.packing import pack_source
+    from dsgen.store.packing import DEFAULT_SHARDS, pack_source
 
     if images is None:
         refuse_ignored(context, "a corpus is packed", *_OF_PICTURES, remedy="leave it out, or add --images FOLDER")
@@ -89,16 +91,18 @@ def pack(
     result = pack_source(
         source, out, shards=shards, recipe=recipe, zipped=zipped, part=work, cluster=cluster, jobs=jobs
     )
-    return Reply(_packed_text(as_dict(result), recipe, max_flip_error is not None), as_dict(result))
+    few = shards is None and result.shards is not None and result.shards < DEFAULT_SHARDS
+    return Reply(_packed_text(as_dict(result), recipe, max_flip_error is not None, few), as_dict(result))
 
 
-def _packed_text(packed: dict[str, Any], recipe: bool, limited: bool) -> str:
+def _packed_text(packed: dict[str, Any], recipe: bool, limited: bool, few: bool) -> str:
     if not packed["finished"]:
         return f"{packed['store']}: {packed['packed']:,} rows packed now; other parts are not finished yet"
     left_out = f", {packed['left_out']:,} left out of the splits" if limited else ""
     kind = "a recipe" if recipe else f"{packed['image_bytes_per_row']:,} image bytes a row"
     return (
-        f"{packed['store']}: {packed['rows']:,} rows in {plural(packed['shards'], 'shard')}, "
+        f"{packed['store']}: {packed['rows']:,} rows in {plural(packed['shards'], 'shard')}"
+        f"{' (as many as the rows can fill)' if few else ''}, "
         f"{'with' if packed['depth'] else 'without'} depth, {megabytes(packed['bytes'])} ({kind}){left_out}; "
         f"{packed['packed']:,} packed now, {packed['already_there']:,} already existed"
     )
@@ -126,11 +130,20 @@ def export(
     A store goes into a folder of files for WebDataset or Hugging Face datasets; run it again to resume it. The network
     of a training run goes into one file when OUT ends in .onnx; that takes none of the options for stores.
     """
+    from dsgen.io.filesystem import is_url
+    from dsgen.io.places import STORES, Kind, not_a_run, not_a_store, recognise
+
     if out.suffix == ".onnx":
         refuse_ignored(context, "a network is exported", *_OF_STORES)
+        if recognise(source) in STORES:
+            raise not_a_run(
+                source, {Kind.STORE: f"to export its samples, name a folder: dsgen export {source} {out.stem}"}
+            )
         return _export_network(Path(source), out)
     from dsgen.store.export.export import export_store
 
+    if not is_url(source) and recognise(source) == Kind.RUN:
+        raise not_a_store(source, remedies={Kind.RUN: f"to export its network: dsgen export {source} {out}.onnx"})
     result = export_store(
         source,
         out,

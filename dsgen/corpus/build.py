@@ -5,9 +5,11 @@ The plan and the sources are the corpus; `corpus.json`, the manifest, is written
 folder at the same time, each on a part: the first makes the corpus, then each draws its slice of the backgrounds.
 """
 
-from dataclasses import asdict, dataclass, field
+import logging
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import cast
+from typing import Any, Self, cast
 
 from dsgen import __version__
 from dsgen.corpus import layout
@@ -24,15 +26,34 @@ from dsgen.corpus.manifest import (
     write_manifest,
 )
 from dsgen.corpus.pictures import DrawnRows, draw_missing_composites, draw_missing_sources
-from dsgen.corpus.plan import SPLITS, assign_splits, make_plan, save_plan, split_counts
+from dsgen.corpus.plan import (
+    SPLIT_BY,
+    SPLITS,
+    assign_splits,
+    make_plan,
+    planned_splits,
+    save_plan,
+    split_counts,
+    split_pairs,
+)
 from dsgen.corpus.sources import SourceFolder, write_sources
-from dsgen.errors import ConflictError, Difference, InvalidValueError, check_rules, find_differences, option
+from dsgen.errors import (
+    ConflictError,
+    DamagedError,
+    Difference,
+    InvalidValueError,
+    check_rules,
+    find_differences,
+    option,
+)
 from dsgen.io.assets import asset
 from dsgen.io.atomic import final_name, write_folder
 from dsgen.io.filesystem import LocalFiles, hash_tree
 from dsgen.parallel.locks import LOCK
 from dsgen.parallel.parts import Part, lock_setup, lock_stage
 from dsgen.parallel.pool import worker_count
+
+log = logging.getLogger("dsgen")
 
 
 @dataclass(frozen=True)
@@ -59,19 +80,53 @@ class Parameters:
         default=0.1, metadata={"help": "Share of the backgrounds, and of the foregrounds, held out for testing."}
     )
 
+    split_by: str = field(
+        default="both",
+        metadata={
+            "help": "What decides a row's split: both pictures (no picture is in two splits; rows whose pictures are "
+            "in different splits are unused), or the background or the foreground alone (no row is unused)."
+        },
+    )
+    skip_unused: bool = field(
+        default=False, metadata={"help": "Leave out the rows that are in no split, instead of drawing them as unused."}
+    )
+
+    @classmethod
+    def recorded(cls, values: Mapping[str, Any]) -> Self:
+        """Return the parameters that a `corpus.json` records; those that earlier versions lack have their defaults."""
+        values = {name: getattr(cls, name) for name in _ADDED} | dict(values)
+        wrong = sorted(values.keys() ^ {each.name for each in fields(cls)})
+        if wrong:
+            reason = f"parameters that are missing, or unknown to dsgen {__version__}: {', '.join(wrong)}"
+            raise DamagedError(layout.CORPUS_JSON, reason, "use the dsgen that made the corpus")
+        return cls(**values)
+
     def check(self) -> None:
         """Raise `InvalidValueError` for an invalid value, `SeveralErrors` for several."""
-        multiple = self.label_size >= self.size and self.label_size % self.size == 0
+        sized = MIN_SIZE <= self.size <= MAX_SIZE  # what depends on a value is checked only if that value is right
+        multiple = not sized or (self.size <= self.label_size <= 2 * MAX_SIZE and self.label_size % self.size == 0)
+        shared = 0 <= self.validation_share < 1
+        rest = 1 - self.validation_share if shared else 1
         rules = (
             (1 <= self.positions <= MAX_POSITIONS, "positions", f"1 to {MAX_POSITIONS}"),
-            (MIN_SIZE <= self.size <= MAX_SIZE, "size", f"{MIN_SIZE} to {MAX_SIZE} pixels"),
-            (multiple, "label_size", f"a multiple of --size {self.size}"),
-            (1 <= self.fg_height <= self.size, "fg_height", f"1 to --size {self.size} pixels"),
+            (sized, "size", f"{MIN_SIZE} to {MAX_SIZE} pixels"),
+            (multiple, "label_size", f"a multiple of --size {self.size}, at most {2 * MAX_SIZE}"),
+            (1 <= self.fg_height <= self.size or not sized, "fg_height", f"1 to --size {self.size} pixels"),
             (1 <= self.quality <= 100, "quality", "1 to 100"),
-            (0 <= self.validation_share < 1, "validation_share", "0 to below 1"),
-            (0 <= self.test_share < 1 - self.validation_share, "test_share", "0 to below 1 less --validation-share"),
+            (shared, "validation_share", "0 to below 1"),
+            (0 <= self.test_share < rest, "test_share", f"0 to below {rest:g}, 1 less --validation-share"),
+            (self.split_by in SPLIT_BY, "split_by", "both, background or foreground"),
         )
-        check_rules((holds, name, getattr(self, name), rule) for holds, name, rule in rules)
+        check_rules((holds, name, self._told(name), rule) for holds, name, rule in rules)
+
+    def _told(self, name: str) -> str:
+        """Write a value for an error, so that nobody is told they gave what they did not give."""
+        value = getattr(self, name)
+        return f"{value}, the default" if value == getattr(type(self), name) else str(value)
+
+
+_ADDED = ("split_by", "skip_unused")  # parameters that earlier versions did not have
+MAX_ROWS = 100_000_000  # a plan of 1.6 GB
 
 
 @dataclass(frozen=True)
@@ -132,6 +187,7 @@ def composite(
         SourceFolder.read(foregrounds or asset("foregrounds"), "foregrounds", max_foregrounds, workers),
     )
     _check_existing(corpus, parameters, *sources)
+    _check_rows(corpus, parameters, *sources)
     with lock_stage(corpus, "composite", part):
         with lock_setup(corpus, part):
             _check_existing(corpus, parameters, *sources)
@@ -165,10 +221,10 @@ def _check_existing(path: Path, parameters: Parameters, backgrounds: SourceFolde
             raise InvalidValueError(path, reason, "choose another name for the corpus")
         return
     manifest = parse_manifest((path / layout.CORPUS_JSON).read_bytes(), path / layout.CORPUS_JSON)
-    now, was = asdict(parameters), manifest["parameters"]
+    now, was = asdict(parameters), asdict(Parameters.recorded(manifest["parameters"]))
     differences = find_differences(
         {option(name): value for name, value in now.items()},
-        {option(name): value for name, value in was.items() if name in now},
+        {option(name): value for name, value in was.items()},
     )
     for kind, folder in (("backgrounds", backgrounds), ("foregrounds", foregrounds)):
         recorded = {entry["file"]: entry["sha256"] for entry in picture_records(manifest, kind)}
@@ -180,6 +236,52 @@ def _check_existing(path: Path, parameters: Parameters, backgrounds: SourceFolde
     if differences:
         remedy = "use the same, or another folder for the corpus, or remove this one"
         raise ConflictError(path, "made with other inputs", remedy, differences, "corpus")
+
+
+def count_rows(parameters: Parameters, backgrounds: list[str], foregrounds: list[str]) -> dict[str, int]:
+    """Return the number of rows of every split that a corpus of these pictures, by name, has; no row is drawn."""
+    shares = parameters.validation_share, parameters.test_share
+    pairs = split_pairs(backgrounds, foregrounds, parameters.seed, *shares, parameters.split_by)
+    return planned_splits(pairs, parameters.positions * (2 if parameters.flip else 1), parameters.skip_unused)
+
+
+def _check_rows(path: Path, parameters: Parameters, backgrounds: SourceFolder, foregrounds: SourceFolder) -> None:
+    """Refuse more rows than a plan can have, and none; warn if there is none to train on or to validate with."""
+    names = backgrounds.names, foregrounds.names
+    counts = count_rows(parameters, *names)
+    rows = sum(counts.values())
+    pictures = f"{len(names[0]):,} backgrounds x {len(names[1]):,} foregrounds"
+    if rows > MAX_ROWS:
+        each = f"{' x 2 (mirrored too)' if parameters.flip else ''} x {parameters.positions:,} positions"
+        reason = f"{pictures}{each} make {rows:,} rows, expected at most {MAX_ROWS:,}"
+        raise InvalidValueError("--positions", reason, "use fewer positions or pictures")
+    lacking = [
+        purpose
+        for split, purpose, wanted in (
+            ("train", "train on", True),
+            ("validation", "validate with", parameters.validation_share > 0),
+        )
+        if wanted and not counts[split]
+    ]
+    if not lacking:
+        return
+    others = [each for each in SPLIT_BY if all(_counts_by(each, parameters, names)[s] for s in ("train", "validation"))]
+    remedy = "use more pictures, or other values of --validation-share and --test-share"
+    if others:
+        remedy = f"use more pictures, or --split-by {' or '.join(others)}"
+    if not rows:
+        raise InvalidValueError("--skip-unused", f"{pictures} have no row in any split", remedy)
+    log.warning(
+        "%s: no row to %s (%s); %s",
+        path,
+        " or to ".join(lacking),
+        ", ".join(f"{count:,} {name}" for name, count in counts.items()),
+        remedy,
+    )
+
+
+def _counts_by(split_by: str, parameters: Parameters, names: tuple[list[str], list[str]]) -> dict[str, int]:
+    return count_rows(replace(parameters, split_by=split_by), *names)
 
 
 def _make(
@@ -207,6 +309,8 @@ def _make(
         seed=parameters.seed,
         validation_share=parameters.validation_share,
         test_share=parameters.test_share,
+        split_by=parameters.split_by,
+        skip_unused=parameters.skip_unused,
     )
     save_plan(path / layout.PLAN, plan)
     write_manifest(

@@ -5,6 +5,7 @@ when it is read.
 """
 
 import hashlib
+from bisect import bisect_left, bisect_right
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,9 @@ from dsgen.corpus.manifest import parse_manifest, plan_hash, source_hashes, sour
 from dsgen.corpus.plan import SPLITS, load_plan
 from dsgen.corpus.render import Cutout, render
 from dsgen.corpus.vouched import named_damage, open_array, open_vouched
-from dsgen.errors import DamagedError, DsgenError, NotFoundError
+from dsgen.errors import DamagedError, DsgenError
 from dsgen.io.cache import Cache
+from dsgen.io.places import not_a_corpus
 
 _CACHE_BYTES = 192 * 2**20
 
@@ -40,9 +42,7 @@ class Corpus:
         self.path = Path(path)
         manifest = self.path / layout.CORPUS_JSON
         if not manifest.is_file():
-            started = any(self.path.glob(f"{layout.SOURCES}*")) or (self.path / layout.PLAN).exists()
-            reason = "an unfinished corpus" if started else "no corpus"
-            raise NotFoundError(self.path, reason, f"run dsgen composite {self.path}")
+            raise not_a_corpus(self.path)
         content = manifest.read_bytes()
         self.sha256 = hashlib.sha256(content).hexdigest()
         self.manifest = parse_manifest(content, manifest)
@@ -57,10 +57,10 @@ class Corpus:
     def __len__(self) -> int:
         return len(self.plan)
 
-    @property
-    def rows_per_background(self) -> int:
-        """The number of consecutive rows that every background has."""
-        return len(self) // len(self.manifest["backgrounds"])
+    def rows_of(self, background: int) -> range:
+        """Return the numbers of the rows of a background, which are consecutive; none if all are skipped."""
+        numbers = self.plan["background"]  # ascending
+        return range(bisect_left(numbers, background), bisect_right(numbers, background))
 
     def _check_plan(self) -> None:
         """Raise `DamagedError` for a number in the plan that is out of range."""

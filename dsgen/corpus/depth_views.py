@@ -16,7 +16,6 @@ VIEW_MAX_MM = 10_000
 def draw_missing_views(corpus: Corpus, workers: int, cluster: str | None) -> None:
     """Draw the 8-bit views of the labels that are missing."""
     count = len(corpus.manifest["backgrounds"])
-    each = corpus.rows_per_background
     missing = [b for b in range(count) if not has_pictures(corpus, VIEWS, b)]
     clear_pictures(corpus, [VIEWS], missing)
     path = corpus.path if cluster is None else corpus.path.absolute()
@@ -27,7 +26,7 @@ def draw_missing_views(corpus: Corpus, workers: int, cluster: str | None) -> Non
             jobs=workers,
             title="depth views",
             total=len(corpus),
-            done=(count - len(missing)) * each,
+            done=len(corpus) - sum(len(corpus.rows_of(b)) for b in missing),
             cluster=cluster,
             shared=(path,),
         )
@@ -39,16 +38,16 @@ def draw_views(path: str, background: int) -> int:
     """Write the 8-bit depth views of one background: 0 is 0 m and 255 is 10 m, in every picture."""
     corpus = Corpus(path)
     assert corpus.labels is not None
-    each = corpus.rows_per_background
+    rows = corpus.rows_of(background)
     with fill_pictures(corpus, VIEWS, background) as unfinished:
-        for start in range(background * each, (background + 1) * each, 200):
-            stop = min(start + 200, (background + 1) * each)
+        for start in rows[::200]:
+            stop = min(start + 200, rows.stop)
             views = view_8bit(corpus.labels.read(start, stop))
             for (_, foreground, flip, position, *_), view in zip(corpus.plan[start:stop].tolist(), views, strict=True):
                 name = layout.depth_picture_name(background, foreground, flip, position)
                 with name_in_errors(unfinished / f"{name}.jpeg"):
                     (unfinished / f"{name}.jpeg").write_bytes(images.encode_jpeg(view))
-    return each
+    return len(rows)
 
 
 def view_8bit(millimetres: np.ndarray) -> np.ndarray:

@@ -48,6 +48,8 @@ class ParameterRecord(TypedDict):
     quality: Annotated[int, Ge(1), Le(100)]
     validation_share: _Share
     test_share: _Share
+    split_by: NotRequired[Literal["both", "background", "foreground"]]
+    skip_unused: NotRequired[bool]
 
 
 class PictureRecord(TypedDict):

@@ -43,11 +43,10 @@ def draw_missing_composites(corpus: Corpus, workers: int, part: Part | None, clu
     everything = list(range(len(corpus.manifest["backgrounds"])))
     backgrounds = everything if part is None else select_part(everything, part)
     missing = [b for b in backgrounds if not has_composites(corpus, b)]
-    rows_each = corpus.rows_per_background
-    already_there = (len(backgrounds) - len(missing)) * rows_each
+    total, to_draw = (sum(len(corpus.rows_of(b)) for b in some) for some in (backgrounds, missing))
     if missing:
         clear_pictures(corpus, layout.COMPOSITE_FOLDERS, missing)
-        _check_space(corpus, len(missing) * rows_each)
+        _check_space(corpus, to_draw)
         path = corpus.path if cluster is None else corpus.path.absolute()
         try:
             run_blocks(
@@ -55,15 +54,15 @@ def draw_missing_composites(corpus: Corpus, workers: int, part: Part | None, clu
                 [(str(path), background, corpus.sha256) for background in missing],
                 jobs=workers,
                 title="composite",
-                total=len(backgrounds) * rows_each,
-                done=already_there,
+                total=total,
+                done=total - to_draw,
                 cluster=cluster,
                 shared=(path,),
             )
         finally:  # a worker may have been killed while drawing
             clear_pictures(corpus, layout.COMPOSITE_FOLDERS, missing)
-    left = sum(not has_composites(corpus, b) for b in everything)
-    return DrawnRows(len(missing) * rows_each, already_there, left * rows_each)
+    left = sum(len(corpus.rows_of(b)) for b in everything if not has_composites(corpus, b))
+    return DrawnRows(to_draw, total - to_draw, left)
 
 
 def has_composites(corpus: Corpus, background: int) -> bool:
@@ -75,7 +74,7 @@ def has_pictures(corpus: Corpus, folder: str, background: int) -> bool:
     """Return whether one of the folders of pictures has as many of a background as there are rows."""
     path = corpus.path / folder / layout.background_name(background)
     suffix = layout.PICTURE_SUFFIXES[folder]
-    return path.is_dir() and sum(name.endswith(suffix) for name in os.listdir(path)) >= corpus.rows_per_background
+    return path.is_dir() and sum(name.endswith(suffix) for name in os.listdir(path)) >= len(corpus.rows_of(background))
 
 
 def clear_pictures(corpus: Corpus, folders: Iterable[str], backgrounds: Iterable[int]) -> None:
@@ -94,11 +93,11 @@ def fill_pictures(corpus: Corpus, folder: str, background: int) -> Iterator[Path
     """
     with fill_folder(corpus.path / folder / layout.background_name(background)) as unfinished:
         yield unfinished
-        count = len(os.listdir(unfinished))
-        if count != corpus.rows_per_background:
+        count, expected = len(os.listdir(unfinished)), len(corpus.rows_of(background))
+        if count != expected:
             raise DsgenError(
                 unfinished,
-                f"{count:,} of {corpus.rows_per_background:,} pictures are there after they were drawn",
+                f"{count:,} of {expected:,} pictures are there after they were drawn",
                 "let nothing else write to the corpus, and run the same command again",
             )
 
@@ -110,7 +109,7 @@ def draw_composites(path: str, background: int, corpus_sha256: str | None = None
     """
     corpus = open_cached(path, corpus_sha256)
     if has_composites(corpus, background):  # another worker of a cluster was faster
-        return corpus.rows_per_background
+        return len(corpus.rows_of(background))
     with (
         fill_pictures(corpus, "bg_fg_mask", background) as mask_folder,
         fill_pictures(corpus, "bg_fg", background) as image_folder,
@@ -119,15 +118,15 @@ def draw_composites(path: str, background: int, corpus_sha256: str | None = None
         for name, image, mask in encode_composites(corpus, background):
             _write(f"{image_prefix}{name}.jpeg", image)
             _write(f"{mask_prefix}{name}_mask.png", mask)
-    return corpus.rows_per_background
+    return len(corpus.rows_of(background))
 
 
 def encode_composites(corpus: Corpus, background: int) -> Iterator[tuple[str, bytes, bytes]]:
     """Yield the name without ending, the composite's JPEG and the mask's PNG of every row of a background."""
-    each = corpus.rows_per_background
+    rows = corpus.rows_of(background)
     jpeg = JpegPatcher(corpus.background(background), corpus.manifest["parameters"]["quality"])
     png = MaskEncoder(corpus.size)
-    for _, foreground, flip, position, top, left, _ in corpus.plan[background * each :][:each].tolist():
+    for _, foreground, flip, position, top, left, _ in corpus.plan[rows.start : rows.stop].tolist():
         cutout = corpus.cutout(foreground, flip)
         name = layout.composite_name(background, foreground, flip, position)
         yield name, jpeg.encode(cutout, top, left), png.encode(cutout.mask, top, left)

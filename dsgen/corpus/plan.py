@@ -1,8 +1,9 @@
 """The plan: a table with one row per sample, in a fixed order.
 
 Row `((background * foregrounds + foreground) * flips + flip) * positions + position` says where a foreground is pasted
-on a background. The locations of a (background, foreground, flip) depend only on the seed, on the names of the two
-pictures and on the number of possible locations. Other pictures, workers or machines change no row's content.
+on a background; where unused pairs are skipped, their rows are left out and the others move up. The locations of a
+(background, foreground, flip) depend only on the seed, on the names of the two pictures and on the number of possible
+locations. Other pictures, workers or machines change no row's content.
 """
 
 import hashlib
@@ -16,6 +17,8 @@ from dsgen.errors import DamagedError, reason_of
 from dsgen.io.atomic import write_bytes
 
 SPLITS = ("train", "validation", "test", "unused")
+UNUSED = SPLITS.index("unused")
+SPLIT_BY = ("both", "background", "foreground")
 DTYPE = np.dtype(
     [
         ("background", "<u4"),
@@ -27,6 +30,8 @@ DTYPE = np.dtype(
         ("split", "u1"),
     ]
 )
+_DRAWS_AT_ONCE = 2**19
+_BLOCK_BITS = 5  # blocks of at most 32 draws
 
 
 def make_plan(
@@ -40,38 +45,65 @@ def make_plan(
     seed: int = 0,
     validation_share: float = 0.1,
     test_share: float = 0.1,
+    split_by: str = "both",
+    skip_unused: bool = False,
 ) -> np.ndarray:
     """Draw `positions` locations for every foreground, and its mirror image if `flip`, on every background.
 
     `backgrounds` and `foregrounds` are the pictures' names, `foreground_sizes` is (foregrounds, 2), height and width
     in pixels. Locations are uniform over all where the foreground is entirely inside `size` x `size` pixels; those of
-    a pair are distinct as long as there are enough. Returns a structured array of `DTYPE`, of shape (rows,).
+    a pair are distinct as long as there are enough. `split_by` is that of `split_pairs`; with `skip_unused` the pairs
+    that are in no split have no rows. Returns a structured array of `DTYPE`, of shape (rows,).
     """
     flips = 2 if flip else 1
-    count = len(backgrounds) * len(foregrounds) * flips
-    plan = np.zeros((len(backgrounds), len(foregrounds), flips, positions), DTYPE)
-    plan["background"] = np.arange(len(backgrounds))[:, None, None, None]
-    plan["foreground"] = np.arange(len(foregrounds))[:, None, None]
+    splits = split_pairs(backgrounds, foregrounds, seed, validation_share, test_share, split_by)
+    background, foreground = np.nonzero(splits != UNUSED if skip_unused else np.ones_like(splits, bool))
+    plan = np.empty((len(background), flips, positions), DTYPE)
+    plan["background"] = background[:, None, None]
+    plan["foreground"] = foreground[:, None, None]
     plan["flip"] = np.arange(flips)[:, None]
     plan["position"] = np.arange(positions)
+    plan["split"] = splits[background, foreground][:, None, None]
 
-    tops_and_lefts = size + 1 - np.asarray(foreground_sizes, np.int64)  # how many there are of each
-    shape = len(backgrounds), len(foregrounds), flips
-    tops, lefts = (np.broadcast_to(number[None, :, None], shape) for number in tops_and_lefts.T)
-    keys = np.fromiter(
-        (_key("place", seed, b, f, mirrored) for b in backgrounds for f in foregrounds for mirrored in range(flips)),
-        np.uint64,
-        count,
-    )
-    locations = draw_locations(keys, (tops * lefts).ravel(), positions).reshape(plan.shape)
-    plan["top"] = locations // lefts[..., None]
-    plan["left"] = locations % lefts[..., None]
-
-    background_split = assign_splits(backgrounds, "background", seed, validation_share, test_share)
-    foreground_split = assign_splits(foregrounds, "foreground", seed, validation_share, test_share)
-    together = np.where(background_split[:, None] == foreground_split, foreground_split, SPLITS.index("unused"))
-    plan["split"] = together[:, :, None, None]
+    tops, lefts = size + 1 - np.asarray(foreground_sizes, np.int64).T  # how many there are of each
+    pairs_at_once = max(1, _DRAWS_AT_ONCE // (flips * positions))
+    for start in range(0, len(background), pairs_at_once):
+        part = slice(start, start + pairs_at_once)
+        names = [(backgrounds[b], foregrounds[f]) for b, f in zip(background[part], foreground[part], strict=True)]
+        keys = np.array([_key("place", seed, b, f, mirrored) for b, f in names for mirrored in range(flips)], np.uint64)
+        counts = np.repeat((tops * lefts)[foreground[part]], flips)
+        locations = draw_locations(keys, counts, positions).reshape(-1, flips, positions)
+        plan["top"][part], plan["left"][part] = np.divmod(locations, lefts[foreground[part]][:, None, None])
     return plan.reshape(-1)
+
+
+def split_pairs(
+    backgrounds: list[str],
+    foregrounds: list[str],
+    seed: int,
+    validation_share: float,
+    test_share: float,
+    split_by: str = "both",
+) -> np.ndarray:
+    """Assign every pair of a background and a foreground to a split: (backgrounds, foregrounds) u1, as in `SPLITS`.
+
+    With `split_by` "both" a pair whose pictures are in different splits is unused, so that no picture is in two
+    splits. With "background" or "foreground" a pair is in the split of that picture alone, and no pair is unused.
+    """
+    background_split = assign_splits(backgrounds, "background", seed, validation_share, test_share)[:, None]
+    foreground_split = assign_splits(foregrounds, "foreground", seed, validation_share, test_share)[None, :]
+    shape = len(backgrounds), len(foregrounds)
+    if split_by != "both":
+        return np.broadcast_to(background_split if split_by == "background" else foreground_split, shape)
+    return np.where(background_split == foreground_split, foreground_split, UNUSED).astype(np.uint8)
+
+
+def planned_splits(splits: np.ndarray, rows_per_pair: int, skip_unused: bool) -> dict[str, int]:
+    """Return the number of rows of every split, by name, from the splits of all pairs, before any plan is drawn."""
+    counts = np.bincount(splits.ravel(), minlength=len(SPLITS)) * rows_per_pair
+    if skip_unused:
+        counts[UNUSED] = 0
+    return {name: int(count) for name, count in zip(SPLITS, counts, strict=True)}
 
 
 def assign_splits(names: list[str], kind: str, seed: int, validation_share: float, test_share: float) -> np.ndarray:
@@ -96,22 +128,57 @@ def draw_locations(keys: np.ndarray, counts: np.ndarray, positions: int) -> np.n
     """Draw `positions` of the locations 0 to `counts[k]` - 1 for every key, without replacement while any are left.
 
     If there are fewer locations than positions, each is used once before any is used again. Returns
-    (keys, positions) i8, a pure function of each (key, count).
+    (keys, positions) i8, a pure function of each (key, count). Takes time in O(n log² n) for n positions.
     """
-    locations = np.empty((len(keys), positions), np.int64)
-    taken = np.full((len(keys), positions), np.iinfo(np.int64).max)  # in this round, ascending
-    for k in range(positions):
-        used = k % counts
-        taken[used == 0] = np.iinfo(np.int64).max  # a new round starts
-        left = (counts - used).astype(np.uint64)
-        # the high half of a 64-bit hash times the number of locations left: biased by less than 2**-32 * left
-        location = ((_scramble(keys + np.uint64(k + 1)) >> np.uint64(32)) * left >> np.uint64(32)).astype(np.int64)
-        for j in range(k):  # skip the locations already taken, smallest first
-            location += location >= taken[:, j]
-        locations[:, k] = location
-        taken[:, k] = location
-        taken[:, : k + 1].sort(axis=1)
-    return locations
+    left = counts[:, None] - np.arange(positions) % counts[:, None]  # a new round starts when none is left
+    hashes = _scramble(keys[:, None] + np.arange(1, positions + 1, dtype=np.uint64))
+    # the high half of a 64-bit hash times the number of locations left: biased by less than 2**-32 * left
+    ranks = ((hashes >> np.uint64(32)) * left.astype(np.uint64) >> np.uint64(32)).astype(np.int64)
+    rounds = np.minimum(counts, positions)  # the draws of a round, all distinct
+    for length in np.unique(rounds).tolist():
+        chosen = rounds == length
+        whole = positions - positions % length
+        ranks[chosen, :whole] = _take_free(ranks[chosen, :whole].reshape(-1, length)).reshape(-1, whole)
+        if whole < positions:
+            ranks[chosen, whole:] = _take_free(ranks[chosen, whole:])
+    return ranks
+
+
+def _take_free(ranks: np.ndarray) -> np.ndarray:
+    """Turn ranks among the locations that earlier draws left free, (rounds, draws) i8, into locations.
+
+    The draws are cut into short blocks. Within a block the locations are found as if nothing had been taken before it.
+    Then neighbouring blocks are merged: each rank of the later one moves behind what the earlier one took.
+    """
+    rounds, draws = ranks.shape
+    blocks = 1 << max(0, (draws - 1).bit_length() - _BLOCK_BITS)
+    length = -(-draws // blocks)
+    locations = np.zeros((rounds, blocks * length), np.int64)  # what fills the last block is drawn last: it moves none
+    locations[:, :draws] = ranks
+    locations = _take_free_of_block(locations.reshape(-1, length))
+    while blocks > 1:
+        pairs = locations.reshape(-1, 2, length)
+        apart = np.arange(len(pairs))[:, None] * (pairs.max() + 1)  # one sorted table serves all pairs
+        taken = np.sort(pairs[:, 0], axis=1) - np.arange(length) + apart  # the rank of each among the free ones
+        before = np.searchsorted(taken.ravel(), (pairs[:, 1] + apart).ravel(), side="right").reshape(-1, length)
+        pairs[:, 1] += before - np.arange(len(pairs))[:, None] * length
+        blocks, length = blocks // 2, length * 2
+    return locations.reshape(rounds, -1)[:, :draws]
+
+
+def _take_free_of_block(ranks: np.ndarray) -> np.ndarray:
+    """Do what `_take_free` does for a few draws, in time proportional to their square."""
+    locations = ranks.T.copy()
+    taken = np.empty_like(locations)  # ascending
+    for k, location in enumerate(locations):
+        for other in taken[:k]:  # skip the locations already taken, smallest first
+            location += location >= other
+        taken[k] = location
+        for j in range(k, 0, -1):
+            if not (taken[j] < taken[j - 1]).any():
+                break
+            taken[j - 1], taken[j] = np.minimum(taken[j - 1], taken[j]), np.maximum(taken[j - 1], taken[j])
+    return np.ascontiguousarray(locations.T)
 
 
 def _key(*values: object) -> int:
@@ -138,7 +205,7 @@ def save_plan(path: Path, plan: np.ndarray) -> None:
     """Write the plan atomically as `.npy`."""
     buffer = io.BytesIO()
     np.save(buffer, plan, allow_pickle=False)
-    write_bytes(path, buffer.getvalue())
+    write_bytes(path, buffer.getbuffer())
 
 
 def load_plan(path: Path, rows: int, sha256: str | None) -> np.ndarray:

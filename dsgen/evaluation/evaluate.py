@@ -21,6 +21,8 @@ from dsgen.evaluation.summary import GROUPINGS, group_means, summarise
 from dsgen.evaluation.tables import format_scores, groups_csv, rows_csv
 from dsgen.evaluation.worst import draw_worst
 from dsgen.io.atomic import write_bytes, write_json
+from dsgen.io.filesystem import is_url
+from dsgen.io.places import Kind, not_a_run, recognise
 from dsgen.store.loader import Loader
 from dsgen.store.reader import Store
 from dsgen.training.checkpoint import Trained, open_trained
@@ -86,6 +88,8 @@ def evaluate(
             (samples is None or samples >= 1, "samples", samples, "1 or more"),
         ]
     )
+    if not is_url(store) and (recognise(run), recognise(store)) == (Kind.STORE, Kind.RUN):
+        raise not_a_run(run, {Kind.STORE: f"the run comes first: dsgen evaluate {store} {run}"})
     trained = open_trained(run, checkpoint, device)
     opened = Store(store)
     fed_size = _check_size(size, trained, opened)

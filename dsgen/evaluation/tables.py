@@ -68,7 +68,8 @@ def _lines(scores: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
     for kind in GROUPINGS:
         groups = scores[f"by_{kind}"]
         worst = groups["worst"][0]
-        lines.append((f"worst of {groups['count']:,} {kind}s: {worst[kind]}", worst))
+        if groups["count"] > 1:
+            lines.append((f"worst of {groups['count']:,} {kind}s: {worst[kind]}", worst))
     return lines
 
 
@@ -81,6 +82,6 @@ def _warnings(scores: dict[str, Any]) -> list[str]:
     network, trivial = (means.get(answer, {}).get("abs_rel") for answer in (NETWORK, MEAN))
     if network is not None and trivial is not None and not network < trivial:
         warnings.append(
-            f"THE DEPTH IS NO BETTER THAN ITS MEAN: abs rel {network:.3f}, the mean depth has {trivial:.3f}"
+            f"the depth is no better than its mean: abs rel {network:.3f}, the mean depth has {trivial:.3f}"
         )
     return warnings

@@ -5,15 +5,17 @@ The plan is computed again from the manifest, which records its hash and those o
 
 import hashlib
 import io
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 
 from dsgen.corpus import layout
+from dsgen.corpus.build import MAX_ROWS, Parameters, count_rows
 from dsgen.corpus.corpus import Corpus
 from dsgen.corpus.manifest import Manifest, is_vouched, parse_manifest, plan_hash, source_hashes, source_layouts
-from dsgen.corpus.plan import make_plan, split_counts
+from dsgen.corpus.plan import DTYPE, make_plan, split_counts
 from dsgen.corpus.vouched import named_damage, open_array, open_vouched
 from dsgen.errors import DamagedError, DsgenError, is_system_error, reason_of
 from dsgen.integrity.check_labels import check_labels
@@ -25,6 +27,7 @@ from dsgen.io.json_files import encode_json
 from dsgen.parallel.locks import LOCK
 
 _SHAPES = "foreground_shape"
+_HEADER_BYTES = 4096  # more than the header of a plan has
 
 
 def check_corpus(path: Path, fast: bool, jobs: int, report: ReportBuilder) -> None:
@@ -76,6 +79,7 @@ def read_manifest(path: Path, report: ReportBuilder) -> Manifest | None:
     report.bytes += len(content)
     try:
         manifest = parse_manifest(content, layout.CORPUS_JSON)
+        check_counts(manifest)
         if not is_vouched(manifest):
             report.notes.append(
                 f"{layout.CORPUS_JSON} of an earlier dsgen has no hash of itself: a changed name may go unnoticed"
@@ -88,6 +92,19 @@ def read_manifest(path: Path, report: ReportBuilder) -> Manifest | None:
     return manifest
 
 
+def check_counts(manifest: Manifest) -> None:
+    """Raise `DsgenError` unless the parameters are valid and make as many rows of each split as are recorded."""
+    parameters = Parameters.recorded(cast(dict[str, Any], manifest["parameters"]))
+    parameters.check()
+    names = [[entry["name"] for entry in manifest[kind]] for kind in ("backgrounds", "foregrounds")]
+    counts = count_rows(parameters, *names)
+    rows = sum(counts.values())
+    if rows > MAX_ROWS:
+        raise DamagedError(layout.CORPUS_JSON, f"its parameters make {rows:,} rows, expected at most {MAX_ROWS:,}")
+    if (manifest["rows"], manifest["splits"]) != (rows, counts):
+        raise DamagedError(layout.CORPUS_JSON, f"its row counts are not those of its parameters, {rows:,} rows")
+
+
 def check_top(path: Path, report: ReportBuilder) -> None:
     """Find what lies in the folder of a corpus and is not part of it."""
     known = {layout.CORPUS_JSON, layout.PLAN, layout.SOURCES, layout.DEPTH, *layout.FOLDERS}
@@ -98,8 +115,8 @@ def check_top(path: Path, report: ReportBuilder) -> None:
 
 def expected_plan(manifest: Manifest, shapes: np.ndarray) -> np.ndarray:
     """Compute the plan again; `shapes` are the foregrounds' heights and widths, (f,2)."""
-    options = cast(dict[str, Any], manifest["parameters"])
-    names = ("size", "positions", "flip", "seed", "validation_share", "test_share")
+    options = asdict(Parameters.recorded(cast(dict[str, Any], manifest["parameters"])))
+    names = ("size", "positions", "flip", "seed", "validation_share", "test_share", "split_by", "skip_unused")
     backgrounds, foregrounds = (
         [entry["name"] for entry in entries] for entries in (manifest["backgrounds"], manifest["foregrounds"])
     )
@@ -137,6 +154,9 @@ def check_plan(path: Path, manifest: Manifest, report: ReportBuilder) -> None:
         return
     if any(finding.component == layout.SOURCES and finding.what != EXTRA for finding in report.findings):
         return  # the shapes cannot be relied on
+    if not 0 < len(content) - manifest["rows"] * DTYPE.itemsize < _HEADER_BYTES:  # before any row is drawn
+        report.find(layout.PLAN, f"{len(content):,} bytes do not hold {manifest['rows']:,} rows")
+        return
     try:
         shapes = read_shapes(path, manifest)
     except DsgenError as error:

@@ -40,7 +40,7 @@ class PictureTask:
 def check_pictures(corpus: Corpus, names_only: bool, jobs: int, report: ReportBuilder) -> None:
     """Check `bg`, `fg`, `fg_mask`, and the composites, masks and depth views as far as they have been drawn."""
     tasks = _list_tasks(corpus, names_only, report)
-    total = sum(corpus.rows_per_background for task in tasks if task.background is not None)
+    total = sum(len(corpus.rows_of(task.background)) for task in tasks if task.background is not None)
     with progress("verify pictures", total) as advance:
         for checked in map_unordered(check_folder, [(task,) for task in tasks], 1 if names_only else jobs):
             report.add(checked)
@@ -115,9 +115,9 @@ def check_folder(task: PictureTask) -> Checked:
     name = layout.background_name(task.background)
     expected = drawn_files(corpus, task.background, task.folders, names_only=task.names_only)
     checked = _compare(corpus.path, [f"{folder}/{name}" for folder in task.folders], expected, task.names_only)
-    checked.steps = corpus.rows_per_background
+    checked.steps = len(corpus.rows_of(task.background))
     if not task.names_only and VIEWS not in task.folders:
-        checked.rows = corpus.rows_per_background
+        checked.rows = checked.steps
     return checked
 
 
@@ -143,18 +143,17 @@ def drawn_files(
 
 def _composite_names(corpus: Corpus, background: int) -> Iterator[tuple[str, bytes, bytes]]:
     """Yield what `composites` yields, without contents."""
-    first = background * corpus.rows_per_background
-    for _, foreground, flip, position, *_ in corpus.plan[first : first + corpus.rows_per_background].tolist():
+    rows = corpus.rows_of(background)
+    for _, foreground, flip, position, *_ in corpus.plan[rows.start : rows.stop].tolist():
         yield layout.composite_name(background, foreground, flip, position), b"", b""
 
 
 def _drawn_views(corpus: Corpus, background: int, names_only: bool) -> Iterator[tuple[str, bytes]]:
-    first = background * corpus.rows_per_background
-    last = first + corpus.rows_per_background
+    rows = corpus.rows_of(background)
     folder = layout.background_name(background)
     unlabelled = [] if names_only else unlabelled_rows(corpus)
-    for start in range(first, last, _VIEW_ROWS):
-        stop = min(start + _VIEW_ROWS, last)
+    for start in rows[::_VIEW_ROWS]:
+        stop = min(start + _VIEW_ROWS, rows.stop)
         no_content = names_only or any(a < stop and start < b for a, b in unlabelled)
         views = None if no_content else _read_views(corpus, start, stop)
         for k, (_, foreground, flip, position, *_) in enumerate(corpus.plan[start:stop].tolist()):

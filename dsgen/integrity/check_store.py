@@ -4,6 +4,7 @@ Two records vouch for a shard: its files' hashes in `SHA256SUMS`, and the hash o
 is whole if either agrees; what the files beside the shards should hold then follows from the shards.
 """
 
+import contextlib
 import hashlib
 import re
 from collections import Counter, defaultdict
@@ -22,15 +23,15 @@ from dsgen.errors import (
     DamagedError,
     DsgenError,
     InvalidValueError,
-    NotFoundError,
     find_differences,
     is_system_error,
 )
 from dsgen.integrity.check_rows import check_rows
 from dsgen.integrity.findings import EXTRA, FOREIGN, MISSING, ReportBuilder, damage_of, shard_damage
 from dsgen.io.atomic import final_name
-from dsgen.io.filesystem import LocalFiles, UrlFiles, hash_tree, open_files
+from dsgen.io.filesystem import LocalFiles, UrlFiles, hash_tree, is_url, open_files
 from dsgen.io.json_files import encode_json, parse_json
+from dsgen.io.places import not_a_store, recognise_names
 from dsgen.parallel.locks import LOCK
 from dsgen.parallel.progress import progress
 from dsgen.store import schema
@@ -87,15 +88,20 @@ class Inspection:
         return shard_digest(dict(self.listed[name])) == self.vouched.get(name)
 
     def made_from(self) -> dict[str, Any]:
-        """Return what the store was made from, as its index says, or else a shard; `DamagedError` where neither can."""
-        if self.index is not None:
-            return dict(self.index["made_from"])
+        """Return what the store was made from, as most of its index and shards say, the index first.
+
+        Raises `DamagedError` where none of them can be read.
+        """
+        said = [] if self.index is None else [dict(self.index["made_from"])]
         for name in self.names:
-            try:
-                return dict(open_shard(self.files, name).attributes["made_from"])
-            except DsgenError:
-                continue
-        raise DamagedError(self.files, f"neither {INDEX_JSON} nor a shard can be read", "remove the store and pack it")
+            with contextlib.suppress(DsgenError):
+                said.append(dict(open_shard(self.files, name).attributes["made_from"]))
+            if len(said) == 2 and said[0] == said[1]:
+                break
+        if not said:
+            what = f"neither {INDEX_JSON} nor a shard can be read"
+            raise DamagedError(self.files, what, "remove the store and pack it")
+        return max(said, key=said.count)
 
 
 def check_store(path: Path | str, corpus: Path | None, fast: bool, jobs: int, report: ReportBuilder) -> None:
@@ -116,9 +122,7 @@ def inspect_store(path: Path | str, jobs: int, report: ReportBuilder, corpus: Pa
     files = open_files(path)
     sizes = list_sizes(files)
     if INDEX_JSON not in sizes and SHA256SUMS not in sizes:
-        unfinished = any(name.startswith(("shard-", PACKING)) for name in sizes)
-        what = "an unfinished store" if unfinished else "no store"
-        raise NotFoundError(path, f"{what} (no {INDEX_JSON})", f"run dsgen pack --out {path}")
+        raise not_a_store(path, recognise_names({name.partition("/")[0] for name in sizes}) if is_url(path) else None)
     index, index_damage = _read_index(files, sizes)
     lines, sums_damage = _read_sums(files, sizes)
     shards = index["shards"] if index else []

@@ -252,17 +252,21 @@ def _sort_pictures(corpus: Corpus, findings: Iterable[Finding], log: RepairLog) 
 
 def _draw_backgrounds(corpus: Corpus, backgrounds: list[int], workers: int) -> None:
     """Draw all composites and masks of backgrounds, and their views where these are missing and can be drawn."""
-    path, each = str(corpus.path), corpus.rows_per_background
+    path = str(corpus.path)
     if not backgrounds:
         return
     views = [b for b in backgrounds if not (corpus.path / VIEWS / layout.background_name(b)).is_dir()]
     tasks = [(path, b, corpus.sha256) for b in backgrounds]
-    run_blocks(draw_composites, tasks, jobs=workers, title="draw", total=len(tasks) * each)
+    run_blocks(draw_composites, tasks, jobs=workers, title="draw", total=_count_rows(corpus, backgrounds))
     if views and (corpus.path / VIEWS).is_dir() and not unlabelled_rows(corpus):
         from dsgen.corpus.depth_views import draw_views
 
         blocks = [(path, b) for b in views]
-        run_blocks(draw_views, blocks, jobs=workers, title="draw views", total=len(blocks) * each)
+        run_blocks(draw_views, blocks, jobs=workers, title="draw views", total=_count_rows(corpus, views))
+
+
+def _count_rows(corpus: Corpus, backgrounds: list[int]) -> int:
+    return sum(len(corpus.rows_of(background)) for background in backgrounds)
 
 
 def draw_files(path: str, background: int, names: list[str]) -> int:

@@ -73,7 +73,7 @@ def write_file(path: Path, *, apart: bool = False) -> Iterator[BinaryIO]:
         raise
 
 
-def write_bytes(path: Path, content: bytes, *, apart: bool = False) -> None:
+def write_bytes(path: Path, content: bytes | memoryview, *, apart: bool = False) -> None:
     """Write a file atomically; `apart` as in `write_file`."""
     with write_file(path, apart=apart) as file:
         file.write(content)

@@ -40,6 +40,7 @@ from dsgen.store.sealing import layout_of, open_shard, seal_shard, store_files
 from dsgen.store.source import Source, comparable
 from dsgen.store.space import check_space
 
+DEFAULT_SHARDS = 6
 _TREE = {name.partition("/")[0] for name in schema.TREE_FILES}
 _SHARD = re.compile(r"shard-\d+-of-(\d+)\.zarr(\.zip)?")
 
@@ -78,7 +79,7 @@ def pack(
     corpus: Path = Path("corpus"),
     out: Path | str = Path("shards"),
     *,
-    shards: int = 6,
+    shards: int | None = None,
     max_flip_error: float | None = None,
     recipe: bool = False,
     zipped: bool = False,
@@ -87,6 +88,8 @@ def pack(
     jobs: int | None = None,
 ) -> PackResult:
     """Pack a corpus into `shards` shards below `out`, a folder or a URL; resume if some of it is packed already.
+
+    There are 6 shards by default, fewer if the rows make fewer chunks.
 
     Depth is packed if the corpus is labelled; if it is not, a warning says so. Rows whose depth differs from that of
     their mirror image by more than `max_flip_error` stay in the store but leave their split: they become `unused`,
@@ -110,7 +113,7 @@ def pack_source(
     source: Source,
     out: Path | str = Path("shards"),
     *,
-    shards: int = 6,
+    shards: int | None = None,
     recipe: bool = False,
     zipped: bool = False,
     part: Part | None = None,
@@ -124,6 +127,8 @@ def pack_source(
         raise InvalidValueError(
             "--zip", f"{out} is a URL, but zip files can only be made on a disk", "pack into a folder and copy it"
         )
+    if shards is None:
+        shards = min(DEFAULT_SHARDS, -(-len(source.plan) // source.chunk))
     made_from = source.made_from | {"shards": shards, "recipe": recipe, "zip": zipped, "layout": schema.LAYOUT}
     shard_bounds(len(source.plan), source.chunk, shards)
     packing = _Packing(source, files, _check_out(files, made_from) or made_from)

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from dsgen.corpus.layout import CORPUS_JSON
 from dsgen.corpus.plan import DTYPE, SPLITS
 from dsgen.corpus.render import Cutout, render
 from dsgen.errors import (
@@ -24,11 +23,12 @@ from dsgen.errors import (
     reason_of,
 )
 from dsgen.io.cache import Cache
-from dsgen.io.filesystem import Files, open_files
+from dsgen.io.filesystem import Files, is_url, open_files
 from dsgen.io.json_files import parse_as
+from dsgen.io.places import not_a_store, recognise_names
 from dsgen.io.zip_files import ZipFiles
 from dsgen.store.codecs import NO_CHUNK, check_checksum, decode_depth, decode_zstd
-from dsgen.store.layout import INDEX_JSON, PACKING, ZIP_SUFFIX
+from dsgen.store.layout import INDEX_JSON, ZIP_SUFFIX
 from dsgen.store.schema import (
     ROOT,
     SAMPLE_FIELDS,
@@ -235,13 +235,7 @@ class Store:
 
     def _not_found(self) -> NotFoundError:
         """Say what the folder is instead of a store, and what to do."""
-        names = self.files.top()
-        if CORPUS_JSON in names:
-            remedy = f"run dsgen pack on {self.path} and use the store that it writes"
-            return NotFoundError(self.path, f"a corpus, expected a store (no {INDEX_JSON})", remedy)
-        started = any(name.startswith(("shard-", PACKING)) for name in names)
-        what = "an unfinished store" if started else "no store"
-        return NotFoundError(self.path, f"{what} (no {INDEX_JSON})", f"run dsgen pack --out {self.path}")
+        return not_a_store(self.path, recognise_names(self.files.top()) if is_url(self.path) else None)
 
     def _open(self, name: str, rows: int, sizes: Mapping[str, int]) -> Shard:
         remedy = f"remove it and run dsgen pack --out {self.path} again"

@@ -28,6 +28,7 @@ from dsgen.errors import (
     reason_of,
 )
 from dsgen.io.json_files import check_as
+from dsgen.io.places import not_a_run
 from dsgen.io.torch_files import read_torch
 from dsgen.parallel.devices import pick_device
 from dsgen.training.unet import UNet, UNetConfig, unet_metres
@@ -169,7 +170,7 @@ def find_checkpoint(run: Path, checkpoint: str = "best") -> Path:
     if not path.is_file():
         names = sorted(file.stem for file in folder.glob("*.pt"))
         if not names:
-            raise NotFoundError(run, f"no run (no checkpoints in {folder})", f"run dsgen train --run {run}")
+            raise not_a_run(run)
         raise InvalidValueError(
             "--checkpoint", f"got {checkpoint}, expected one of {', '.join(names)}, which {folder} has"
         )

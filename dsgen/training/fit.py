@@ -101,6 +101,7 @@ def train(
     with join_ranks(device) as (ranks, target):
         with ranks.together():
             _check_run(run)
+            settings.check(epochs, None, ranks.world_size)
             opened = Store(store)
             settings.check(epochs, opened.size, ranks.world_size)
 

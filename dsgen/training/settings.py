@@ -86,14 +86,14 @@ class Settings:
     )
     compile: bool = field(default=False, metadata={"help": "Compile the network with torch.compile."})
 
-    def check(self, epochs: int, store_size: int, processes: int = 1) -> None:
+    def check(self, epochs: int, store_size: int | None, processes: int = 1) -> None:
         """Raise an `InvalidValueError` for every setting that breaks a rule, all in one pass.
 
-        `store_size` is the size of the store's images in pixels, and `processes` the number of processes that train.
+        `store_size` is the size of the images in pixels, None before the store is opened; `processes` how many train.
         """
         check_rules([*self._number_rules(epochs, store_size, processes), *self._choice_rules()])
 
-    def _number_rules(self, epochs: int, store_size: int, processes: int) -> list[Rule]:
+    def _number_rules(self, epochs: int, store_size: int | None, processes: int) -> list[Rule]:
         sizes, batches = self.sizes, self.batch_size
         ascending = bool(sizes) and sizes[0] >= SMALLEST_SIZE and list(sizes) == sorted(set(sizes))
         smallest_batch = f"{processes} or more" + (", a multiple of the processes" if processes > 1 else "")
@@ -102,7 +102,7 @@ class Settings:
             (self.seed >= 0, "seed", self.seed, "0 or more"),
             (ascending, "sizes", sizes, f"pixels from {SMALLEST_SIZE} up, each larger than the one before"),
             (
-                max(sizes, default=0) <= store_size,
+                store_size is None or max(sizes, default=0) <= store_size,
                 "sizes",
                 sizes,
                 f"at most {store_size}, the size of the store's images",

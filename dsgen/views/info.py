@@ -69,6 +69,7 @@ class CorpusInfo:
     depth: DepthInfo | None
     flip_error: FlipErrorInfo | None
     kind: str = "corpus"
+    skip_unused: bool = False
 
     def table(self) -> str:
         """Format the fields as text, a line per fact."""
@@ -129,12 +130,13 @@ def describe_corpus(path: Path) -> CorpusInfo:
         foregrounds=len(manifest["foregrounds"]),
         positions=parameters["positions"],
         flip=parameters["flip"],
+        skip_unused=parameters.get("skip_unused", False),
         size=corpus.size,
         label_size=corpus.label_size,
         fg_height=parameters["fg_height"],
         seed=parameters["seed"],
         splits=manifest["splits"],
-        drawn_rows=sum(has_composites(corpus, b) for b in range(backgrounds)) * corpus.rows_per_background,
+        drawn_rows=sum(len(corpus.rows_of(b)) for b in range(backgrounds) if has_composites(corpus, b)),
         depth=_describe_depth(corpus),
         flip_error=None if corpus.flip_error is None else _describe_flip_error(corpus.flip_error),
     )
@@ -197,11 +199,13 @@ def describe_store(path: Path | str) -> StoreInfo:
 
 
 def _render_corpus(info: CorpusInfo) -> str:
+    skipped = "; unused ones left out" if info.skip_unused else ""
+    made = "of" if info.skip_unused else "="
     mirrored = " x 2 (mirrored too)" if info.flip else ""
     lines = {
         "corpus": f"{info.path} (format {info.format}, dsgen {info.dsgen})",
-        "rows": f"{info.rows:,} = {info.backgrounds} backgrounds x {info.foregrounds} foregrounds{mirrored} x "
-        f"{info.positions} positions",
+        "rows": f"{info.rows:,} {made} {info.backgrounds} backgrounds x {info.foregrounds} foregrounds{mirrored} x "
+        f"{info.positions} positions{skipped}",
         "size": f"{info.size} px stored, {info.label_size} px labelled, foregrounds {info.fg_height} px high",
         "splits": _render_splits(info.splits),
         "seed": str(info.seed),

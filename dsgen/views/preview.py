@@ -11,7 +11,7 @@ import numpy as np
 
 from dsgen.corpus import layout
 from dsgen.corpus.corpus import Corpus
-from dsgen.errors import InvalidValueError, check_rules
+from dsgen.errors import InvalidValueError, NotFoundError, check_rules
 from dsgen.io.atomic import write_bytes
 from dsgen.io.colours import drawable
 from dsgen.secrets import hide_secrets
@@ -53,6 +53,8 @@ def preview(path: Path | str, out: Path = Path("preview.png"), *, count: int = 1
     check_rules([(count >= 1, "count", count, "1 or more")])
     if out.suffix.lower() != ".png":
         raise InvalidValueError("--out", f"got {out}, expected a name ending in .png")
+    if not out.absolute().parent.is_dir():
+        raise NotFoundError(out.parent, f"no such folder, expected the one for {out.name}", "make it, or change --out")
     sample = _read_store(path, count, seed) if is_store(path) else _read_corpus(Path(path), count, seed)
     draw_sheet(out, sample, title=hide_secrets(str(path)))
     return PreviewResult(out, tuple(sample.rows.tolist()))

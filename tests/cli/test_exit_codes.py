@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from dsgen.cli.app import exit_code
+from dsgen.cli.app import exit_code, main
 from dsgen.errors import ConflictError, DsgenError, InvalidValueError, NotFoundError, SeveralErrors
 
 from .conftest import Run, Stages, changed
@@ -39,12 +39,16 @@ def test_exit_code(error: DsgenError, code: int):
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (("depth", "nowhere"), 1, "error: nowhere: no corpus"),
+        (("depth", "nowhere"), 1, "error: nowhere: no such folder, expected a corpus; run dsgen composite nowhere"),
         (("info", "nowhere"), 1, "error: nowhere: no such folder"),
         (("preview", "nowhere"), 1, "error: nowhere: no such folder"),
-        (("pack", "nowhere"), 1, "error: nowhere: no corpus"),
-        (("train", "nowhere"), 1, "error: nowhere: no store (no index.json); run dsgen pack --out nowhere"),
-        (("export", "nowhere", "out"), 1, "error: nowhere: no store (no index.json); run dsgen pack --out nowhere"),
+        (("pack", "nowhere"), 1, "error: nowhere: no such folder, expected a corpus; run dsgen composite nowhere"),
+        (("train", "nowhere"), 1, "error: nowhere: no such folder, expected a store; run dsgen pack --out"),
+        (
+            ("export", "nowhere", "out"),
+            1,
+            "error: nowhere: no such folder, expected a store; run dsgen pack --out",
+        ),
         (("verify", "nowhere"), 1, "error: nowhere: no such folder"),
         (("composite", "--positions", 0), 2, "error: --positions: got 0"),
         (("composite", "--backgrounds", "nowhere"), 2, "error: --backgrounds: nowhere is no folder"),
@@ -87,7 +91,6 @@ def test_other_settings_on_a_corpus_take_a_line_each(run: Run, corpus: Path):
     "arguments",
     [
         ("composite", "--no-such-option"),
-        ("composite", "--positions", "many"),
         ("composit",),
         ("predict", "run"),
         ("info", "one", "two"),
@@ -96,7 +99,7 @@ def test_other_settings_on_a_corpus_take_a_line_each(run: Run, corpus: Path):
     ],
 )
 def test_a_command_line_that_does_not_parse_exits_2(arguments: tuple[object, ...], run: Run):
-    """Unknown options and commands, values of another type, missing and superfluous arguments."""
+    """Unknown options and commands, missing and superfluous arguments."""
     done = run(*arguments)
     assert (done.code, done.out) == (2, "")
     assert "Usage: dsgen" in done.err
@@ -256,3 +259,52 @@ def command_line(pid: int) -> str:
         return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
     except OSError:
         return ""
+
+
+def test_only_a_missing_system_library_is_reported_as_one(monkeypatch, capsys):
+    """Other failed imports are bugs, whatever is in their text."""
+    for text, told in (
+        ("libGL.so.1: cannot open shared object file: No such file or directory", "apt-get install libgl1"),
+        (
+            "libfoo.so.2: cannot open shared object file: No such file or directory",
+            "install the package of your system",
+        ),
+        ("cannot import name 'library' from 'lib'", None),
+        ("No module named 'matplotlib'", None),
+    ):
+
+        def fail(error: str = text, **_: object) -> None:
+            raise ImportError(error)
+
+        monkeypatch.setattr("dsgen.cli.app.app", fail)
+        with pytest.raises(SystemExit if told else ImportError):
+            main()
+        assert (told or "") in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (
+            ("composite", "--positions", "6x"),
+            "error: --positions: got 6x, expected a whole number; see dsgen",
+        ),
+        (("composite", "--test-share=much"), "error: --test-share: got much, expected a number; see dsgen composite"),
+        (("train", "nowhere", "--epochs", "1e3"), "error: --epochs: got 1e3, expected a whole number; see dsgen train"),
+        (("train", "nowhere", "--width", "0"), "error: --width: got 0, expected 1 or more"),
+    ],
+)
+def test_wrong_values_are_told(run, arguments, told):
+    """The value that was given, before anything is opened."""
+    done = run(*arguments)
+    assert done.code == 2
+    assert done.err.startswith(told)
+
+
+def test_preview_into_no_folder(run):
+    """Its name is told, not that of an unfinished file."""
+    done = run("preview", "corpus", "--out", "nodir/x.png")
+    assert (done.code, done.err.splitlines()[0]) == (
+        1,
+        "error: nodir: no such folder, expected the one for x.png; make it, or change --out",
+    )

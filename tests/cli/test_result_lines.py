@@ -13,7 +13,8 @@ SPLITS = "1,000 train, 200 validation, 0 test, 34 unused"
 LINES = [
     (
         ("composite",),
-        f"corpus: 1,234 composites of 1 background and 2 foregrounds ({SPLITS}); 1,000 drawn now, 234 already existed",
+        f"corpus: 1,234 composites of 1 background and 2 foregrounds ({SPLITS}, 3% of all: their two pictures are in "
+        "different splits, see --skip-unused and --split-by); 1,000 drawn now, 234 already existed",
     ),
     (
         ("depth",),

@@ -2,6 +2,7 @@
 
 import doctest
 import json
+import math
 import shutil
 import signal
 import subprocess
@@ -15,7 +16,11 @@ from support.corpora import SMALL, digest
 
 from dsgen.corpus.build import Parameters, composite
 from dsgen.errors import BusyError, ConflictError, InvalidValueError, NotFoundError
+from dsgen.integrity.repair import repair
+from dsgen.integrity.verify import verify
 from dsgen.parallel.locks import exclusive_lock
+from dsgen.store.packing import pack
+from dsgen.views.info import describe
 
 
 def test_the_manifest_tells_it_all(corpus: Path):
@@ -146,3 +151,87 @@ def test_a_second_run_in_the_same_folder_is_refused(tmp_path: Path, pictures: Pa
     """While one dsgen writes, another says so and leaves."""
     with exclusive_lock(tmp_path / "c"), pytest.raises(BusyError, match="another dsgen is writing here"):
         composite(tmp_path / "c", pictures / "backgrounds", pictures / "foregrounds", SMALL)
+
+
+def test_impossible_values_are_one_line_each():
+    """No rule fails on what another rule refuses, and nobody is told they gave a default."""
+    for name, value in (
+        ("size", 0),
+        ("size", -1),
+        ("size", 8),
+        ("label_size", 0),
+        ("label_size", 448 * 10**6),
+        ("positions", 65536),
+        ("fg_height", 0),
+        ("validation_share", math.nan),
+        ("validation_share", math.inf),
+        ("test_share", math.nan),
+        ("test_share", -math.inf),
+        ("split_by", "rooms"),
+    ):
+        with pytest.raises(InvalidValueError, match=f"^--{name.replace('_', '-')}: got {value}, expected"):
+            Parameters(**{name: value}).check()
+    with pytest.raises(InvalidValueError, match="--fg-height: got 110, the default, expected 1 to --size 64"):
+        Parameters(size=64).check()
+
+
+def test_too_many_rows_are_refused_before_any_is_drawn(tmp_path: Path, pictures: Path):
+    """The product of all numbers counts."""
+    folders = pictures / "backgrounds", pictures / "foregrounds"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("dsgen.corpus.build.MAX_ROWS", 71)
+        with pytest.raises(InvalidValueError, match=r"x 2 \(mirrored too\) x 4 positions make 72 rows"):
+            composite(tmp_path / "c", *folders, SMALL, jobs=1)
+    assert not (tmp_path / "c").exists()
+
+
+def test_without_rows_to_validate_with_a_warning_says_so(tmp_path: Path, pictures: Path, caplog):
+    """With what would help."""
+    folders = pictures / "backgrounds", pictures / "foregrounds"
+    composite(tmp_path / "c", *folders, SMALL, max_backgrounds=1, jobs=1, pictures=False)
+    assert "no row to validate with" in caplog.text
+    assert "use more pictures, or --split-by foreground" in caplog.text
+
+
+def test_corpora_of_earlier_versions_resume(tmp_path: Path, pictures: Path):
+    """They record neither what decides the split nor that unused rows are skipped."""
+    folders = pictures / "backgrounds", pictures / "foregrounds"
+    composite(tmp_path / "c", *folders, SMALL, jobs=1, pictures=False)
+    manifest = json.loads((tmp_path / "c/corpus.json").read_text())
+    for name in ("split_by", "skip_unused"):
+        del manifest["parameters"][name]
+    (tmp_path / "c/corpus.json").write_text(json.dumps(manifest))
+    assert composite(tmp_path / "c", *folders, SMALL, jobs=1).drawn == 72
+    with pytest.raises(ConflictError, match=r"--skip-unused True \(the corpus has False\)"):
+        composite(tmp_path / "c", *folders, replace(SMALL, skip_unused=True), jobs=1)
+
+
+def test_a_corpus_without_unused_rows_goes_through_every_stage(tmp_path: Path, pictures: Path):
+    """Its pictures are those of its plan; it is verified, repaired, packed, and its pixels agree with the store's."""
+    folders, path = (pictures / "backgrounds", pictures / "foregrounds"), tmp_path / "c"
+    made = composite(path, *folders, replace(SMALL, skip_unused=True), jobs=1)
+    assert made.splits["unused"] == 0
+    assert made.drawn == made.rows == sum(made.splits.values()) < 72
+    assert len(list(path.glob("bg_fg/*/*.jpeg"))) == made.rows
+    assert not verify(path, jobs=1).findings
+    victim = sorted(path.glob("bg_fg/*/*.jpeg"))[-1]
+    content = victim.read_bytes()
+    victim.unlink()
+    assert not repair(path, backgrounds=folders[0], foregrounds=folders[1], jobs=1).remaining
+    assert victim.read_bytes() == content
+    assert describe(path).drawn_rows == made.rows
+    packed = pack(path, tmp_path / "s", jobs=1)
+    assert packed.rows == made.rows
+    assert packed.shards == -(-made.rows // 20)
+    assert not verify(tmp_path / "s", path, jobs=1).findings
+
+
+def test_verify_refuses_another_number_of_positions_at_once(tmp_path: Path, pictures: Path):
+    """Before it draws a plan of that size."""
+    composite(tmp_path / "c", pictures / "backgrounds", pictures / "foregrounds", SMALL, jobs=1, pictures=False)
+    manifest = tmp_path / "c/corpus.json"
+    manifest.write_text(manifest.read_text().replace('"positions": 4', '"positions": 65535'))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("dsgen.integrity.check_corpus.make_plan", lambda *_, **__: pytest.fail("drawn"))
+        (finding,) = verify(tmp_path / "c", jobs=1).findings
+    assert "row counts are not those of its parameters" in finding.what

@@ -25,7 +25,7 @@ def test_sources_agree_at_both_sizes(corpus: Path):
 
 def test_an_unfinished_corpus_is_refused_by_what_comes_after(tmp_path: Path):
     """Opening names the missing manifest and the command."""
-    with pytest.raises(NotFoundError, match="no corpus; run dsgen composite"):
+    with pytest.raises(NotFoundError, match="expected a corpus; run dsgen composite"):
         Corpus(tmp_path)
     os.makedirs(tmp_path / "sources.zarr")
     with pytest.raises(NotFoundError, match="an unfinished corpus"):

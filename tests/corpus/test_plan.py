@@ -170,3 +170,50 @@ def test_a_damaged_plan_is_refused(tmp_path: Path, content: bytes):
         load_plan(path, 3, None)
     with pytest.raises(DamagedError, match=r"damaged, its hash differs from the one in corpus.json"):
         load_plan(path, 3, "0" * 64)
+
+
+def draw_one_after_the_other(key: int, count: int, positions: int) -> list[int]:
+    """Draw from a list of the free locations, which is filled again when it is empty: the oracle."""
+    drawn, free = [], []
+    for k in range(positions):
+        free = free or list(range(count))
+        x = (key + k + 1) * 0x9E3779B97F4A7C15 % 2**64
+        x = (x ^ x >> 30) * 0xBF58476D1CE4E5B9 % 2**64
+        x = (x ^ x >> 27) * 0x94D049BB133111EB % 2**64
+        drawn.append(free.pop(((x ^ x >> 31) >> 32) * len(free) >> 32))
+    return drawn
+
+
+@pytest.mark.parametrize(
+    ("counts", "positions"), [((1, 9, 3), 1), ((40, 7, 20), 20), ((33, 500), 65), ((900, 130), 700)]
+)
+def test_draws_are_those_from_a_list_of_the_free(counts: tuple[int, ...], positions: int):
+    """Short and long, within a round and across rounds."""
+    keys = np.array([2**64 - 7 - 31 * k for k in range(len(counts))], np.uint64)
+    expected = [
+        draw_one_after_the_other(int(key), *pair, positions) for key, pair in zip(keys, zip(counts), strict=True)
+    ]
+    assert draw_locations(keys, np.array(counts), positions).tolist() == expected
+
+
+@pytest.mark.timeout(60)
+def test_the_largest_number_of_positions_ends():
+    """65,535 positions of one pair, in well under the minutes that a quadratic time would take."""
+    rows = plan(NAMES[0][:1], NAMES[1][:1], SHAPES[:1], positions=65535, size=400, flip=False)
+    assert len(np.unique(rows[["top", "left"]])) == 65535
+
+
+def test_one_picture_alone_can_decide_the_split():
+    """Then no row is unused, and that picture is in one split only."""
+    for kind in ("background", "foreground"):
+        rows = plan(validation_share=0.3, test_share=0.2, split_by=kind)
+        assert split_counts(rows)["unused"] == 0
+        for number in np.unique(rows[kind]):
+            assert len(np.unique(rows["split"][rows[kind] == number])) == 1
+
+
+def test_skipped_rows_are_the_unused_ones():
+    """All others are the same, in the same order."""
+    options = {"validation_share": 0.3, "test_share": 0.2, "positions": 3}
+    rows = plan(**options)
+    assert (plan(**options, skip_unused=True) == rows[rows["split"] != SPLITS.index("unused")]).all()

@@ -385,9 +385,9 @@ def test_invalid_arguments_are_refused(run: Path, store: Path, tmp_path: Path, o
 
 def test_runs_and_stores_that_are_none(run: Path, store: Path, tmp_path: Path):
     """A folder without checkpoints, a damaged checkpoint, an unfinished store, a run for larger pictures."""
-    with pytest.raises(DsgenError, match=r"no run \(no checkpoints in .*\); run dsgen train"):
+    with pytest.raises(DsgenError, match="expected a run"):
         evaluate(tmp_path, store, device="cpu")
-    with pytest.raises(DsgenError, match=f"{tmp_path}: no store"):
+    with pytest.raises(DsgenError, match=f"{tmp_path}: .*expected a store"):
         evaluate(run, tmp_path, device="cpu")
     with pytest.raises(DsgenError, match="--size: got 192, the run's, expected 32 to 48"):
         evaluate(make_run(tmp_path / "large", size=192), store, device="cpu")

@@ -130,7 +130,7 @@ def test_invalid_arguments_are_refused(exported: dict[str, Any], tmp_path: Path)
             export_onnx(exported["run"], tmp_path / "net.onnx", opset=opset)
     with pytest.raises(DsgenError, match=r"net\.pb: expected a name that ends in \.onnx"):
         export_onnx(exported["run"], tmp_path / "net.pb")
-    with pytest.raises(DsgenError, match="no run"):
+    with pytest.raises(DsgenError, match="expected a run"):
         export_onnx(tmp_path, tmp_path / "net.onnx")
 
 

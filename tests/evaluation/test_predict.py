@@ -281,7 +281,7 @@ def test_invalid_arguments_are_refused(run: Path, scene: dict[str, Any], tmp_pat
     pictures, rooms, out = scene["pictures"], scene["rooms"], tmp_path / "out"
     (tmp_path / "empty").mkdir()
     for arguments, options, message in (
-        ((tmp_path, pictures, rooms, out), {}, "no run"),
+        ((tmp_path, pictures, rooms, out), {}, "expected a run"),
         ((run, tmp_path / "nowhere", rooms, out), {}, "nowhere: no such folder or picture"),
         ((run, tmp_path / "empty", rooms, out), {}, "empty: no pictures"),
         ((run, pictures, tmp_path / "nowhere", out), {}, "nowhere: no such folder or picture"),

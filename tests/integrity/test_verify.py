@@ -85,13 +85,16 @@ def test_neither_corpus_nor_store_is_refused(tmp_path: Path, corpus: Path, store
     for location, what in (
         (tmp_path / "none", "no such folder, expected a corpus or a store"),
         (corpus / "plan.npy", "a file, expected a corpus or a store"),
-        (stores / "folder" / shard_name(0, 2), "a shard, expected a store; pass the folder it is in"),
-        (tmp_path, "neither a corpus nor a store; run dsgen composite for a corpus, or dsgen pack for a store"),
+        (
+            stores / "folder" / shard_name(0, 2),
+            f"one shard of a store, expected a corpus or a store; pass {stores / 'folder'}",
+        ),
+        (tmp_path, f"an empty folder, expected a corpus or a store; run dsgen composite {tmp_path} for a corpus"),
     ):
         with pytest.raises(DsgenError, match=what):
             verify(location)
     (tmp_path / "packing").mkdir()
-    with pytest.raises(DsgenError, match=r"no store \(no index.json\); run dsgen pack"):
+    with pytest.raises(DsgenError, match=r"an unfinished store .*; run dsgen pack"):
         verify(tmp_path)
     with pytest.raises(DsgenError, match="is a corpus itself"):
         verify(corpus, corpus)

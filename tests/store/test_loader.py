@@ -290,7 +290,7 @@ def test_bad_arguments(three_shards: Path, tmp_path: Path) -> None:
         Loader(three_shards, workers=-1)
     with pytest.raises(DsgenError, match=r"memory_mb: got 1, expected \d+ or more for batches of 32 at 48x48"):
         Loader(three_shards, memory_mb=1)
-    with pytest.raises(DsgenError, match="no store"):
+    with pytest.raises(DsgenError, match="expected a store"):
         Loader(tmp_path)
 
 

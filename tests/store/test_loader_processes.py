@@ -163,7 +163,7 @@ def test_damage_seen_by_a_worker(tmp_path: Path, three_shards: Path, harm: str) 
         expected = r"DamagedError: .*shard-00001-of-00003\.zarr: cannot read image"
     else:
         shutil.rmtree(path)
-        expected = "NotFoundError: .*no store"
+        expected = "NotFoundError: .*expected a store"
     assert in_fork(lambda: re.search(expected, error_through_workers(loader), re.DOTALL) is not None)
 
 

@@ -133,13 +133,13 @@ def test_unfinished_store_is_refused(copy: Path, tmp_path: Path) -> None:
     (copy / "index.json").unlink()
     with pytest.raises(NotFoundError, match=r"an unfinished store \(no index.json\); run dsgen pack --out"):
         Store(copy)
-    with pytest.raises(NotFoundError, match=r"no store \(no index.json\); run dsgen pack --out"):
+    with pytest.raises(NotFoundError, match=r"expected a store; run dsgen pack --out"):
         Store(tmp_path / "nowhere")
 
 
 def test_corpus_in_place_of_a_store(corpus: Path) -> None:
     """Is called one, with the command that packs it."""
-    with pytest.raises(NotFoundError, match=rf"a corpus, expected a store .*; run dsgen pack on {corpus} and use"):
+    with pytest.raises(NotFoundError, match=rf"a corpus, expected a store; run dsgen pack {corpus}, and pass"):
         Store(corpus)
 
 
@@ -234,5 +234,5 @@ def test_unusable_urls() -> None:
     """A protocol nobody knows and one whose package is missing are errors that say what to do."""
     with pytest.raises(DsgenError, match="not a URL that can be used"):
         Store("nonsense://somewhere")
-    with pytest.raises(DsgenError, match="no store"):
+    with pytest.raises(DsgenError, match="expected a store"):
         Store("memory://nowhere")

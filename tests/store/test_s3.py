@@ -208,7 +208,7 @@ def test_errors_name_the_address(bucket: str, labelled_corpus: Path) -> None:
     """A bucket that does not exist and a server that does not answer are one line each, and no store is started."""
     with pytest.raises(DsgenError, match=r"s3://nobody/s"):
         pack(labelled_corpus, "s3://nobody/s", shards=2, jobs=1)
-    with pytest.raises(DsgenError, match=r"no store"):
+    with pytest.raises(DsgenError, match=r"expected a store"):
         Store(f"{bucket}/nothing/here")
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))

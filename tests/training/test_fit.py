@@ -559,7 +559,7 @@ def test_weights_to_begin_with_are_of_the_same_network(tmp_path: Path, finished:
     """Those of another are refused with the difference, and what is no run or checkpoint is named."""
     for init, message in {
         finished: r"--init: .*best\.pt has another network; use .*\n  --width 6 \(the checkpoint has 4\)$",
-        tmp_path: "no run",
+        tmp_path: "expected a run",
         tmp_path / "best.pt": "no such checkpoint",
         finished / "config.json": "damaged checkpoint",
     }.items():

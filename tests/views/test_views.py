@@ -67,12 +67,12 @@ def test_info_of_a_store(labelled_corpus: Path, tmp_path: Path):
 
 def test_what_is_neither_is_refused(tmp_path: Path):
     """A missing folder and an empty one name both commands; an unfinished store or corpus names its own."""
-    both = "run dsgen composite for a corpus, or dsgen pack for a store"
+    both = "run dsgen composite .* for a corpus, or dsgen pack --out .* for a store"
     for view in (describe, lambda path: preview(path, tmp_path / "p.png")):
         with pytest.raises(NotFoundError, match=f"no such folder, expected a corpus or a store; {both}"):
             view(tmp_path / "nowhere")
         (tmp_path / "empty").mkdir(exist_ok=True)
-        with pytest.raises(NotFoundError, match=f"neither a corpus nor a store; {both}"):
+        with pytest.raises(NotFoundError, match=f"an empty folder, expected a corpus or a store; {both}"):
             view(tmp_path / "empty")
         (tmp_path / "file").write_bytes(b"")
         with pytest.raises(DsgenError, match="a file, expected a corpus or a store"):
