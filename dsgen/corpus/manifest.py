@@ -12,7 +12,7 @@ checked.
 
 import hashlib
 from pathlib import Path
-from typing import Annotated, Any, NotRequired, cast
+from typing import Annotated, Any, Literal, NotRequired, cast
 
 from annotated_types import Ge, Gt, Le, Lt, MinLen
 from pydantic import StringConstraints

@@ -9,7 +9,7 @@ from support.fuzz import MEMORY, Target, run_cases
 from support.fuzz_targets import corpus_targets, make_targets
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the limits are those of Linux")
-SAMPLE, FULL = range(1, 4), range(1000)
+SAMPLE, FULL = range(1, 2), range(1000)
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +32,7 @@ def _failures(targets: list[Target], numbers: range, scratch: Path) -> list[str]
 
 
 def test_a_sample_of_damage_is_refused_or_read(targets, tmp_path):
-    """A few kinds of damage to every file."""
+    """One kind of damage to every file."""
     assert _failures(targets, SAMPLE, tmp_path) == []
 
 

@@ -65,7 +65,10 @@ def damage(content: bytes, rng: random.Random, edit: Callable[[bytes, random.Ran
     with contextlib.suppress(ValueError):
         json.loads(content)
         kinds += [edit_json] * 6
-    return rng.choice(kinds)(content, rng)
+    try:
+        return rng.choice(kinds)(content, rng)
+    except (ValueError, TypeError, RecursionError, RuntimeError, OverflowError):  # values that cannot be written
+        return _flip(content, rng)
 
 
 def _flip(content: bytes, rng: random.Random) -> bytes:

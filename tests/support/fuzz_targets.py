@@ -41,7 +41,7 @@ def flat_depth(images: np.ndarray) -> np.ndarray:
 
 def _read_all(folder: Path) -> None:
     store = Store(folder)
-    store.rows_of(None)
+    assert len(store.plan) == store.rows
     store.read(0, store.rows)
 
 
