@@ -129,17 +129,18 @@ class Labels:
     def __init__(self, path: Path, rows: int, *, writable: bool = False):
         self.path, self.rows = path, rows
         damaged = find_damaged_metadata(path)
+        self.attributes: dict[str, Any] = {} if _ROOT in damaged else dict(_parse_group(path)["attributes"])
         if damaged:
             file, reason = next(iter(damaged.items()))
             raise DamagedError(path / file, reason, self._remedy_of(file))
-        self.attributes: dict[str, Any] = dict(_parse_group(path)["attributes"])
         with named_damage(path / _ROOT, self._remedy_of(_ROOT)):
             mode: Literal["r", "r+"] = "r+" if writable else "r"
             self._group = zarr.open_group(path, mode=mode, zarr_format=3, use_consolidated=False)
 
     def _remedy_of(self, file: str) -> str:
-        """Return what restores a damaged file: only the attributes of the group are recorded nowhere else."""
-        return f"remove {self.path} and run dsgen depth again" if file == _ROOT else self._remedy
+        """Return what restores damaged metadata: that of arrays follows from the attributes, if it has hashes."""
+        lost = file == _ROOT or not self.vouched
+        return f"remove {self.path} and run dsgen depth again" if lost else self._remedy
 
     @property
     def _remedy(self) -> str:

@@ -163,7 +163,7 @@ def test_metadata_without_hashes_is_bounded(tmp_path: Path, made: Path, change: 
     del group["attributes"][METADATA_SHA256]
     put(path / "zarr.json", json.dumps(group).encode())
     put(path / "depth/zarr.json", json.dumps(json.loads((path / "depth/zarr.json").read_text()) | change).encode())
-    with pytest.raises(DamagedError, match=rf"^{path}/depth.*; run dsgen repair"):
+    with pytest.raises(DamagedError, match=rf"^{path}/depth.*; remove {path} and run dsgen depth again$"):
         Labels(path, ROWS).read(0, 1)
 
 
