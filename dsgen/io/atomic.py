@@ -1,9 +1,9 @@
 """Atomic writes of files and folders.
 
 Everything is written under another name, which ends with `.partial`, and then renamed, so whatever has its final name
-is complete. A killed process leaves nothing but a `.partial` behind. The names of unfinished folders, and of files that
-several processes may write, hold the writer's process and a random number, so that no two writers share one. No other
-module makes or takes apart such names.
+is complete. A killed process leaves nothing but a `.partial` behind. No two writers share one: the names of folders,
+and of files that several processes write at once, hold the writer's process and a random number; a file of any other
+name is locked while it is written. No other module makes or takes apart such names.
 """
 
 import contextlib
@@ -18,11 +18,16 @@ from uuid import uuid4
 
 from dsgen.io.json_files import encode_json
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
 _UNFINISHED = re.compile(r"(.+?)(\.(\d+-)?[0-9a-f]{12})?\.partial")
 
 
 def partial_path(path: Path) -> Path:
-    """Return the path that `path` is written to until it is complete, by the only process that may write it."""
+    """Return the path that `path` is written to until it is complete, unless another process is writing it."""
     return path.with_name(path.name + ".partial")
 
 
@@ -56,21 +61,45 @@ def name_in_errors(path: Path) -> Iterator[None]:
 def write_file(path: Path, *, apart: bool = False) -> Iterator[BinaryIO]:
     """Yield a file to write to; it replaces `path` when the block ends without an error, and is removed otherwise.
 
-    Readers see the old file or the new one, never half of one. With `apart` several processes may write the same file
-    at once, each under a unique temporary name: the last one wins.
+    Readers see the old file or the new one, never half of one. Several processes may write the same file at once: the
+    last one wins. What killed processes leave is written over by the next one; with `apart`, which suits files that
+    several processes do write at once, it stays until it is removed with `clear_unfinished`.
     """
-    unfinished = unfinished_path(path) if apart else partial_path(path)
-    try:
-        with name_in_errors(path):
-            with unfinished.open("wb") as file:
+    with name_in_errors(path):
+        unfinished, file, shared = _open_unfinished(path, apart)
+        try:
+            with file:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
-            unfinished.replace(path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            unfinished.unlink(missing_ok=True)
-        raise
+                if shared:  # while it is locked
+                    unfinished.replace(path)
+            if not shared:
+                unfinished.replace(path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                unfinished.unlink(missing_ok=True)
+            raise
+
+
+def _open_unfinished(path: Path, apart: bool) -> tuple[Path, BinaryIO, bool]:
+    """Open the file that is to become `path`; return its path, and whether other writers use the same name.
+
+    That name is used unless `apart`, and only with a lock: a writer that finds it locked takes a name of its own.
+    """
+    if not apart and fcntl is not None:
+        unfinished = partial_path(path)
+        descriptor = os.open(unfinished, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.samestat(os.fstat(descriptor), os.stat(unfinished)):  # not renamed since it was opened
+                os.ftruncate(descriptor, 0)
+                return unfinished, os.fdopen(descriptor, "wb"), True
+        except OSError:  # locked by another writer, renamed by it, or on a file system without locks
+            pass
+        os.close(descriptor)
+    unfinished = unfinished_path(path)
+    return unfinished, unfinished.open("wb"), False
 
 
 def write_bytes(path: Path, content: bytes | memoryview, *, apart: bool = False) -> None:

@@ -16,12 +16,13 @@ from types import FrameType
 REMEDY = "run the same command again to resume"
 _NAMES = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
 SIGNAL_EXIT_CODES = tuple(128 + number for number in _NAMES)
-_received: list[int] = []
+_received: list[int] | None = None  # a list once the program runs
 
 
 def note_signal(number: int) -> None:
-    """Note that a signal asked the program to stop."""
-    _received.append(number)
+    """Note that a signal asked the program, if it is dsgen, to stop."""
+    if _received is not None:
+        _received.append(number)
 
 
 def stopped_by() -> signal.Signals | None:
@@ -66,7 +67,8 @@ def raise_on_signals() -> Iterator[None]:
         note_signal(number)
         raise KeyboardInterrupt
 
-    _received.clear()
+    global _received
+    _received = []
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -37,13 +37,22 @@ def test_a_failed_write_keeps_the_old_file(tmp_path: Path, apart: bool):
     assert (tmp_path / "f").read_bytes() == b"old"
 
 
-def test_of_two_writers_of_one_file_the_last_wins(tmp_path: Path):
+@pytest.mark.parametrize("apart", [False, True])
+def test_of_two_writers_of_one_file_the_last_wins(tmp_path: Path, apart: bool):
     """Neither disturbs the other."""
-    with write_file(tmp_path / "f", apart=True) as one, write_file(tmp_path / "f", apart=True) as two:
+    with write_file(tmp_path / "f", apart=apart) as one, write_file(tmp_path / "f", apart=apart) as two:
         one.write(b"last to finish")
         two.write(b"first to finish")
     assert [path.name for path in tmp_path.iterdir()] == ["f"]
     assert (tmp_path / "f").read_bytes() == b"last to finish"
+
+
+def test_a_killed_writer_leaves_nothing_that_stays(tmp_path: Path):
+    """What it left is written over, even if it was longer."""
+    (tmp_path / "f.partial").write_bytes(b"half of something long")
+    write_bytes(tmp_path / "f", b"new")
+    assert [path.name for path in tmp_path.iterdir()] == ["f"]
+    assert (tmp_path / "f").read_bytes() == b"new"
 
 
 def test_two_may_fill_one_folder_at_once(tmp_path: Path):
