@@ -1,5 +1,6 @@
 """Exit codes, and errors as people see them: a few lines on stderr, no traceback."""
 
+import errno
 import subprocess
 import sys
 from pathlib import Path
@@ -129,15 +130,44 @@ def test_a_damaged_corpus_exits_1(run: Run, corpus: Path, tmp_path: Path):
     assert done.out.splitlines()[-1].startswith("damaged: 1 finding (1 file or folder missing); ")
 
 
-def test_an_error_of_the_system_is_one_line(run: Run, monkeypatch: pytest.MonkeyPatch):
-    """A full disk, or a folder that may not be written to."""
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (
+            PermissionError(13, "Permission denied", "corpus/plan.npy"),
+            "corpus/plan.npy: Permission denied; check its permissions",
+        ),
+        (
+            OSError(errno.EIO, "Input/output error", "http://me:pw@host/x"),
+            "http://***@host/x: Input/output error; check the disk and its connection, then run the same command again",
+        ),
+        (
+            MemoryError("Unable to allocate 93.1 GiB"),
+            "memory: not enough of it (Unable to allocate 93.1 GiB); free some memory, or use fewer workers or a "
+            "smaller batch",
+        ),
+    ],
+)
+def test_an_error_of_the_system_is_one_line(run: Run, monkeypatch: pytest.MonkeyPatch, error: Exception, line: str):
+    """A folder that may not be read, a broken disk, too little memory: with what to do."""
 
     def fail(path: object) -> str:
-        raise PermissionError(13, "Permission denied", "corpus/plan.npy")
+        raise error
 
     monkeypatch.setattr("dsgen.views.info.describe", fail)
     done = run("info")
-    assert (done.code, done.err) == (1, "error: corpus/plan.npy: Permission denied\n")
+    assert (done.code, done.err) == (1, f"error: {line}\n")
+
+
+def test_a_file_that_ends_too_early_is_no_interruption(run: Run, monkeypatch: pytest.MonkeyPatch):
+    """typer takes an `EOFError` for Ctrl-D; where one is not expected it is a bug."""
+
+    def fail(path: object) -> str:
+        raise EOFError("No data left in file")
+
+    monkeypatch.setattr("dsgen.views.info.describe", fail)
+    with pytest.raises(EOFError, match="No data left"):
+        run("info")
 
 
 def test_a_bug_keeps_its_traceback(run: Run, monkeypatch: pytest.MonkeyPatch):
