@@ -159,10 +159,20 @@ def test_a_damaged_corpus_exits_1(run: Run, corpus: Path, tmp_path: Path):
             "dsgen info: Too many open files; raise the limit, for example with ulimit -n 4096, and run the same "
             "command again",
         ),
+        (
+            OSError(errno.EIO, "Input/output error", "http://me:pw@host/x"),
+            "http://***@host/x: Input/output error (during dsgen info); check the disk or the network file system, and "
+            "run the same command again",
+        ),
+        (
+            MemoryError("Unable to allocate 93.1 GiB"),
+            "dsgen info: not enough memory (Unable to allocate 93.1 GiB); close other programs or use fewer --jobs, "
+            "and run the same command again",
+        ),
         (OSError("of a library"), "dsgen info: of a library"),
     ],
 )
-def test_an_error_of_the_system_is_one_line(error: OSError, message: str, run: Run, monkeypatch: pytest.MonkeyPatch):
+def test_an_error_of_the_system_is_one_line(error: Exception, message: str, run: Run, monkeypatch: pytest.MonkeyPatch):
     """It names the file where that is known, the stage, and what to do."""
 
     def fail(path: object) -> str:
@@ -171,6 +181,17 @@ def test_an_error_of_the_system_is_one_line(error: OSError, message: str, run: R
     monkeypatch.setattr("dsgen.views.info.describe", fail)
     done = run("info")
     assert (done.code, done.out, done.err) == (1, "", f"error: {message}\n")
+
+
+def test_a_file_that_ends_too_early_is_no_interruption(run: Run, monkeypatch: pytest.MonkeyPatch):
+    """typer takes an `EOFError` for Ctrl-D; where one is not expected it is a bug."""
+
+    def fail(path: object) -> str:
+        raise EOFError("No data left in file")
+
+    monkeypatch.setattr("dsgen.views.info.describe", fail)
+    with pytest.raises(EOFError, match="No data left"):
+        run("info")
 
 
 def test_a_bug_keeps_its_traceback(run: Run, monkeypatch: pytest.MonkeyPatch):
