@@ -65,8 +65,8 @@ Exit codes:
   0    done
   1    the work failed, or found something wrong
   2    a wrong option or option value
-  130  interrupted by Ctrl-C; run the same command again to resume
-  143  terminated by SIGTERM; run the same command again to resume
+  130  interrupted; run the same command again to resume
+  143  terminated (SIGTERM); resumes in the same way
 
 With --json, stdout is one JSON object: the result, or {"error": {"type": ..., "what": ..., "reason": ...,
 "remedy": ...}}. The exit code tells them apart. Messages for people always go to stderr.

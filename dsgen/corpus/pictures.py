@@ -133,15 +133,17 @@ def encode_composites(corpus: Corpus, background: int) -> Iterator[tuple[str, by
 
 
 def draw_missing_sources(corpus: Corpus) -> None:
-    """Draw those of the folders `bg`, `fg` and `fg_mask` that lack pictures."""
+    """Draw the pictures that are missing from the folders `bg`, `fg` and `fg_mask`."""
     for folder in layout.SOURCE_FOLDERS:
-        names = {name for name, _ in encode_sources(corpus, folder, names_only=True)}
         path = corpus.path / folder
-        if not (path.is_dir() and names.issubset(os.listdir(path))):
+        present = set(os.listdir(path)) if path.is_dir() else set()
+        names = {name for name, _ in encode_sources(corpus, folder, names_only=True)}
+        if not path.is_dir() or names - present:
             clear_unfinished(corpus.path, {folder})
             with fill_folder(path) as unfinished:
                 for name, content in encode_sources(corpus, folder):
-                    _write(str(unfinished / name), content)
+                    if name not in present:
+                        _write(str(unfinished / name), content)
 
 
 def encode_sources(corpus: Corpus, folder: str, *, names_only: bool = False) -> Iterator[tuple[str, bytes]]:

@@ -4,7 +4,7 @@ Each stage runs on a small corpus of the bundled pictures. A kill goes to the ma
 The same command is then run again immediately, while what the kill left behind may still be alive; it must succeed, and
 leave the same files with the same bytes as a run that nothing disturbed. The differences are printed as a table.
 
-    python tests/benchmarks/kills.py --kills 20                     # everything, about half an hour on two cores
+    python tests/benchmarks/kills.py --kills 20                     # everything; hours on two cores
     python tests/benchmarks/kills.py --kills 3 --stages composite   # one stage
 """
 
