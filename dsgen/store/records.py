@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 from typing_extensions import TypedDict
 
+from dsgen.errors import DamagedError
 from dsgen.io.filesystem import LocalFiles, UrlFiles
 from dsgen.io.json_files import encode_json, parse_as
 from dsgen.store.layout import PACKING
@@ -46,10 +47,11 @@ _Table = dict[str, tuple[Count, Sha256]]  # as JSON has it
 
 
 class _Record(TypedDict):
-    """The record of a block."""
+    """The record of a block; `sha256` is the hash of the others, as JSON without spaces or line ends."""
 
     sums: dict[str, SumsEntry]
     files: _Table
+    sha256: Sha256
 
 
 @dataclass(frozen=True)
@@ -61,13 +63,21 @@ class BlockRecord:
 
     def encode(self) -> bytes:
         """Encode the record as JSON."""
-        return json.dumps({"sums": self.sums, "files": self.files}).encode()
+        content = {"sums": self.sums, "files": self.files}
+        return json.dumps(content | {"sha256": _hash(content)}).encode()
 
     @classmethod
     def parse(cls, content: bytes, name: str) -> "BlockRecord":
-        """Parse a record; raise `DamagedError` if it is damaged."""
-        record = parse_as(_Record, content, name, "remove it and run dsgen pack again")
+        """Parse a record; raise `DamagedError` if it is damaged, so that no statistics are wrong without a word."""
+        remedy = "remove it and run dsgen pack again"
+        record = parse_as(_Record, content, name, remedy)
+        if record["sha256"] != _hash({"sums": record["sums"], "files": record["files"]}):
+            raise DamagedError(name, "damaged, its content differs from the hash in it", remedy)
         return cls({name: dict(sums) for name, sums in record["sums"].items()}, _parse_table(record["files"]))
+
+
+def _hash(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, separators=(",", ":")).encode()).hexdigest()
 
 
 def block_record_name(first: int) -> str:

@@ -11,7 +11,7 @@ from support.damage import put
 from dsgen.errors import DamagedError, DsgenError
 from dsgen.store.packing import pack
 from dsgen.store.reader import Shard, Store
-from dsgen.store.records import BlockRecord
+from dsgen.store.records import BlockRecord, FileEntry
 from dsgen.store.schema import parse_index
 
 
@@ -61,6 +61,16 @@ def test_a_damaged_record_is_refused(content):
     """It names the file."""
     with pytest.raises(DamagedError, match=r"^packing/x\.json: damaged, .*; remove it and run dsgen pack again"):
         BlockRecord.parse(content, "packing/x.json")
+
+
+def test_a_changed_sum_in_a_record_is_refused():
+    """No schema sees another number, but statistics would be made of it."""
+    record = BlockRecord({"image": {"count": 3, "sum": [10, 20, 30]}}, {"image/c/0": FileEntry(5, "0" * 64)})
+    assert BlockRecord.parse(record.encode(), "packing/x.json") == record
+    with pytest.raises(
+        DamagedError, match=r"^packing/x\.json: damaged, its content differs from the hash in it; remove"
+    ):
+        BlockRecord.parse(record.encode().replace(b"20", b"21"), "packing/x.json")
 
 
 def _edited(store: Path, tmp_path: Path, edit) -> Path:
