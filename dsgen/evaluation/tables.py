@@ -78,7 +78,7 @@ def _warnings(scores: dict[str, Any]) -> list[str]:
     means, warnings = scores["scores"], []
     if scores["blank"]:
         network, blank = (means[answer]["iou"] for answer in (NETWORK, BLANK))
-        warnings.append(f"THE MASKS ARE BLANK: IoU {network:.3f}, all-zero masks have {blank:.3f}; train longer")
+        warnings.append(f"the masks are blank: IoU {network:.3f}, all-zero masks have {blank:.3f}; train longer")
     network, trivial = (means.get(answer, {}).get("abs_rel") for answer in (NETWORK, MEAN))
     if network is not None and trivial is not None and not network < trivial:
         warnings.append(

@@ -139,7 +139,7 @@ def inspect_store(path: Path | str, jobs: int, report: ReportBuilder, corpus: Pa
     )
     if corpus is not None:
         inspection.source = open_source(corpus, inspection.made_from())
-    with progress("verify", sum(sizes.values())) as advance:
+    with progress("verify bytes", sum(sizes.values())) as advance:
         for name, digest in hash_tree(files, sizes, jobs):
             inspection.digests[name] = digest
             advance(sizes[name])

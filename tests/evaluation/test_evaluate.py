@@ -358,7 +358,7 @@ def test_blank_masks_are_called_out(
     out = tmp_path / "e"
     done = CliRunner().invoke(app, ["evaluate", str(run), str(store), "--out", str(out), "--workers", "0"])
     assert done.exit_code == code, done.output
-    assert ("THE MASKS ARE BLANK: IoU 0.000" in done.output) == bool(code)
+    assert ("the masks are blank: IoU 0.000" in done.output) == bool(code)
     scores = json.loads((out / "scores.json").read_text())
     assert scores["blank"] == bool(code)
     assert scores["scores"][NETWORK]["iou"] > 0.6 or code  # edges are soft, and a difference is no mask
