@@ -7,6 +7,8 @@ READY := $(VENV)/.ready
 PEERS := .venv-peers
 LOWEST := .venv-lowest
 LOWEST_PYTHON ?= python3.11
+# one process a core; a file of tests stays in one process, since its tests share what they read
+PARALLEL := --numprocesses auto --dist loadfile
 DEMO := demo
 SCORES := scores
 
@@ -34,10 +36,10 @@ scores: $(READY)  ## the scores of the README: labels 47,300 rows and trains on 
 	cd $(SCORES) && PATH="$(CURDIR)/$(BIN):$$PATH" bash ../tests/scripts/scores.sh
 
 test: $(READY)  ## the tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(PARALLEL)
 
 test-lowest: $(LOWEST)/.ready  ## the tests, with Python 3.11 and the oldest versions allowed; 6 GB for an environment
-	$(LOWEST)/bin/python -m pytest
+	$(LOWEST)/bin/python -m pytest $(PARALLEL)
 
 # the oldest of what pyproject.toml names, and of what those need the newest that fits
 $(LOWEST)/.ready: pyproject.toml

@@ -20,7 +20,6 @@ from dsgen.cli.options import (
     refuse_ignored,
 )
 from dsgen.cli.results import Reply, as_dict
-from dsgen.errors import NotFoundError
 
 HUGGING_FACE = "hf:"
 
@@ -106,28 +105,24 @@ def depth(
         unused = ("part", "backend", "scheduler", "jobs", "check_flip", "metric_reference")
         refuse_ignored(context, "a folder of pictures is labelled", *unused)
         return _label_folder(path, out, file_format, pictures, network)
-    if path.is_file():
-        raise NotFoundError(path, "a file, expected a corpus or a folder of pictures", "give the folder it is in")
+    from dsgen.io.places import not_a_corpus
+
+    if path.is_file() or (is_given(context, "path") and not path.exists()):
+        raise not_a_corpus(path, "a folder of pictures")
     refuse_ignored(context, "a corpus is labelled", "out", "file_format")
     from dsgen.depth.label_corpus import label_corpus
 
     work, cluster = parse_part_of(part), dask_address(context, backend, scheduler)
-    try:
-        result = label_corpus(
-            path,
-            metric_reference=metric_reference,
-            check_flip=check_flip,
-            pictures=pictures,
-            jobs=jobs,
-            part=work,
-            cluster=cluster,
-            **network,
-        )
-    except NotFoundError as error:
-        if path.exists() or not is_given(context, "path"):
-            raise
-        remedy = f"check the path, or run dsgen composite {path}"
-        raise NotFoundError(path, "no corpus and no folder", remedy) from error
+    result = label_corpus(
+        path,
+        metric_reference=metric_reference,
+        check_flip=check_flip,
+        pictures=pictures,
+        jobs=jobs,
+        part=work,
+        cluster=cluster,
+        **network,
+    )
     rate = f" at {result.pictures_per_second:,} images/s" if result.labelled else ""
     what = "depth labels" if result.kind == "metric" else "relative labels (inverse depth, not in metres)"
     text = (

@@ -155,23 +155,29 @@ def convert_weights(source: Path, out: Path, max_depth_m: float | None = None) -
 def load_initial(network: DenseDepth, path: Path) -> None:
     """Load the arrays of a weights file, given with `--init`, into a network they must fit."""
     if not path.is_file():
-        raise NotFoundError("--init", f"{path} does not exist, expected a safetensors file")
-    _, state = _read_safetensors(path, "--init")
-    _refuse_misfits("--init", path, str(network.config["encoder"]), misfits(lambda: network, state))
+        raise NotFoundError("--init", f"{path} does not exist, expected a safetensors file", "check the path")
+    _, state = _read_safetensors(path, "--init", "give weights that dsgen train-depth wrote")
+    settings = f"{network.config['encoder']}, {network.config['width']} wide"
+    remedy = "use the --encoder and --width that it was trained with"
+    _refuse_misfits("--init", path, settings, misfits(lambda: network, state), remedy)
     network.load_state_dict(state)
 
 
-def _refuse_misfits(option: str, path: Path, encoder: str, strange: list[str]) -> None:
+def _refuse_misfits(
+    option: str, path: Path, network: str, strange: list[str], remedy: str = "give the weights trained for it"
+) -> None:
     if strange:
         shown = ", ".join(name[:100] for name in strange[:3]) + (", ..." if len(strange) > 3 else "")
         reason = (
-            f"{path} does not fit a DenseDepth of {encoder}: {len(strange)} arrays are missing, left over or of "
+            f"{path} does not fit a DenseDepth of {network}: {len(strange)} arrays are missing, left over or of "
             f"another shape ({shown})"
         )
-        raise InvalidValueError(option, reason, "give the weights trained for it")
+        raise InvalidValueError(option, reason, remedy)
 
 
-def _read_safetensors(path: Path, option: str = "--weights") -> tuple[dict[str, Any] | None, dict[str, Tensor]]:
+def _read_safetensors(
+    path: Path, option: str = "--weights", remedy: str = "replace it"
+) -> tuple[dict[str, Any] | None, dict[str, Tensor]]:
     """Read a file's network settings, None where it has none, and its arrays."""
     try:
         with safe_open(path, "pt") as file:
@@ -181,7 +187,7 @@ def _read_safetensors(path: Path, option: str = "--weights") -> tuple[dict[str, 
         if is_system_error(error) and not isinstance(error, SafetensorError):
             raise
         reason = f"{path} is no readable safetensors file ({reason_of(error, path)})"
-        raise InvalidValueError(option, reason, "replace it") from error
+        raise InvalidValueError(option, reason, remedy) from error
     if METADATA not in metadata:
         return None, state
     try:

@@ -83,10 +83,12 @@ def not_a_corpus(path: Path | str, other: str = "") -> NotFoundError:
     if kind == Kind.UNFINISHED_CORPUS:
         return NotFoundError(path, str(kind), f"run dsgen composite {path}")
     remedies = {
-        **dict.fromkeys(_NOTHING, f"run dsgen composite {path}"),
+        **dict.fromkeys(_NOTHING, f"{'check the path, or ' if other else ''}run dsgen composite {path}"),
         **dict.fromkeys(STORES, f"pass the corpus it was packed from; dsgen info {path} shows the store"),
         Kind.PICTURES: f"run dsgen composite to make one, or dsgen pack --images {path} to pack the pictures",
     }
+    if other:
+        remedies[Kind.FILE] = "pass the folder it is in"
     expected = f"a corpus or {other}" if other else "a corpus"
     return _wrong(expected, path, kind, remedies, f"pass {expected}; dsgen composite makes a corpus")
 

@@ -39,7 +39,11 @@ def test_exit_code(error: DsgenError, code: int):
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (("depth", "nowhere"), 1, "error: nowhere: no such folder, expected a corpus; run dsgen composite nowhere"),
+        (
+            ("depth", "nowhere"),
+            1,
+            "error: nowhere: no such folder, expected a corpus or a folder of pictures; check the path",
+        ),
         (("info", "nowhere"), 1, "error: nowhere: no such folder"),
         (("preview", "nowhere"), 1, "error: nowhere: no such folder"),
         (("pack", "nowhere"), 1, "error: nowhere: no such folder, expected a corpus; run dsgen composite nowhere"),
@@ -312,7 +316,7 @@ def test_only_a_missing_system_library_is_reported_as_one(monkeypatch, capsys):
         ),
         (("composite", "--test-share=much"), "error: --test-share: got much, expected a number; see dsgen composite"),
         (("train", "nowhere", "--epochs", "1e3"), "error: --epochs: got 1e3, expected a whole number; see dsgen train"),
-        (("train", "nowhere", "--width", "0"), "error: --width: got 0, expected 1 or more"),
+        (("train", "nowhere", "--width", "0"), "error: --width: got 0, expected 1 to 4096"),
     ],
 )
 def test_wrong_values_are_told(run, arguments, told):

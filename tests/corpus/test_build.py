@@ -12,9 +12,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from support.corpora import SMALL, digest
+from support.corpora import SMALL, digest, earlier_manifest
 
 from dsgen.corpus.build import Parameters, composite
+from dsgen.corpus.corpus import Corpus
 from dsgen.errors import BusyError, ConflictError, InvalidValueError, NotFoundError
 from dsgen.integrity.repair import repair
 from dsgen.integrity.verify import verify
@@ -197,10 +198,9 @@ def test_corpora_of_earlier_versions_resume(tmp_path: Path, pictures: Path):
     """They record neither what decides the split nor that unused rows are skipped."""
     folders = pictures / "backgrounds", pictures / "foregrounds"
     composite(tmp_path / "c", *folders, SMALL, jobs=1, pictures=False)
-    manifest = json.loads((tmp_path / "c/corpus.json").read_text())
-    for name in ("split_by", "skip_unused"):
-        del manifest["parameters"][name]
-    (tmp_path / "c/corpus.json").write_text(json.dumps(manifest))
+    recorded = Corpus(tmp_path / "c").manifest["parameters"]
+    parameters = {name: value for name, value in recorded.items() if name not in ("split_by", "skip_unused")}
+    (tmp_path / "c/corpus.json").write_bytes(earlier_manifest(tmp_path / "c", parameters=parameters))
     assert composite(tmp_path / "c", *folders, SMALL, jobs=1).drawn == 72
     with pytest.raises(ConflictError, match=r"--skip-unused True \(the corpus has False\)"):
         composite(tmp_path / "c", *folders, replace(SMALL, skip_unused=True), jobs=1)
@@ -229,9 +229,9 @@ def test_a_corpus_without_unused_rows_goes_through_every_stage(tmp_path: Path, p
 def test_verify_refuses_another_number_of_positions_at_once(tmp_path: Path, pictures: Path):
     """Before it draws a plan of that size."""
     composite(tmp_path / "c", pictures / "backgrounds", pictures / "foregrounds", SMALL, jobs=1, pictures=False)
-    manifest = tmp_path / "c/corpus.json"
-    manifest.write_text(manifest.read_text().replace('"positions": 4', '"positions": 65535'))
+    parameters = {**Corpus(tmp_path / "c").manifest["parameters"], "positions": 65535}
+    (tmp_path / "c/corpus.json").write_bytes(earlier_manifest(tmp_path / "c", parameters=parameters))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("dsgen.integrity.check_corpus.make_plan", lambda *_, **__: pytest.fail("drawn"))
         (finding,) = verify(tmp_path / "c", jobs=1).findings
-    assert "row counts are not those of its parameters" in finding.what
+    assert "72 rows, expected 1,179,630 as pictures and parameters say" in finding.what

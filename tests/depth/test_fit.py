@@ -233,7 +233,7 @@ def test_weights_to_begin_with_are_of_the_same_network(frames: Path, tmp_path: P
     """Those of another width are refused; those of the same one are where the training starts."""
     options = {"encoder": "mobilenetv4_conv_small_050", "sizes": (64,), "epochs": (1,), "batch_size": 4}
     with pytest.raises(
-        InvalidValueError, match=r"--init: .* is for another network than .* 64 wide\); use the --encoder"
+        InvalidValueError, match=r"--init: .* does not fit a DenseDepth of .* 64 wide: .*; use the --encoder"
     ):
         train_depth(frames, tmp_path / "w.safetensors", init=weights, width=64, **options)
     begun = train_depth(frames, tmp_path / "b.safetensors", init=weights, width=32, **options)

@@ -292,8 +292,11 @@ def test_what_is_no_folder_is_named(tmp_path: Path):
     """A picture, and nothing: neither is called a corpus that is not there."""
     folder = fill(tmp_path / "in", 1)
     for path, message in (
-        (folder / "p0.png", "a file, expected a corpus or a folder of pictures; give the folder it is in"),
-        (tmp_path / "nosuch", "no corpus and no folder; check the path, or run dsgen composite"),
+        (folder / "p0.png", "a file, expected a corpus or a folder of pictures; pass the folder it is in"),
+        (
+            tmp_path / "nosuch",
+            "no such folder, expected a corpus or a folder of pictures; check the path, or run",
+        ),
     ):
         result = CliRunner().invoke(app, ["depth", str(path)])
         assert result.exit_code == 1

@@ -142,7 +142,7 @@ def test_a_zip_is_written_atomically_and_read_back(tmp_path: Path):
     files = ZipFiles(LocalFiles(tmp_path), "one.zip")
     assert [(name, files.read(name)) for name in files.sizes()] == entries
     assert files.read_range("folder/b", -3, 2) == b"on"
-    with pytest.raises(FileNotFoundError, match="no entry c"):
+    with pytest.raises(FileNotFoundError, match=r"no such entry.*one\.zip/c"):
         files.read("c")
 
     def broken():

@@ -245,7 +245,7 @@ def test_bad_arguments(three_shards: Path, tmp_path: Path) -> None:
         StoreDataset(three_shards, "test")
     with pytest.raises(InvalidValueError, match="--tensors: got numpy, expected torch or tv_tensors"):
         StoreDataset(three_shards, tensors="numpy")
-    with pytest.raises(NotFoundError, match="no store"):
+    with pytest.raises(NotFoundError, match="an empty folder, expected a store"):
         StoreDataset(tmp_path)
 
 

@@ -429,7 +429,7 @@ def test_other_stores_are_refused(tmp_path: Path, store: Path, corpus: Path) -> 
     (tmp_path / "file").touch()
     with pytest.raises(DsgenError, match="a file, expected a folder"):
         export_store(store, tmp_path / "file", jobs=1)
-    with pytest.raises(DsgenError, match="no store"):
+    with pytest.raises(DsgenError, match="no such folder, expected a store"):
         export_store(tmp_path / "nowhere", tmp_path / "new", jobs=1)
 
 

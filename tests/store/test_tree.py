@@ -273,7 +273,7 @@ def test_a_store_whose_name_is_that_of_a_shard(tmp_path: Path, stores: Path) -> 
     """Is a store all the same."""
     path = Path(shutil.copytree(stores / "folder", tmp_path / "shard-all"))
     assert is_store(path)
-    with pytest.raises(DsgenError, match="a shard, expected a store"):
+    with pytest.raises(DsgenError, match="one shard of a store, expected"):
         is_store(sorted(path.glob("*.zarr"))[0])
 
 
