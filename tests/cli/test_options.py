@@ -142,9 +142,19 @@ def test_the_older_spelling_of_the_corpus(run: Run, stages: Stages):
     ],
 )
 def test_what_is_worked_on_is_an_argument(
-    arguments: tuple[str, ...], position: int, expected: object, run: Run, stages: Stages
+    arguments: tuple[str, ...],
+    position: int,
+    expected: object,
+    run: Run,
+    stages: Stages,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ):
     """The corpus or store comes right after the command, everywhere."""
+    monkeypatch.chdir(tmp_path)
+    if arguments == ("depth", "x"):  # which tells a corpus from a folder of pictures
+        Path("x").mkdir()
+        Path("x/corpus.json").touch()
     done = run(*arguments)
     assert done.code == 0, done.err
     assert stages.only()[0][position] == expected
