@@ -3,16 +3,18 @@
 Signals are handled before anything large is imported, so that Ctrl-C prints no traceback at any time.
 """
 
+import atexit
 import os
 import sys
 from typing import NoReturn
 
-from dsgen.parallel.signals import SIGNAL_EXIT_CODES, exit_at_once
+from dsgen.parallel.signals import SIGNAL_EXIT_CODES, exit_at_once, ignore_signals
 
 
 def main() -> NoReturn:
     """Run the command line, and exit."""
     exit_at_once(announce=True)
+    atexit.register(ignore_signals)  # the first to be registered is the last to be called
     from dsgen.cli.app import main as run
 
     try:

@@ -1,7 +1,8 @@
 """How Ctrl-C (SIGINT) and SIGTERM end the program: with one line, and an exit code of 128 and the signal's number.
 
 While a command works, both raise `KeyboardInterrupt`, so that worker processes are ended and unfinished files removed.
-Before that, while modules are imported, and after it, they end the process at once.
+Before that, while modules are imported, and after it, they end the process at once; they are ignored in the last moment,
+in which nothing is left to do.
 """
 
 import json
@@ -57,6 +58,15 @@ def exit_at_once(announce: bool) -> None:
     for number in _NAMES:
         if signal.getsignal(number) is not signal.SIG_IGN:  # as for a job that a shell runs in the background
             signal.signal(number, handle)
+
+
+def ignore_signals() -> None:
+    """Ignore both signals from here on: the work is done, and only the interpreter is left to end.
+
+    Python takes its handlers away while it ends. A signal would then end the process as if it came in the middle.
+    """
+    for number in _NAMES:
+        signal.signal(number, signal.SIG_IGN)
 
 
 @contextmanager

@@ -246,6 +246,20 @@ def test_a_signal_ends_every_stage_with_one_line(number: signal.Signals, said: s
     assert (error["type"], error["remedy"]) == (said.capitalize(), "run the same command again to resume")
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_after_the_end_changes_nothing(number: signal.Signals, tmp_path: Path):
+    """While the interpreter takes its modules apart: the work is done, and the exit code says so."""
+    code = (
+        "import os, sys, dsgen.__main__ as program\n"
+        "class Late:\n"
+        f"    def __del__(self, kill=os.kill, process=os.getpid()): kill(process, {int(number)})\n"
+        "sys.modules['late'] = Late()\n"
+        "program.main()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, "--version"], cwd=tmp_path, capture_output=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_workers_end_with_the_main_process(number: signal.Signals, tmp_path: Path):
     """Whatever ends it, nothing writes after it: even workers that are stopped end."""
