@@ -10,6 +10,7 @@ import re
 import signal
 import sys
 import traceback
+import warnings
 from types import TracebackType
 from typing import Annotated, Any, NoReturn
 
@@ -199,6 +200,9 @@ def _log_to_stderr() -> None:
     logger = logging.getLogger("dsgen")
     logger.addHandler(handler)
     logger.propagate = False
+    # zarr leaves reads behind when one of them finds damage, and asyncio complains of them at the end
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+    warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
 
 
 def _print_any_name() -> None:

@@ -216,7 +216,10 @@ def repair(
     else:
         refuse_ignored(context, "a corpus is repaired", "corpus")
     done = rebuild(path, corpus, backgrounds, foregrounds, jobs=jobs)
-    table = f"{done.after.table()}\n" if done.after is not None and done.remaining else ""
+    changes = done.changes()
+    table = f"{changes}\n" if changes else ""
+    if done.after is not None and done.remaining:
+        table += f"{done.after.table()}\n"
     values = as_dict(done) | {"remaining": [as_dict(finding) for finding in done.remaining]}
     return Reply(table + done.summary(), values, notes=tuple(done.notes), failed=bool(done.remaining))
 

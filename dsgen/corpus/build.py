@@ -218,7 +218,7 @@ def _check_existing(path: Path, parameters: Parameters, backgrounds: SourceFolde
         others = [name for name in names if final_name(name) not in own]
         if others:
             reason = f"holds other files ({', '.join(sorted(others)[:5])})"
-            raise InvalidValueError(path, reason, "choose another name for the corpus")
+            raise InvalidValueError(path, reason, "move them, or choose another name for the corpus")
         return
     manifest = parse_manifest((path / layout.CORPUS_JSON).read_bytes(), path / layout.CORPUS_JSON)
     now, was = asdict(parameters), asdict(Parameters.recorded(manifest["parameters"]))

@@ -20,7 +20,7 @@ from dsgen.corpus.vouched import named_damage, open_array, open_vouched
 from dsgen.errors import DamagedError, DsgenError, is_system_error, reason_of
 from dsgen.integrity.check_labels import check_labels
 from dsgen.integrity.check_pictures import all_unlike, check_pictures
-from dsgen.integrity.findings import EXTRA, FOREIGN, MISSING, ReportBuilder, damage_of
+from dsgen.integrity.findings import EXTRA, FOREIGN, KEPT, MISSING, ReportBuilder, classify_extra, damage_of
 from dsgen.io.atomic import final_name
 from dsgen.io.filesystem import LocalFiles, hash_tree
 from dsgen.io.json_files import encode_json
@@ -43,7 +43,7 @@ def check_corpus(path: Path, fast: bool, jobs: int, report: ReportBuilder) -> No
     before = len(report.findings)
     check_sources(path, manifest, jobs, report)
     check_plan(path, manifest, report)
-    damaged = {finding.component for finding in report.findings[before:] if finding.what != EXTRA}
+    damaged = {finding.component for finding in report.findings[before:] if finding.what not in KEPT}
     if damaged - {layout.SOURCES}:
         report.notes.append("pictures and labels were not checked, since the plan is damaged")
         return
@@ -152,7 +152,7 @@ def check_plan(path: Path, manifest: Manifest, report: ReportBuilder) -> None:
     if recorded not in (None, hashlib.sha256(content).hexdigest()):
         report.find(layout.PLAN, _other_hash(len(content)))
         return
-    if any(finding.component == layout.SOURCES and finding.what != EXTRA for finding in report.findings):
+    if any(finding.component == layout.SOURCES and finding.what not in KEPT for finding in report.findings):
         return  # the shapes cannot be relied on
     if not 0 < len(content) - manifest["rows"] * DTYPE.itemsize < _HEADER_BYTES:  # before any row is drawn
         report.find(layout.PLAN, f"{len(content):,} bytes do not hold {manifest['rows']:,} rows")
@@ -209,7 +209,7 @@ def check_sources(path: Path, manifest: Manifest, jobs: int, report: ReportBuild
         if name not in digests:
             report.find(name, MISSING)
         elif name not in recorded:
-            report.find(name, EXTRA)
+            report.find(name, classify_extra(name))
         elif digests[name] != recorded[name]:
             report.find(name, _other_hash(sizes[name]))
 

@@ -12,7 +12,7 @@ from dsgen.corpus.labels import FLIP_ERROR, block_file, find_damaged_metadata
 from dsgen.corpus.saved_rows import is_saved_rows
 from dsgen.errors import DsgenError, is_system_error, reason_of
 from dsgen.integrity.check_pictures import open_once
-from dsgen.integrity.findings import EXTRA, MISSING, Checked, Finding, ReportBuilder
+from dsgen.integrity.findings import MISSING, Checked, Finding, ReportBuilder, classify_extra
 from dsgen.io.filesystem import LocalFiles
 from dsgen.parallel.pool import map_unordered
 from dsgen.parallel.progress import progress
@@ -75,7 +75,7 @@ def check_labels(corpus: Corpus, fast: bool, jobs: int, report: ReportBuilder) -
     for file in sorted(sizes.keys() - expected):
         if is_saved_rows(file) and not complete:
             continue
-        report.find(f"{layout.DEPTH}/{file}", EXTRA)
+        report.find(f"{layout.DEPTH}/{file}", classify_extra(file))
     if not fast:
         report.bytes += sum(sizes.values())
         plain = [name for name in arrays if not labels.has_checksums(name)]

@@ -13,7 +13,7 @@ from dsgen.corpus import layout
 from dsgen.corpus.corpus import Corpus
 from dsgen.corpus.pictures import encode_composites, encode_sources
 from dsgen.errors import is_system_error, reason_of
-from dsgen.integrity.findings import EXTRA, MISSING, UNLIKE, Checked, Finding, ReportBuilder
+from dsgen.integrity.findings import MISSING, UNLIKE, Checked, Finding, ReportBuilder, classify_extra
 from dsgen.io import images
 from dsgen.parallel.pool import map_unordered
 from dsgen.parallel.progress import progress
@@ -84,7 +84,7 @@ def _find_backgrounds(corpus: Corpus, folder: str, report: ReportBuilder) -> set
     """Return the backgrounds that have a folder below this one; report what is missing and what is extra."""
     names = [layout.background_name(background) for background in range(len(corpus.manifest["backgrounds"]))]
     for name in sorted({entry.name for entry in os.scandir(corpus.path / folder)} - set(names)):
-        report.find(f"{folder}/{name}", EXTRA)
+        report.find(f"{folder}/{name}", classify_extra(name))
     found = set()
     for background, name in enumerate(names):
         if (corpus.path / folder / name).is_dir():
@@ -208,5 +208,5 @@ def _compare(root: Path, folders: list[str], expected: Iterable[tuple[str, bytes
             if found != content:
                 what = f"{UNLIKE} ({len(found):,} bytes, expected {len(content):,})"
                 checked.findings.append(Finding(name, what))
-    checked.findings += [Finding(name, EXTRA) for name in sizes]
+    checked.findings += [Finding(name, classify_extra(name)) for name in sizes]
     return checked

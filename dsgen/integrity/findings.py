@@ -1,16 +1,32 @@
 """What a check finds and what a repair does: the results, and how they are worded."""
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TypeVar
 
 from dsgen.errors import DsgenError, SeveralErrors, reason_of
+from dsgen.io.atomic import final_name
 
 T = TypeVar("T")
 
 MISSING, EXTRA, FOREIGN = "missing", "extra, not one of its files", "not written by dsgen"
 UNLIKE = "differs from what the plan draws"
+KEPT = (EXTRA, FOREIGN)  # findings beside which nothing is missing or damaged
 _SHOWN = 200
+# what dsgen and zarr call their files and folders: pictures, parts of arrays
+_OWN_NAME = re.compile(r"(bg|fg|frg)_?\d{3,}[_\da-z]*(\.(png|jpeg))?|zarr\.json|c|\d+|[a-z_]+(_\d+)?")
+
+
+def classify_extra(file: str) -> str:
+    """Say what a file is that does not belong where it lies: `EXTRA` if its name is one that dsgen gives, which repair
+    then removes, else `FOREIGN`, which it leaves alone.
+
+    >>> classify_extra("bg_fg/bg001/bg001_fg001_001.jpeg.7-0123456789ab.partial"), classify_extra("bg/authors.txt")
+    ('extra, not one of its files', 'not written by dsgen')
+    """
+    name = file.rpartition("/")[2]
+    return EXTRA if final_name(name) != name or _OWN_NAME.fullmatch(name) else FOREIGN
 
 
 @dataclass(frozen=True, order=True)
@@ -87,6 +103,13 @@ class RepairResult:
     def remaining(self) -> tuple[Finding, ...]:
         """What is still wrong after the repair."""
         return () if self.after is None else self.after.findings
+
+    def changes(self) -> str:
+        """List the files that were recreated and removed, one per line in order of name; of many only the first 200."""
+        lines = sorted([(name, "recreated") for name in self.replaced] + [(name, "removed") for name in self.removed])
+        width = max((len(name) for name, _ in lines[:_SHOWN]), default=0)
+        more = [f"... and {len(lines) - _SHOWN:,} more"] if len(lines) > _SHOWN else []
+        return "\n".join([*(f"{name:<{width}}  {what}" for name, what in lines[:_SHOWN]), *more])
 
     def summary(self) -> str:
         """Say in one line what was found, what was done, and what remains."""

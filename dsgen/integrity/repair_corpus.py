@@ -28,7 +28,7 @@ from dsgen.integrity.check_corpus import (
     read_shapes,
 )
 from dsgen.integrity.check_pictures import NOT_A_FOLDER, VIEWS, all_unlike, drawn_files, unlabelled_rows
-from dsgen.integrity.findings import EXTRA, Finding, RepairLog, RepairResult, ReportBuilder
+from dsgen.integrity.findings import EXTRA, FOREIGN, KEPT, Finding, RepairLog, RepairResult, ReportBuilder
 from dsgen.integrity.verify import verify
 from dsgen.io.assets import asset
 from dsgen.io.atomic import unfinished_path, write_bytes, write_folder
@@ -112,7 +112,7 @@ def _repair_sources(
 ) -> None:
     """Normalise the source pictures again and replace the files that differ."""
     extra = [finding.file for finding in findings if finding.what == EXTRA]
-    if len(extra) < len(findings):
+    if any(finding.what not in KEPT for finding in findings):
         parameters = manifest["parameters"]
         paths = [_find_originals(path, manifest, kind, folder, workers) for kind, folder in folders.items()]
         unfinished = unfinished_path(path / layout.SOURCES)
@@ -233,6 +233,8 @@ def _sort_pictures(corpus: Corpus, findings: Iterable[Finding], log: RepairLog) 
     bad = _BadPictures()
     for finding in findings:
         top, _, below = finding.file.partition("/")
+        if finding.what == FOREIGN:
+            continue
         if finding.what == EXTRA and (top in layout.FOLDERS or top.endswith(".partial")):
             files.remove(finding.file)
             log.removed.append(finding.file)
@@ -314,6 +316,8 @@ def _remove_labels(path: Path, findings: Iterable[Finding], log: RepairLog) -> b
     relabel = False
     for finding in labels:
         names = finding.file.split("/")
+        if finding.what == FOREIGN:
+            continue
         if finding.what == EXTRA:
             files.remove(finding.file)
             log.removed.append(finding.file)

@@ -1,8 +1,8 @@
 """How Ctrl-C (SIGINT) and SIGTERM end the program: with one line, and an exit code of 128 and the signal's number.
 
 While a command works, both raise `KeyboardInterrupt`, so that worker processes are ended and unfinished files removed.
-Before that, while modules are imported, and after it, they end the process at once; they are ignored in the last moment,
-in which nothing is left to do.
+Before that, while modules are imported, and after it, they end the process at once. In the last moment, in which
+nothing is left to do, they are ignored.
 """
 
 import json

@@ -27,8 +27,17 @@ def block_interrupts() -> Iterator[None]:
 
     from joblib.externals.loky.backend import resource_tracker
 
-    for tracker in (tracker_of_python, resource_tracker):  # whose start, with the first worker, would end the block
-        tracker.ensure_running()
+    warnings_before = os.environ.get("PYTHONWARNINGS")
+    # after an error they print what they clean up, which is their work and nobody's concern
+    os.environ["PYTHONWARNINGS"] = ",".join(filter(None, [warnings_before, "ignore::UserWarning"]))
+    try:
+        for tracker in (tracker_of_python, resource_tracker):  # whose start, with the first worker, would end the block
+            tracker.ensure_running()
+    finally:
+        if warnings_before is None:
+            del os.environ["PYTHONWARNINGS"]
+        else:
+            os.environ["PYTHONWARNINGS"] = warnings_before
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield

@@ -197,7 +197,9 @@ def _check_out(files: LocalFiles | UrlFiles, made_from: dict[str, Any]) -> dict[
         if final_name(name) not in known and not _SHARD.fullmatch(final_name(name)) and not name.startswith(LOCK)
     ]
     if others:
-        raise InvalidValueError("--out", f"{files} holds other files ({', '.join(others[:5])})", "choose another name")
+        raise InvalidValueError(
+            "--out", f"{files} holds other files ({', '.join(others[:5])})", "move them, or choose another name"
+        )
     found = list(_made_from_earlier(files, names))
     for earlier in found:
         differences = find_differences(_flatten(comparable(made_from)), _flatten(comparable(earlier)))

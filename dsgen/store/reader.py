@@ -36,11 +36,11 @@ from dsgen.store.schema import (
     ShardMetadata,
     check_arrays,
     parse_index,
+    repair_or_pack,
 )
 
 _CACHED_BYTES = 2**26
 _MISSING_LISTED = 1000
-_REMEDY = "run dsgen repair, or remove it and run dsgen pack again"
 
 
 class Shard:
@@ -56,7 +56,7 @@ class Shard:
         self._indices: dict[str, np.ndarray] = {}  # by file, the offset and length of each of its chunks
         self._cutouts = Cache(_CACHED_BYTES)
         with _reading(self.files):
-            root = parse_as(ShardMetadata, self.files.read(ROOT), f"{self.files}/{ROOT}", _REMEDY)
+            root = parse_as(ShardMetadata, self.files.read(ROOT), f"{self.files}/{ROOT}", repair_or_pack(self.files))
             described = root["consolidated_metadata"]["metadata"]
             self.attributes: dict[str, Any] = dict(root["attributes"])
             self._arrays = {
@@ -226,7 +226,8 @@ class Store:
         for entry, shard in zip(self.index["shards"], self.shards, strict=True):
             if shard.fields != self.fields:
                 reason = f"holds {', '.join(shard.fields)}, expected {', '.join(self.fields)} like the first shard"
-                raise DamagedError(f"{self.path}/{entry['name']}", reason, _REMEDY)
+                place = f"{self.path}/{entry['name']}"
+                raise DamagedError(place, reason, repair_or_pack(place))
         self.has_depth = "depth" in self.fields
         self._backgrounds = Cache(_CACHED_BYTES)
 
@@ -365,4 +366,4 @@ def _reading(files: Files, what: str = "metadata") -> Iterator[None]:
         if is_system_error(error) or is_local_shortage(error):
             raise
         reason = f"cannot read {what} ({reason_of(error)}), the shard is damaged"
-        raise DamagedError(files, reason, _REMEDY) from error
+        raise DamagedError(files, reason, repair_or_pack(files)) from error

@@ -226,12 +226,18 @@ class ArrayMetadata(TypedDict):
     codecs: Annotated[list[Codec], Len(1, 4)]
 
 
+def repair_or_pack(file: object) -> str:
+    """Say what to do about a damaged file or shard, which lies in the folder of its store."""
+    store = str(file).rpartition("/")[0] or "STORE"
+    return f"run dsgen repair {store} --corpus CORPUS, or remove it and run dsgen pack again"
+
+
 def parse_index(content: bytes, name: str) -> Index:
     """Parse `index.json`; raise `DamagedError` if it does not fit its schema or contradicts itself.
 
     That of another format is refused too.
     """
-    remedy = "run dsgen repair, or remove it and run dsgen pack again"
+    remedy = repair_or_pack(name)
     version = parse_as(AnyIndex, content, name, remedy)["format"]
     if version != FORMAT:
         raise DamagedError(name, f"format {version}, expected {FORMAT}", "use the version of dsgen that made it")

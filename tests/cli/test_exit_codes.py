@@ -230,7 +230,11 @@ def test_a_signal_ends_every_stage_with_one_line(number: signal.Signals, said: s
         "    def hook(name, *rest): strike() if name == 'typer' else None; return real(name, *rest)\n"
         "    builtins.__import__ = hook\n"
         "def work(): import dsgen.views.info as info; info.describe = strike\n"
-        "def exit(): import dsgen.views.info; atexit.register(strike)\n"
+        "def exit():\n"
+        "    import dsgen.views.info, dsgen.cli.app as cli\n"
+        "    real = cli.main\n"
+        "    def run(): atexit.register(strike); real()\n"
+        "    cli.main = run\n"
         "MOMENT()\n"
         "program.main()\n"
     )

@@ -46,7 +46,7 @@ def test_commands_report_and_exit(tmp_path: Path, stores: Path, labelled_corpus:
     done = runner.invoke(app, ["repair", str(path), "--corpus", str(labelled_corpus), "--jobs", "1"])
     assert (done.exit_code, done.stdout) == (
         0,
-        f"{path}: 1 finding; 1 recreated, 0 removed; no findings left\n",
+        f"{shard_name(0, 2)}/mask/c/0/0/0  recreated\n{path}: 1 finding; 1 recreated, 0 removed; no findings left\n",
     )
     assert "nothing to repair" in runner.invoke(app, ["repair", str(path)]).stdout
 

@@ -174,4 +174,6 @@ def check_out(out: Path, made_from: dict[str, Any], files: list[ExportFile]) -> 
     existing = sorted(path.relative_to(out).as_posix() for path in out.rglob("*") if not path.is_dir())
     others = [name for name in existing if final_name(name) not in known and not name.startswith(LOCK)]
     if others:
-        raise InvalidValueError(out, f"holds other files ({', '.join(others[:5])})", "choose another name")
+        raise InvalidValueError(
+            out, f"holds other files ({', '.join(others[:5])})", "move them, or choose another name"
+        )
