@@ -7,8 +7,8 @@ trimmed too wide and come out too small. The rule, in pixels of the file:
   side of the box around all solid pixels, at least 2 pixels.
 - Visible pixels form a group if the gaps between them are at most 4 m wide. A group is kept if more than 1 in 1,000 of
   all solid pixels are in it. So loose hair beside the subject stays, and so does a second subject.
-- Fainter pixels, alpha 1 to 9, are kept where they are an edge: where a connected patch of them lies wholly within m of
-  kept pixels. A patch that reaches farther is haze or a speck.
+- Fainter pixels, alpha 1 to 9, are kept where they are an edge: where a connected patch of them touches kept pixels and
+  lies wholly within m of them. A patch that touches none is a speck; one that reaches farther is haze.
 
 All other pixels get alpha 0. If no pixel is solid, nothing is dropped. Pictures above 4,000,000 pixels are judged by
 blocks of pixels, each by its largest alpha.
@@ -63,7 +63,9 @@ def _loose(alpha: np.ndarray) -> np.ndarray:
     patches = cv2.connectedComponents(faint.astype(np.uint8), connectivity=8)[1]
     far = np.zeros(patches.max() + 1, bool)
     far[patches[faint & ~_widen(kept, margin)]] = True
-    return (visible & ~kept) | (faint & far[patches])
+    touching = np.zeros_like(far)
+    touching[patches[faint & _widen(kept, 1)]] = True
+    return (visible & ~kept) | (faint & (far | ~touching)[patches])
 
 
 def _extent(mask: np.ndarray, axis: int) -> int:

@@ -72,3 +72,14 @@ def test_a_cutout_without_solid_pixels_is_left_as_it_is():
     rgba = person()
     rgba[..., 3] //= 3
     assert drop_loose_pixels(rgba) == 0
+
+
+def test_specks_close_to_the_person_change_nothing():
+    """They lie within the margin, yet touch nothing that counts."""
+    clean = np.zeros((400, 300, 4), np.uint8)
+    clean[50:350, 100:200] = 255
+    rgba = clean.copy()
+    rgba[150:250:20, 97] = rgba[150:250:20, 202] = rgba[47, 120:180:20] = 9
+    assert drop_loose_pixels(rgba) == 13
+    assert (rgba == np.where(clean[..., 3:] > 0, clean, rgba * [1, 1, 1, 0])).all()
+    assert images.trim(rgba).shape == (300, 100, 4)
