@@ -12,6 +12,10 @@ from urllib.parse import unquote
 
 HIDDEN = "***"
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://)((?:(?!::[A-Za-z][A-Za-z0-9+.-]*://)[^\s\"'<>`])*)")
+_CHAIN = re.compile(r"::(?=[A-Za-z][A-Za-z0-9+.-]*:/)")
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/+")
+# a URL that lost a slash, as a path does, or that never had it
+_ONE_SLASH = re.compile(r"\b([A-Za-z][A-Za-z0-9+.-]+:/)(?!/)([^/@\s\"'<>`]*:[^@\s\"'<>`]*)@")
 _PORT = re.compile(r":\d*$")
 # characters of a secret that is hidden outside its URL too: shorter ones occur in any text
 _SHORTEST, _SHORTEST_IN_QUERY = 4, 8
@@ -28,6 +32,8 @@ def hide_secrets(text: str) -> str:
     """
     if "://" in text:
         text = _URL.sub(lambda match: match[1] + _hide_in_url(match[2]), text)
+    if ":/" in text:
+        text = _ONE_SLASH.sub(rf"\1{HIDDEN}@", text)
     for secret in sorted(_known, key=len, reverse=True):
         text = text.replace(secret, HIDDEN)
     return text
@@ -40,9 +46,15 @@ def has_credentials(url: str) -> bool:
 
 
 def note_secrets(location: str) -> None:
-    """Remember the secrets of a URL, to hide them in texts that repeat them without the URL."""
-    for match in _URL.finditer(location):
-        address, *query = re.split(r"[?#]", match[2])
+    """Remember the secrets of a URL, to hide them in texts that repeat them without the URL.
+
+    All of the text is one URL, or several chained by `::`, with whatever quotes and spaces the secrets hold.
+    """
+    for url in _CHAIN.split(location):
+        scheme = _SCHEME.match(url)
+        if scheme is None:
+            continue
+        address, *query = re.split(r"[?#]", url[scheme.end() :])
         end = _end_of_credentials(address)
         credentials = address[: end - 1] if end else ""
         _note([credentials, unquote(credentials).partition(":")[2]], _SHORTEST)

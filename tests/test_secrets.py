@@ -26,6 +26,17 @@ def forgotten(monkeypatch):
     monkeypatch.setattr(secrets, "_known", set())
 
 
+@pytest.mark.parametrize("quote", ["'", '"', " ", "<", "`"])
+def test_a_noted_secret_may_hold_what_ends_a_url_in_a_text(quote):
+    """Where the whole location is known, nothing in it ends it."""
+    url = f"zip://a::http://me:S3CR{quote}ETpw@host/x?token=A1B2{quote}C3D4"
+    note_secrets(url)
+    for text in (url, f"error: {url.replace('//', '/')}: gone"):
+        assert "S3CR" not in hide_secrets(text)
+        assert "ETpw" not in hide_secrets(text)
+        assert "A1B2" not in hide_secrets(text)
+
+
 @pytest.mark.parametrize(
     ("text", "hidden"),
     [
@@ -38,7 +49,10 @@ def forgotten(monkeypatch):
         ("https://h/x#access_token=1", "https://h/x#access_token=***"),
         ("simplecache::s3://K:S@b/x", "simplecache::s3://***@b/x"),
         ("zip://a::http://u:pw@h/y", "zip://a::http://***@h/y"),
+        ("http:/u:SECRET@h/x: no such folder", "http:/***@h/x: no such folder"),
+        ("s3:/KEY:SEC/RET@b; see http://u:pw@h", "s3:/***@b; see http://***@h"),
         ("http://host:9000/a@b", "http://host:9000/a@b"),
+        ("c:/a@b and s3:/bucket/a:b@c", "c:/a@b and s3:/bucket/a:b@c"),
         ("shards: no store; run dsgen pack", "shards: no store; run dsgen pack"),
     ],
 )
@@ -93,7 +107,11 @@ for arguments in json.loads(sys.argv[1]):
 
 def test_no_command_prints_or_writes_a_secret(tmp_path):
     """Whatever commands say of a URL they cannot use, of an endpoint, and of a wrong option, says nothing secret."""
-    urls = [f"http://me:{SECRET}@127.0.0.1:9/x?X-Amz-Signature={SECRET}", f"s3://KEY:{SECRET}@bucket/x"]
+    urls = [
+        f"http://me:{SECRET}@127.0.0.1:9/x?X-Amz-Signature={SECRET}",
+        f"s3://KEY:{SECRET}@bucket/x",
+        f"http://me:'{SECRET} @127.0.0.1:9/x",
+    ]
     commands = [
         [*command[:1], url, *command[1:]]
         for command in (["info"], ["verify"], ["preview"], ["train"], ["export", "out"], ["repair"])
@@ -101,6 +119,8 @@ def test_no_command_prints_or_writes_a_secret(tmp_path):
     ]
     commands.append(["info", "s3://bucket/x", "--endpoint", f"ftp://me:{SECRET}@127.0.0.1:9"])
     commands.append(["train", "--epochs", urls[0]])
+    commands += [["depth", url] for url in urls]
+    commands.append([f"--endpoint=http://me:'{SECRET}@127.0.0.1:9"])
     done = subprocess.run(
         [sys.executable, "-c", _RUN_ALL, json.dumps(commands)],
         capture_output=True,

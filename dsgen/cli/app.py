@@ -31,7 +31,7 @@ from dsgen.errors import (
 )
 from dsgen.parallel.signals import REMEDY, name_of, raise_on_signals, stopped_by
 from dsgen.parallel.signals import exit_code as signal_exit_code
-from dsgen.secrets import hide_secrets
+from dsgen.secrets import hide_secrets, note_secrets
 
 FAILED, WRONG_USAGE, INTERRUPTED = 1, 2, 130
 _SYSTEM_LIBRARY = re.compile(r"(lib[^/:\s]+\.so[.\d]*): cannot open shared object file")
@@ -121,6 +121,8 @@ app.add_typer(weights_app, name="weights")
 
 def main() -> NoReturn:
     """Run the program: report what a user can put right in a few lines, and exit with the right code."""
+    for word in sys.argv[1:]:
+        note_secrets(word.partition("=")[2] if word.startswith("-") else word)
     _log_to_stderr()
     _print_any_name()
     sys.excepthook = _show_bug

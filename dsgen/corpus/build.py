@@ -49,6 +49,7 @@ from dsgen.errors import (
 from dsgen.io.assets import asset
 from dsgen.io.atomic import final_name, write_folder
 from dsgen.io.filesystem import LocalFiles, hash_tree
+from dsgen.io.regular_files import regular
 from dsgen.parallel.locks import LOCK
 from dsgen.parallel.parts import Part, lock_setup, lock_stage
 from dsgen.parallel.pool import worker_count
@@ -220,7 +221,7 @@ def _check_existing(path: Path, parameters: Parameters, backgrounds: SourceFolde
             reason = f"holds other files ({', '.join(sorted(others)[:5])})"
             raise InvalidValueError(path, reason, "move them, or choose another name for the corpus")
         return
-    manifest = parse_manifest((path / layout.CORPUS_JSON).read_bytes(), path / layout.CORPUS_JSON)
+    manifest = parse_manifest(regular(path / layout.CORPUS_JSON).read_bytes(), path / layout.CORPUS_JSON)
     now, was = asdict(parameters), asdict(Parameters.recorded(manifest["parameters"]))
     differences = find_differences(
         {option(name): value for name, value in now.items()},

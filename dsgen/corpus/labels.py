@@ -36,6 +36,7 @@ from dsgen.corpus.vouched import named_damage, open_array
 from dsgen.errors import ConflictError, DamagedError, DsgenError, find_differences
 from dsgen.io.atomic import write_folder
 from dsgen.io.json_files import parse_as
+from dsgen.io.regular_files import regular
 
 METRIC, INVERSE = "metric", "inverse"  # kinds of labels: metres, or 1 / depth up to an unknown scale and shift
 DEPTH, RELATIVE, FLIP_ERROR = "depth", "relative", "flip_error"  # the arrays
@@ -352,7 +353,7 @@ def find_damaged_metadata(path: Path) -> dict[str, str]:
     for name in _array_names(path, attributes):
         file = f"{name}/{_ROOT}"
         try:
-            content = (path / file).read_bytes()
+            content = regular(path / file).read_bytes()
             recorded = attributes.get(METADATA_SHA256, {}).get(file)
             if recorded not in (None, hashlib.sha256(content).hexdigest()):
                 damaged[file] = f"damaged, its hash differs from the one in {_ROOT}"
@@ -366,7 +367,7 @@ def find_damaged_metadata(path: Path) -> dict[str, str]:
 
 
 def _parse_group(path: Path) -> _GroupMetadata:
-    return parse_as(_GroupMetadata, (path / _ROOT).read_bytes(), path / _ROOT)
+    return parse_as(_GroupMetadata, regular(path / _ROOT).read_bytes(), path / _ROOT)
 
 
 def _array_names(path: Path, attributes: dict[str, Any]) -> list[str]:

@@ -8,6 +8,7 @@ locations. Other pictures, workers or machines change no row's content.
 
 import hashlib
 import io
+import os
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from numpy.lib.format import MAGIC_PREFIX
 
 from dsgen.errors import DamagedError, reason_of
 from dsgen.io.atomic import write_bytes
+from dsgen.io.regular_files import regular
 
 SPLITS = ("train", "validation", "test", "unused")
 UNUSED = SPLITS.index("unused")
@@ -215,11 +217,13 @@ def load_plan(path: Path, rows: int, sha256: str | None) -> np.ndarray:
     """
     remedy = f"run dsgen repair {path.parent}"
     try:
-        with path.open("rb") as file:
+        with regular(path).open("rb") as file:
             start = file.read(len(MAGIC_PREFIX))
             file.seek(0)
             digest = None if sha256 is None else hashlib.file_digest(file, "sha256").hexdigest()
     except FileNotFoundError as error:
+        if os.path.lexists(path):
+            raise DamagedError(path, "not a file", f"remove it, then {remedy}") from error
         raise DamagedError(path, "missing", remedy) from error
     if digest != sha256:
         raise DamagedError(path, "damaged, its hash differs from the one in corpus.json", remedy)

@@ -8,7 +8,9 @@ array of the file is used once, every array of the network is filled once, or th
 
 import json
 import re
+import zipfile
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +54,9 @@ def read_keras(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     except ImportError as error:
         raise MissingPackageError(path, "reading Keras files needs h5py", "pip install 'dsgen[keras]'") from error
     if is_zip(path):
+        with suppress(zipfile.BadZipFile), zipfile.ZipFile(path) as archive:
+            if any(name.endswith("data.pkl") for name in archive.namelist()):
+                raise DsgenError(path, "got a file of PyTorch, expected safetensors or Keras 2 HDF5", "convert it")
         raise DsgenError(
             path, "got a Keras 3 zip, expected Keras 2 HDF5", "load it in Keras and save it with model.save('name.h5')"
         )

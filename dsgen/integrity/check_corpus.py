@@ -24,6 +24,7 @@ from dsgen.integrity.findings import EXTRA, FOREIGN, KEPT, MISSING, ReportBuilde
 from dsgen.io.atomic import final_name
 from dsgen.io.filesystem import LocalFiles, hash_tree
 from dsgen.io.json_files import encode_json
+from dsgen.io.regular_files import regular
 from dsgen.parallel.locks import LOCK
 
 _SHAPES = "foreground_shape"
@@ -69,7 +70,7 @@ def read_manifest(path: Path, report: ReportBuilder) -> Manifest | None:
     """Return what `corpus.json` says, or None, with a finding, where it is missing, damaged or changed."""
     report.files += 1
     try:
-        content = (path / layout.CORPUS_JSON).read_bytes()
+        content = regular(path / layout.CORPUS_JSON).read_bytes()
     except FileNotFoundError:
         report.find(layout.CORPUS_JSON, MISSING)
         return None
@@ -139,7 +140,7 @@ def check_plan(path: Path, manifest: Manifest, report: ReportBuilder) -> None:
         report.find(layout.CORPUS_JSON, "sizes differ from those of the sources")
         return
     try:
-        content = (path / layout.PLAN).read_bytes()
+        content = regular(path / layout.PLAN).read_bytes()
     except FileNotFoundError:
         report.find(layout.PLAN, MISSING)
         return

@@ -15,6 +15,7 @@ from dsgen.corpus.pictures import encode_composites, encode_sources
 from dsgen.errors import is_system_error, reason_of
 from dsgen.integrity.findings import MISSING, UNLIKE, Checked, Finding, ReportBuilder, classify_extra
 from dsgen.io import images
+from dsgen.io.regular_files import regular
 from dsgen.parallel.pool import map_unordered
 from dsgen.parallel.progress import progress
 
@@ -184,20 +185,28 @@ def _read_views(corpus: Corpus, start: int, stop: int) -> np.ndarray | None:
         return None
 
 
+def _file_size(entry: os.DirEntry[str]) -> int:
+    """Return the bytes of a file, -1 for what is none."""
+    try:
+        return regular(Path(entry.path)).stat().st_size
+    except FileNotFoundError:
+        return -1
+
+
 def _compare(root: Path, folders: list[str], expected: Iterable[tuple[str, bytes]], names_only: bool) -> Checked:
     """Compare the files of folders with those expected; where the expected content is empty, only names and sizes."""
     checked = Checked()
     sizes: dict[str, int] = {}
     for folder in folders:
         for entry in os.scandir(root / folder):
-            sizes[f"{folder}/{entry.name}"] = entry.stat().st_size if entry.is_file() else -1
+            sizes[f"{folder}/{entry.name}"] = _file_size(entry)
     for name, content in expected:
         size = sizes.pop(name, None)
         checked.files += size is not None
         if size is None:
             checked.findings.append(Finding(name, MISSING))
         elif size <= 0:
-            checked.findings.append(Finding(name, "empty" if size == 0 else "a folder, expected a file"))
+            checked.findings.append(Finding(name, "empty" if size == 0 else "not a file"))
         elif not names_only and content:
             try:
                 found = (root / name).read_bytes()

@@ -168,7 +168,7 @@ def _group_by_top(files: Iterable[str]) -> dict[str, list[str]]:
 def shard_digest(table: dict[str, str | None]) -> str:
     """Hash a shard's lines of `SHA256SUMS`, as the index records it."""
     lines = "".join(schema.sums_line(file, str(table[file])) for file in sorted(table))
-    return hashlib.sha256(lines.encode()).hexdigest()
+    return hashlib.sha256(lines.encode(errors="surrogateescape")).hexdigest()
 
 
 def _read_index(files: LocalFiles | UrlFiles, sizes: dict[str, int]) -> tuple[dict[str, Any] | None, str | None]:

@@ -192,7 +192,10 @@ def _repair_plan(path: Path, manifest: Manifest, findings: list[Finding], log: R
         raise DamagedError(
             path / layout.CORPUS_JSON, "names or parameters differ from those the plan was made with", REMEDY
         )
-    write_bytes(path / layout.PLAN, content)
+    plan = path / layout.PLAN
+    if plan.is_dir() and not plan.is_symlink():
+        plan.rmdir()  # only an empty folder: what others put there is theirs
+    write_bytes(plan, content)
     log.replaced.append(layout.PLAN)
 
 

@@ -104,6 +104,8 @@ class LocalFiles:
             finally:
                 os.close(descriptor)
         except OSError as error:
+            if error.errno == errno.ELOOP:
+                raise FileNotFoundError(errno.ENOENT, "not a file", path) from error
             if error.filename is None and error.errno is not None:
                 raise type(error)(error.errno, error.strerror, path) from error
             raise

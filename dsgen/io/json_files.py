@@ -14,6 +14,7 @@ from typing import Any, TypeVar, cast
 from pydantic import TypeAdapter, ValidationError
 
 from dsgen.errors import DamagedError
+from dsgen.io.regular_files import regular
 
 T = TypeVar("T")
 _REMEDY = "restore it or recreate it"
@@ -28,7 +29,7 @@ def encode_json(value: Any) -> bytes:
 
 def read_json(path: Path) -> Any:
     """Read a JSON file without a schema; raise `DamagedError` if it does not parse."""
-    return parse_json(path.read_bytes(), path)
+    return parse_json(regular(path).read_bytes(), path)
 
 
 def parse_json(content: bytes, name: Path | str) -> Any:
@@ -38,7 +39,7 @@ def parse_json(content: bytes, name: Path | str) -> Any:
 
 def read_as(schema: type[T], path: Path, remedy: str = _REMEDY) -> T:
     """Read a JSON file of a schema; raises as `parse_as`."""
-    return parse_as(schema, path.read_bytes(), path, remedy)
+    return parse_as(schema, regular(path).read_bytes(), path, remedy)
 
 
 def parse_as(schema: type[T], content: bytes, name: Path | str, remedy: str = _REMEDY) -> T:

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from dsgen.errors import DamagedError, is_system_error, reason_of
+from dsgen.io.regular_files import regular
 
 
 def read_npy(path: Path, remedy: str = "replace it") -> np.ndarray:
@@ -14,7 +15,7 @@ def read_npy(path: Path, remedy: str = "replace it") -> np.ndarray:
     Nothing is allocated before shape and dtype of the header agree with the size of the file.
     """
     try:
-        with path.open("rb") as file:
+        with regular(path).open("rb") as file:
             version = np.lib.format.read_magic(file)
             read_header = {
                 (1, 0): np.lib.format.read_array_header_1_0,

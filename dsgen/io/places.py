@@ -80,6 +80,8 @@ def recognise_names(names: Iterable[str]) -> Kind:
 def not_a_corpus(path: Path | str, other: str = "") -> NotFoundError:
     """Return the error for a path where a corpus is expected, or `other`, such as a folder of pictures."""
     kind = recognise(path)
+    if kind == Kind.CORPUS:
+        return NotFoundError(Path(path) / "corpus.json", "not a file", f"remove it, then run dsgen composite {path}")
     if kind == Kind.UNFINISHED_CORPUS:
         return NotFoundError(path, str(kind), f"run dsgen composite {path}")
     remedies = {

@@ -130,6 +130,7 @@ class MadeFrom(TypedDict):
     shards: Positive
     recipe: bool
     zip: bool
+    layout: NotRequired[Positive]
     left_out: NotRequired[Count]
     max_flip_error: NotRequired[float | None]
 

@@ -470,6 +470,9 @@ def test_files_that_cannot_be_read_are_refused(tmp_path: Path, narrow: Path, mon
         with pytest.raises(DsgenError, match=r"no readable Keras HDF5 file .*; download it again") as caught:
             read_keras(tmp_path / name)
         assert "\n" not in str(caught.value)
+    torch.save({"weight": torch.zeros(1)}, tmp_path / "weights.pt")
+    with pytest.raises(DsgenError, match=r"weights\.pt: got a file of PyTorch, expected safetensors or Keras 2 HDF5"):
+        read_keras(tmp_path / "weights.pt")
     (tmp_path / "new.keras").write_bytes(b"PK\x03\x04" + bytes(100))
     with pytest.raises(DsgenError, match=r"got a Keras 3 zip, expected Keras 2 HDF5; .*model\.save"):
         load_depth_model(tmp_path / "new.keras")

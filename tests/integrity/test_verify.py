@@ -1,20 +1,25 @@
 """Verify and repair as commands: what they accept and refuse, locks, and how findings are shown."""
 
 import json
+import os
+import shutil
 from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 import pytest
 from support.damage import flip, linked
 from typer.testing import CliRunner
 
 from dsgen.cli.app import app
+from dsgen.corpus.corpus import Corpus
 from dsgen.errors import DsgenError
 from dsgen.integrity.findings import RepairLog, ReportBuilder
 from dsgen.integrity.repair import repair
 from dsgen.integrity.verify import verify
 from dsgen.parallel.locks import LOCK, exclusive_lock
 from dsgen.store.layout import shard_name
+from dsgen.store.reader import Store
 
 
 def test_a_second_writer_is_refused(tmp_path: Path, viewed: Path, stores: Path, labelled_corpus: Path) -> None:
@@ -101,3 +106,48 @@ def test_neither_corpus_nor_store_is_refused(tmp_path: Path, corpus: Path, store
     (tmp_path / "packing").rmdir()
     (tmp_path / "sources.zarr.partial").mkdir()
     assert "the corpus is unfinished" in verify(tmp_path).notes[0]
+
+
+@pytest.mark.parametrize("kind", ["folder", "pipe", "loop", "dangling", "device"])
+@pytest.mark.parametrize("name", ["corpus.json", "plan.npy", "depth.zarr/zarr.json", "bg/bg001.jpeg"])
+def test_what_stands_in_the_place_of_a_file_is_a_finding(viewed: Path, tmp_path: Path, name: str, kind: str) -> None:
+    """Nothing that only has the name of a file is opened: a pipe would be waited for, a device read without end."""
+    corpus = tmp_path / "corpus"
+    shutil.copytree(viewed, corpus)
+    path = corpus / name
+    path.unlink()
+    make = {"folder": path.mkdir, "pipe": lambda: os.mkfifo(path), "loop": lambda: path.symlink_to(path.name)}
+    make |= {"dangling": lambda: path.symlink_to("nothing"), "device": lambda: path.symlink_to("/dev/zero")}
+    make[kind]()
+    assert verify(corpus, jobs=1).findings
+    if not name.startswith("bg"):
+        with pytest.raises(DsgenError, match=r"not a file|missing"):
+            np.asarray(Corpus(corpus).depth[:1])
+    if name == "plan.npy":
+        assert repair(corpus, jobs=1).replaced == ("plan.npy",)
+
+
+def test_odd_entries_of_corpora_and_stores_are_findings(viewed: Path, stores: Path, tmp_path: Path) -> None:
+    """Loops, pipes and names that are not UTF-8 are extra files, not errors."""
+    corpus, store = tmp_path / "corpus", tmp_path / "store"
+    shutil.copytree(viewed, corpus)
+    shutil.copytree(stores / "folder", store)
+    for folder in (corpus / "bg", store / shard_name(0, 2)):
+        (folder / "loop").symlink_to("loop")
+        os.mkfifo(folder / "pipe")
+        with open(os.fsencode(folder) + b"/l\xe9", "wb"):
+            pass
+    for place in (corpus, store):
+        found = [finding.file for finding in verify(place, jobs=1).findings]
+        assert len(found) >= 3, found
+
+
+def test_an_index_that_links_to_itself_is_no_store(stores: Path, tmp_path: Path) -> None:
+    """A link in a loop is no file to any reader."""
+    store = tmp_path / "store"
+    shutil.copytree(stores / "folder", store)
+    (store / "index.json").unlink()
+    (store / "index.json").symlink_to("index.json")
+    assert [finding.file for finding in verify(store, jobs=1).findings] == ["index.json"]
+    with pytest.raises(DsgenError, match="unfinished store"):
+        Store(store)

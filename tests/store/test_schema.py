@@ -9,10 +9,11 @@ import pytest
 from support.damage import put
 
 from dsgen.errors import DamagedError, DsgenError
+from dsgen.io.json_files import parse_as
 from dsgen.store.packing import pack
 from dsgen.store.reader import Shard, Store
 from dsgen.store.records import BlockRecord, FileEntry
-from dsgen.store.schema import parse_index
+from dsgen.store.schema import MadeFrom, parse_index
 
 
 @pytest.fixture(scope="module")
@@ -134,3 +135,11 @@ def test_a_store_whose_shard_differs_from_the_index_is_refused(store, tmp_path):
     shutil.copytree(_edited(store, tmp_path, enlarge), copied / "shard-00000-of-00002.zarr")
     with pytest.raises(DsgenError, match=r"100000000000 rows of size 48, expected 40 of 48 by index\.json"):
         Store(copied)
+
+
+def test_a_layout_that_is_no_number_is_refused():
+    """In what a store is made from, which a resumed pack reads."""
+    made_from = {"chunk_rows": 1, "block_rows": 1, "depth": None, "shards": 1, "recipe": False, "zip": False}
+    for layout in ([], "2", 0, None, 1.5):
+        with pytest.raises(DamagedError, match=r"made_from\.json: damaged, layout: got"):
+            parse_as(MadeFrom, json.dumps(made_from | {"layout": layout}).encode(), "made_from.json")
