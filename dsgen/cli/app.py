@@ -9,6 +9,7 @@ import logging
 import re
 import signal
 import sys
+import threading
 import traceback
 import warnings
 from types import TracebackType
@@ -126,6 +127,7 @@ def main() -> NoReturn:
     _log_to_stderr()
     _print_any_name()
     sys.excepthook = _show_bug
+    threading.excepthook = _show_bug_of_thread
     try:
         with raise_on_signals():
             code = _run()
@@ -184,6 +186,12 @@ def _stage() -> str:
 def _show_bug(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     """Print the traceback of a bug, without the secrets of URLs in it."""
     print(hide_secrets("".join(traceback.format_exception(kind, error, trace))), file=sys.stderr, end="")
+
+
+def _show_bug_of_thread(failed: threading.ExceptHookArgs) -> None:
+    """Print the traceback of a bug in a thread; what fails in one after a signal, such as joblib's, fails by it."""
+    if stopped_by() is None and failed.exc_value is not None:
+        _show_bug(failed.exc_type, failed.exc_value, failed.exc_traceback)
 
 
 def exit_code(error: DsgenError) -> int:

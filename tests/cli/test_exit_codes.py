@@ -250,6 +250,31 @@ def test_a_signal_ends_every_stage_with_one_line(number: signal.Signals, said: s
     assert (error["type"], error["remedy"]) == (said.capitalize(), "run the same command again to resume")
 
 
+@pytest.mark.parametrize("stopped", [False, True])
+def test_what_fails_in_a_thread_after_a_signal_is_not_shown(stopped: bool, tmp_path: Path):
+    """Threads of joblib may fail while a command is stopped; without a signal it is a bug, shown without secrets."""
+    code = (
+        "import os, signal, sys, threading, time, dsgen.views.info as info, dsgen.__main__ as program\n"
+        "def fail(): raise KeyError('s3://KEY:SECRET@bucket')\n"
+        "def work(path):\n"
+        f"    if {stopped}:\n"
+        "        signal.signal(signal.SIGINT, signal.getsignal(signal.SIGTERM))\n"
+        "        try: os.kill(os.getpid(), signal.SIGINT); time.sleep(5)\n"
+        "        finally: run()\n"
+        "    run()\n"
+        "    raise SystemExit(0)\n"
+        "def run():\n"
+        "    thread = threading.Thread(target=fail); thread.start(); thread.join()\n"
+        "info.describe = work\n"
+        "program.main()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, "info"], cwd=tmp_path, capture_output=True, text=True)
+    if stopped:
+        assert (done.returncode, done.stderr) == (130, "interrupted; run the same command again to resume\n")
+    else:
+        assert "KeyError: 's3://***@bucket'" in done.stderr
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_after_the_end_changes_nothing(number: signal.Signals, tmp_path: Path):
     """While the interpreter takes its modules apart: the work is done, and the exit code says so."""
