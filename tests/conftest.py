@@ -3,8 +3,8 @@
 import logging
 import os
 import shutil
+import signal
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -12,11 +12,11 @@ import zarr
 from PIL import Image
 from support.corpora import ENCODER, draw_background, draw_cutout, make_corpus, write_weights
 
-if TYPE_CHECKING:
-    pass
-
 # tiny networks gain nothing from threads, and lose much where cores are shared; before torch is first imported
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# a shell hands on to what it starts in the background that Ctrl-C is ignored; tests that send it need it
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
