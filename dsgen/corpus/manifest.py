@@ -117,6 +117,12 @@ def picture_records(manifest: Manifest, kind: str) -> list[PictureRecord]:
     return manifest["backgrounds"] if kind == "backgrounds" else manifest["foregrounds"]
 
 
+def picture_names(manifest: Manifest) -> tuple[list[str], list[str]]:
+    """Return the names of the backgrounds and of the foregrounds, in order."""
+    backgrounds, foregrounds = manifest["backgrounds"], manifest["foregrounds"]
+    return [picture["name"] for picture in backgrounds], [picture["name"] for picture in foregrounds]
+
+
 def source_hashes(manifest: Manifest) -> dict[str, str]:
     """Return the SHA-256 of every file of the sources, by its name within the corpus; empty where none was recorded."""
     return {name: digest for name, digest in manifest.get("sha256", {}).items() if name != layout.PLAN}

@@ -203,11 +203,16 @@ def split_counts(plan: np.ndarray) -> dict[str, int]:
     return {name: int(n) for name, n in zip(SPLITS, counts, strict=True)}
 
 
-def save_plan(path: Path, plan: np.ndarray) -> None:
-    """Write the plan atomically as `.npy`."""
+def encode_plan(plan: np.ndarray) -> memoryview:
+    """Encode a plan as `.npy`."""
     buffer = io.BytesIO()
     np.save(buffer, plan, allow_pickle=False)
-    write_bytes(path, buffer.getbuffer())
+    return buffer.getbuffer()
+
+
+def save_plan(path: Path, plan: np.ndarray) -> None:
+    """Write the plan atomically as `.npy`."""
+    write_bytes(path, encode_plan(plan))
 
 
 def load_plan(path: Path, rows: int, sha256: str | None) -> np.ndarray:

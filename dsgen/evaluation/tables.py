@@ -1,7 +1,5 @@
 """Scores as tables: CSV files, and text for a terminal."""
 
-import csv
-import io
 import math
 from typing import Any
 
@@ -9,30 +7,25 @@ import numpy as np
 
 from dsgen.evaluation.scores import BLANK, MEAN, NETWORK, SCORES, RowScores
 from dsgen.evaluation.summary import GROUPINGS
+from dsgen.io.csv_files import encode_csv
 
 _PLAN_COLUMNS = ("background", "foreground", "flip", "position")
 
 
 def rows_csv(plan: np.ndarray, scored: RowScores) -> bytes:
     """Encode the network's scores of rows, given with their rows of the plan, as CSV."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(("row", *_PLAN_COLUMNS, "mask_share", *scored.network))
+    lines = []
     for k, row in enumerate(scored.rows.tolist()):
         numbers = (scored.mask_share[k], *(values[k] for values in scored.network.values()))
-        writer.writerow((row, *(plan[name][k] for name in _PLAN_COLUMNS), *map(_cell, numbers)))
-    return text.getvalue().encode()
+        lines.append((row, *(plan[name][k] for name in _PLAN_COLUMNS), *map(_cell, numbers)))
+    return encode_csv(("row", *_PLAN_COLUMNS, "mask_share", *scored.network), lines)
 
 
 def groups_csv(kind: str, groups: list[dict[str, Any]]) -> bytes:
     """Encode the mean scores of backgrounds or foregrounds as CSV."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
     names = list(groups[0])
-    writer.writerow(names)
-    for group in groups:
-        writer.writerow((group[kind], group["rows"], *(_cell(group[name]) for name in names[2:])))
-    return text.getvalue().encode()
+    lines = ((group[kind], group["rows"], *(_cell(group[name]) for name in names[2:])) for group in groups)
+    return encode_csv(names, lines)
 
 
 def _cell(value: float | None) -> str:

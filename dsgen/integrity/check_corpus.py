@@ -4,7 +4,6 @@ The plan is computed again from the manifest, which records its hash and those o
 """
 
 import hashlib
-import io
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
@@ -14,8 +13,16 @@ import numpy as np
 from dsgen.corpus import layout
 from dsgen.corpus.build import MAX_ROWS, Parameters, count_rows
 from dsgen.corpus.corpus import Corpus
-from dsgen.corpus.manifest import Manifest, is_vouched, parse_manifest, plan_hash, source_hashes, source_layouts
-from dsgen.corpus.plan import DTYPE, make_plan, split_counts
+from dsgen.corpus.manifest import (
+    Manifest,
+    is_vouched,
+    parse_manifest,
+    picture_names,
+    plan_hash,
+    source_hashes,
+    source_layouts,
+)
+from dsgen.corpus.plan import DTYPE, encode_plan, make_plan, split_counts
 from dsgen.corpus.vouched import named_damage, open_array, open_vouched
 from dsgen.errors import DamagedError, DsgenError, is_system_error, reason_of
 from dsgen.integrity.check_labels import check_labels
@@ -97,8 +104,7 @@ def check_counts(manifest: Manifest) -> None:
     """Raise `DsgenError` unless the parameters are valid and make as many rows of each split as are recorded."""
     parameters = Parameters.recorded(cast(dict[str, Any], manifest["parameters"]))
     parameters.check()
-    names = [[entry["name"] for entry in manifest[kind]] for kind in ("backgrounds", "foregrounds")]
-    counts = count_rows(parameters, *names)
+    counts = count_rows(parameters, *picture_names(manifest))
     rows = sum(counts.values())
     if rows > MAX_ROWS:
         raise DamagedError(layout.CORPUS_JSON, f"its parameters make {rows:,} rows, expected at most {MAX_ROWS:,}")
@@ -118,17 +124,7 @@ def expected_plan(manifest: Manifest, shapes: np.ndarray) -> np.ndarray:
     """Compute the plan again; `shapes` are the foregrounds' heights and widths, (f,2)."""
     options = asdict(Parameters.recorded(cast(dict[str, Any], manifest["parameters"])))
     names = ("size", "positions", "flip", "seed", "validation_share", "test_share", "split_by", "skip_unused")
-    backgrounds, foregrounds = (
-        [entry["name"] for entry in entries] for entries in (manifest["backgrounds"], manifest["foregrounds"])
-    )
-    return make_plan(backgrounds, foregrounds, shapes, **{name: options[name] for name in names})
-
-
-def encode_plan(plan: np.ndarray) -> bytes:
-    """Encode a plan as `plan.npy`."""
-    buffer = io.BytesIO()
-    np.save(buffer, plan, allow_pickle=False)
-    return buffer.getvalue()
+    return make_plan(*picture_names(manifest), shapes, **{name: options[name] for name in names})
 
 
 def check_plan(path: Path, manifest: Manifest, report: ReportBuilder) -> None:

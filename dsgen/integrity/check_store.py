@@ -28,7 +28,7 @@ from dsgen.errors import (
 )
 from dsgen.integrity.check_rows import check_rows
 from dsgen.integrity.findings import EXTRA, FOREIGN, MISSING, ReportBuilder, damage_of, shard_damage
-from dsgen.io.atomic import final_name
+from dsgen.io.atomic import final_name, is_unfinished
 from dsgen.io.filesystem import LocalFiles, UrlFiles, hash_tree, is_url, open_files
 from dsgen.io.json_files import encode_json, parse_json
 from dsgen.io.places import not_a_store, recognise_names
@@ -328,7 +328,7 @@ def _check_strangers(inspection: Inspection, report: ReportBuilder) -> None:
 
 def _classify_stranger(top: str, files: list[str]) -> str:
     """Say what a file or folder at the top is that is not the store's: `EXTRA` where a killed run left it."""
-    if top == PACKING or (top.endswith(".partial") and _OURS.fullmatch(final_name(top))):
+    if top == PACKING or (is_unfinished(top) and _OURS.fullmatch(final_name(top))):
         return EXTRA
     if _SHARD.match(top):
         return "a shard of another store" if top in files or f"{top}/{schema.ROOT}" in files else EXTRA

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from dsgen.errors import DsgenError, SeveralErrors, reason_of
-from dsgen.io.atomic import final_name
+from dsgen.io.atomic import is_unfinished
 
 T = TypeVar("T")
 
@@ -26,7 +26,7 @@ def classify_extra(file: str) -> str:
     ('extra, not one of its files', 'not written by dsgen')
     """
     name = file.rpartition("/")[2]
-    return EXTRA if final_name(name) != name or _OWN_NAME.fullmatch(name) else FOREIGN
+    return EXTRA if is_unfinished(name) or _OWN_NAME.fullmatch(name) else FOREIGN
 
 
 @dataclass(frozen=True, order=True)

@@ -17,12 +17,12 @@ from dsgen.corpus.corpus import Corpus
 from dsgen.corpus.labels import DEPTH, FLIP_ERROR, RELATIVE, block_file, restored_metadata
 from dsgen.corpus.manifest import REMEDY, Manifest, picture_records, plan_hash, source_hashes
 from dsgen.corpus.pictures import draw_composites, draw_missing_sources, encode_sources
+from dsgen.corpus.plan import encode_plan
 from dsgen.corpus.sources import hash_files, write_sources
 from dsgen.errors import BusyError, DamagedError, DsgenError
 from dsgen.integrity.check_corpus import (
     check_plan,
     check_sources,
-    encode_plan,
     expected_plan,
     read_manifest,
     read_shapes,
@@ -31,7 +31,7 @@ from dsgen.integrity.check_pictures import NOT_A_FOLDER, VIEWS, all_unlike, draw
 from dsgen.integrity.findings import EXTRA, FOREIGN, KEPT, Finding, RepairLog, RepairResult, ReportBuilder
 from dsgen.integrity.verify import verify
 from dsgen.io.assets import asset
-from dsgen.io.atomic import unfinished_path, write_bytes, write_folder
+from dsgen.io.atomic import is_unfinished, unfinished_path, write_bytes, write_folder
 from dsgen.io.filesystem import LocalFiles, hash_tree
 from dsgen.io.folders import list_pictures, match_key
 from dsgen.parallel.locks import LOCK, held_locks
@@ -238,7 +238,7 @@ def _sort_pictures(corpus: Corpus, findings: Iterable[Finding], log: RepairLog) 
         top, _, below = finding.file.partition("/")
         if finding.what == FOREIGN:
             continue
-        if finding.what == EXTRA and (top in layout.FOLDERS or top.endswith(".partial")):
+        if finding.what == EXTRA and (top in layout.FOLDERS or is_unfinished(top)):
             files.remove(finding.file)
             log.removed.append(finding.file)
         elif top in layout.SOURCE_FOLDERS:

@@ -46,6 +46,11 @@ def final_name(name: str) -> str:
     return unfinished[1] if unfinished else name
 
 
+def is_unfinished(name: str) -> bool:
+    """Return whether a file or folder has the name of an unfinished one."""
+    return final_name(name) != name
+
+
 @contextmanager
 def name_in_errors(path: Path) -> Iterator[None]:
     """Give errors of the system that name no file, such as that of a full disk, the name of this one."""

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from dsgen.errors import ConflictError, DsgenError, InvalidValueError, find_differences
-from dsgen.io.atomic import final_name
+from dsgen.io.atomic import final_name, is_unfinished
 from dsgen.io.filesystem import LocalFiles, UrlFiles, open_files
 from dsgen.io.json_files import parse_as
 from dsgen.parallel.locks import LOCK
@@ -330,7 +330,10 @@ class _Packing:
 
     def shard_tables(self) -> dict[str, FileTable]:
         """Return size and hash of every file of every shard, by shard; all must be sealed."""
-        noted = self._noted_tables()
+        return self._fill_tables(self._noted_tables())
+
+    def _fill_tables(self, noted: dict[str, FileTable | None]) -> dict[str, FileTable]:
+        """Hash the shards without a note."""
         sizes = self._files.sizes() if None in noted.values() else {}
         return {name: hash_shard(self._files, name, sizes) if table is None else table for name, table in noted.items()}
 
@@ -339,10 +342,11 @@ class _Packing:
 
     def finish(self) -> None:
         """Write the other files of the store, which follow from its sealed shards, then clean up."""
-        if None in self._noted_tables().values() and self._files.has(INDEX_JSON):
+        noted = self._noted_tables()
+        if None in noted.values() and self._files.has(INDEX_JSON):
             self.clean_up()  # another part, which no lock keeps out of an object store, has finished it
             return
-        tables = self.shard_tables()
+        tables = self._fill_tables(noted)
         shards = {shard.name: open_shard(self._files, shard.name) for shard in self._shards}
         found = store_files(self._source.plan, shards, tables)
         for top in sorted(_TREE - {schema.ROOT}):
@@ -356,7 +360,7 @@ class _Packing:
     def clean_up(self) -> None:
         """Remove the records, and what killed runs left of their writes."""
         for name in self._files.top():
-            if name == PACKING or name.endswith(".partial"):
+            if name == PACKING or is_unfinished(name):
                 self._files.remove(name)
 
 

@@ -1,6 +1,5 @@
 """What a training run shows: a table and curves of its scores, sheets of predictions, TensorBoard events."""
 
-import csv
 import io
 import math
 from collections.abc import Callable, Iterator
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from dsgen.errors import MissingPackageError
 from dsgen.io.atomic import write_bytes
+from dsgen.io.csv_files import encode_csv
 from dsgen.store.arena import Batch
 from dsgen.training.batches import Batches, prepare, take
 from dsgen.training.ranks import Ranks
@@ -37,12 +37,8 @@ _PANELS = {
 
 def write_metrics(path: Path, history: History) -> None:
     """Write a CSV file with one line per epoch; a score without a truth is empty."""
-    text = io.StringIO(newline="")
-    table = csv.writer(text, lineterminator="\n")
-    table.writerow(COLUMNS)
-    for entry in history:
-        table.writerow("" if math.isnan(entry[name]) else f"{entry[name]:.6g}" for name in COLUMNS)
-    write_bytes(path, text.getvalue().encode())
+    lines = (["" if math.isnan(entry[name]) else f"{entry[name]:.6g}" for name in COLUMNS] for entry in history)
+    write_bytes(path, encode_csv(COLUMNS, lines))
 
 
 def draw_curves(path: Path, history: History) -> None:
