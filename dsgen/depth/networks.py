@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, NotRequired
 
 import torch
 import torch.nn.functional as F
-from annotated_types import Ge, Le
+from annotated_types import Ge, Gt, Le
 from torch import Tensor, fx, nn
 from typing_extensions import TypedDict
 
@@ -35,6 +35,7 @@ class DepthConfig(TypedDict):
     input_size: NotRequired[Annotated[int, Ge(32), Le(MAX_WIDTH)] | None]
     activations: NotRequired[Literal[1, 2]]
     max_depth_m: NotRequired[float]
+    focal_px: NotRequired[Annotated[float, Gt(0)] | None]
 
 
 def check_encoder(name: str) -> None:
@@ -144,6 +145,10 @@ class DenseDepth(nn.Module):
     "reciprocal" is DenseDepth's `max_depth_m` / metres (10, for KITTI 80), "log" is ln(metres). `activations` is how
     many leaky activations an up block has: 1, or 2, which `norm` always means. `input_size` is the shorter side in
     pixels that pictures are scaled to before they are fed, by whoever feeds them; None means as they come.
+
+    `focal_px` is the canonical camera (as in Metric3D, arXiv 2307.10984): answers are for pictures whose focal length
+    is so many pixels as they are fed. Of a picture fed at f pixels the metres are the answer times f / `focal_px`. None
+    means that answers are metres whatever the camera.
     """
 
     def __init__(
@@ -155,6 +160,7 @@ class DenseDepth(nn.Module):
         input_size: int | None = None,
         activations: int = 1,
         max_depth_m: float = MAX_DEPTH_M,
+        focal_px: float | None = None,
     ):
         super().__init__()
         if output not in ("reciprocal", "log"):
@@ -163,6 +169,8 @@ class DenseDepth(nn.Module):
             raise InvalidValueError("depth network", f"got activations {activations!r}, expected 1 or 2 in an up block")
         if width is not None and not 16 <= width <= MAX_WIDTH:
             raise InvalidValueError("depth network", f"got width {width!r}, expected 16 to {MAX_WIDTH}")
+        if focal_px is not None and not 0 < focal_px < math.inf:
+            raise InvalidValueError("depth network", f"got focal_px {focal_px!r}, expected pixels above 0")
         check_max_depth(max_depth_m)
         check_encoder(encoder)
         import timm
@@ -192,6 +200,7 @@ class DenseDepth(nn.Module):
             "input_size": input_size,
             "activations": activations,
             "max_depth_m": float(max_depth_m),
+            "focal_px": focal_px,
         }
         self.bottom = nn.Conv2d(deepest, width, 1)
         self.up = nn.ModuleList()
