@@ -194,14 +194,30 @@ def evaluate_depth(
 
 def train_depth(
     frames: Annotated[
-        Path, typer.Argument(metavar="FRAMES", help="Folder with rgb/, depth/ (16-bit PNG, mm) and frames.csv.")
+        list[str],
+        typer.Argument(
+            metavar="FRAMES[:SHARE]...",
+            help="Folders with rgb/, depth/ (16-bit PNG, mm) and frames.csv; how much of each is drawn, if not evenly.",
+        ),
     ],
     out: Annotated[Path, typer.Option(help="The weights to write.")] = Path("depth.safetensors"),
+    validation: Annotated[
+        Path | None, typer.Option(help="Folder of frames that choose the epoch; the last one without.")
+    ] = None,
     people: Annotated[Path | None, typer.Option(help="Folder of cut-outs to paste in; none by default.")] = None,
+    styles: Annotated[
+        Path | None, typer.Option(help="Folder of photographs whose colours frames are given; none by default.")
+    ] = None,
     init: Annotated[Path | None, typer.Option(help="Weights to start from; random by default.")] = None,
     encoder: Annotated[str, typer.Option(help="Any timm feature encoder.")] = "mobilenetv4_conv_small",
     width: Annotated[int, typer.Option(help="Channels of the decoder's deepest block.")] = 256,
-    sizes: Annotated[str, typer.Option(help="Image sizes to grow through, in pixels.")] = "128,192,256",
+    focal: Annotated[
+        float, typer.Option(help="Focal length in pixels at which the network will be fed (canonical camera).")
+    ] = 192.0,
+    full_size: Annotated[
+        bool, typer.Option("--full-size/--half-size", help="Size of the answers: that of the picture, or half of it.")
+    ] = True,
+    sizes: Annotated[str, typer.Option(help="Image sizes to grow through, in pixels.")] = "128,192,224",
     epochs: Annotated[str, typer.Option(help="Number of epochs at each size.")] = "16,8,4",
     batch_size: Annotated[int, typer.Option(help="Frames per step.")] = 16,
     learning_rate: Annotated[float, typer.Option(help="Peak learning rate.")] = 2e-3,
@@ -210,15 +226,22 @@ def train_depth(
 ) -> Reply:
     """Train a depth network on a folder of RGB-D frames."""
     from dsgen.depth.fit import train_depth as fit
+    from dsgen.depth.frames import parse_shares
     from dsgen.parallel.devices import tune_for_training
 
     size_numbers, epoch_numbers = parse_numbers("sizes", sizes), parse_numbers("epochs", epochs)
+    folders, shares = parse_shares(frames)
     tune_for_training()
     result = fit(
-        frames,
+        folders,
         out,
         people,
         init,
+        shares=shares,
+        validation_folder=validation,
+        styles_folder=styles,
+        focal_px=focal,
+        full_size=full_size,
         encoder=encoder,
         width=width,
         sizes=size_numbers,

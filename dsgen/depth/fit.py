@@ -1,14 +1,16 @@
-"""Train a depth network on a folder of RGB-D frames: the command behind the bundled weights.
+"""Train a depth network on folders of RGB-D frames: the command behind the bundled weights.
 
-The folder holds `rgb/NAME.jpg|png`, `depth/NAME.png` (uint16 millimetres, planar, 0 = invalid) and `frames.csv` with
-the columns `name`, `room` and, if it is known, `fov_deg`, the field of view. Rooms, never frames, are divided into
-training and validation. Cut-out people, given as a folder of RGBA pictures, are pasted in at the depth their height in
-pixels implies.
+A folder holds `rgb/NAME.jpg|png`, `depth/NAME.png` (uint16 millimetres, planar, 0 = invalid) of any sizes, and
+`frames.csv` with the columns `name`, `room` and, if it is known, `fov_deg`, the horizontal field of view. Rooms, never
+frames, are divided into training and validation. Cut-out people, given as a folder of RGBA pictures, are pasted in at
+the depth their height in pixels implies.
 """
 
 import hashlib
 import io
+import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, cast
@@ -22,9 +24,10 @@ from typing_extensions import TypedDict
 
 from dsgen import metrics
 from dsgen.averaging import fixed_decay
-from dsgen.depth.frames import Frames, batches, read_people
-from dsgen.depth.networks import DenseDepth, to_metres
-from dsgen.depth.weights import load_initial, save_depth_network
+from dsgen.depth.augment import Variety, batches, read_styles
+from dsgen.depth.frames import Frame, Frames, Mixture, read_people
+from dsgen.depth.networks import DenseDepth
+from dsgen.depth.weights import load_depth_model, load_initial, save_depth_network
 from dsgen.errors import (
     ConflictError,
     DamagedError,
@@ -35,11 +38,14 @@ from dsgen.errors import (
     is_system_error,
     reason_of,
 )
+from dsgen.io import images
 from dsgen.io.atomic import write_bytes
 from dsgen.io.json_files import check_as
 from dsgen.io.torch_files import read_torch
 from dsgen.parallel.devices import autocast_dtype, pick_device
-from dsgen.units import MAX_DEPTH_M
+from dsgen.units import MAX_DEPTH_M, MIN_DEPTH_M
+
+FOCAL_PX = 192.0  # of the canonical camera: a picture of 61 degrees is fed at some 224 pixels
 
 _EMA_DECAY = 0.998
 
@@ -47,17 +53,20 @@ _EMA_DECAY = 0.998
 def depth_loss(raw: Tensor, depth_m: Tensor) -> Tensor:
     """L1 of ln(depth), its scale-free part again, and multi-scale gradients (as MiDaS, arXiv 1907.01341, eq. 11).
 
-    `raw` is ln(metres) at half the size of `depth_m`; what is not in 0.1..10 m does not count.
+    `raw` is ln(metres) at the size of `depth_m` or half of it; what is not in 0.1..10 m does not count.
     """
-    target = F.avg_pool2d(depth_m, 2)
-    valid = ((F.max_pool2d(-depth_m, 2) < -0.05) & (target < 1.2 * MAX_DEPTH_M)).float()
+    shrink = depth_m.shape[-1] // raw.shape[-1]
+    target, least = depth_m, depth_m
+    if shrink > 1:
+        target, least = F.avg_pool2d(depth_m, shrink), -F.max_pool2d(-depth_m, shrink)
+    valid = ((least > 0.05) & (target < 1.2 * MAX_DEPTH_M)).float()
     error = (raw - target.clamp(0.1, MAX_DEPTH_M).log()) * valid
     count = valid.sum(dim=(1, 2, 3)).clamp(min=1)
     mean = error.sum(dim=(1, 2, 3)) / count
     loss = (error.abs().sum(dim=(1, 2, 3)) / count).mean()
     free = (error - mean[:, None, None, None]) * valid
     loss = loss + 0.5 * (free.abs().sum(dim=(1, 2, 3)) / count).mean()
-    for _ in range(4):
+    for _ in range(4 if shrink > 1 else 5):
         dx = (error[..., 1:] - error[..., :-1]) * valid[..., 1:] * valid[..., :-1]
         dy = (error[..., 1:, :] - error[..., :-1, :]) * valid[..., 1:, :] * valid[..., :-1, :]
         loss = loss + 0.25 * (dx.abs().mean() + dy.abs().mean())
@@ -65,47 +74,92 @@ def depth_loss(raw: Tensor, depth_m: Tensor) -> Tensor:
     return loss
 
 
+Scores = dict[str, float]
+
+
 @torch.inference_mode()
-def score(network: DenseDepth, frames: Frames, rows: np.ndarray, size: int, batch_size: int = 16) -> dict[str, float]:
-    """Mean over frames of AbsRel, RMSE (m), delta1 metric and after median scaling; full size, 0.1..10 m, no crop."""
+def score(network: DenseDepth, frames: Frames, rows: np.ndarray) -> Scores:
+    """AbsRel, RMSE (m), delta1 metric and after median scaling, of frames fed as `dsgen depth` feeds them.
+
+    Means over the frames of a room, then over rooms; full size, 0.1..10 m, no crop.
+    """
     network.eval()
-    device = next(network.parameters()).device
-    totals: dict[str, list[float]] = {"abs_rel": [], "rmse_m": [], "delta1": [], "delta1_median_scaled": []}
-    for start in range(0, len(rows), batch_size):
-        group = rows[start : start + batch_size]
-        truth = torch.from_numpy(frames.depth_mm[group].astype(np.float32) / 1000)[:, None].to(device)
-        image = torch.from_numpy(frames.rgb[group]).to(device).permute(0, 3, 1, 2).float() / 255
-        if size != image.shape[-1]:
-            image = F.interpolate(image, size=(size, size), mode="bilinear", antialias=True)
-        raw = F.interpolate(network(image), size=truth.shape[-2:], mode="bilinear")
-        guess = to_metres(raw, network.config["output"])
-        for g, t in zip(guess, truth, strict=True):
-            valid = metrics.valid_depth(t)
-            g, t = g[valid], t[valid]
-            totals["abs_rel"].append(metrics.relative_error(g, t).mean().item())
-            totals["rmse_m"].append(metrics.squared_error(g, t).mean().sqrt().item())
-            totals["delta1"].append(metrics.within_delta(metrics.depth_ratio(g, t)).float().mean().item())
-            g = g * (t.median() / g.median())
-            totals["delta1_median_scaled"].append(metrics.within_delta(metrics.depth_ratio(g, t)).float().mean().item())
-    return {name: float(np.mean(values)) for name, values in totals.items()}
+    by_room: dict[str, list[Scores]] = {}
+    for row in rows:
+        frame = frames[row]
+        truth = torch.from_numpy(frame.depth_mm.astype(np.float32) / 1000)
+        guess = estimate(network, frame)
+        valid = metrics.valid_depth(truth)
+        if valid.any():
+            by_room.setdefault(str(frames.room[row]), []).append(_frame_scores(guess[valid], truth[valid]))
+    rooms = [_mean(scores) for scores in by_room.values()]
+    return _mean(rooms)
+
+
+def _frame_scores(guess: Tensor, truth: Tensor) -> Scores:
+    scaled = guess * (truth.median() / guess.median())
+    return {
+        "abs_rel": metrics.relative_error(guess, truth).mean().item(),
+        "rmse_m": metrics.squared_error(guess, truth).mean().sqrt().item(),
+        "delta1": metrics.within_delta(metrics.depth_ratio(guess, truth)).float().mean().item(),
+        "delta1_median_scaled": metrics.within_delta(metrics.depth_ratio(scaled, truth)).float().mean().item(),
+    }
+
+
+def _mean(scores: Sequence[Scores]) -> Scores:
+    return {name: float(np.mean([each[name] for each in scores])) for name in (scores[0] if scores else ())}
+
+
+def estimate(network: DenseDepth, frame: Frame) -> Tensor:
+    """Estimate the depth (h,w) f4 of a frame in metres, on the CPU."""
+    height, width = frame.rgb.shape[:2]
+    focal_px = network.config["focal_px"]
+    fed = fed_size(height, width, focal_px / frame.focal_px)
+    image = torch.from_numpy(images.resize(frame.rgb, *fed)).permute(2, 0, 1)[None]
+    raw = network(image.to(next(network.parameters()).device).float() / 255).float().cpu()
+    raw = F.interpolate(raw, size=(height, width), mode="bilinear")[0, 0]
+    fed_focal = frame.focal_px * math.sqrt(fed[0] * fed[1] / (height * width))
+    return (raw.exp() * (fed_focal / focal_px)).clamp(MIN_DEPTH_M, MAX_DEPTH_M)
+
+
+def fed_size(height: int, width: int, scale: float) -> tuple[int, int]:
+    best = None
+    for h in range(128, 641, 32):
+        for w in range(128, 641, 32):
+            cost = abs(math.log(w / h * height / width)) + 0.5 * abs(
+                math.log(math.sqrt(h * w / height / width) / scale)
+            )
+            if best is None or cost < best[0]:
+                best = (cost, h, w)
+    return best[1:]
 
 
 @dataclass(frozen=True)
 class TrainDepthResult:
-    """The result of `train_depth`: the weights written, and their scores on the held-out rooms, see `score`."""
+    """The result of `train_depth`: the weights written, and their scores on the held-out rooms, see `score`.
+
+    `validation` is the same for the frames that chose the epoch, if there are some.
+    """
 
     out: Path
-    scores: dict[str, float]
+    scores: Scores
+    validation: Scores
 
 
 def train_depth(
-    folder: Path,
+    folders: Path | Sequence[Path],
     out: Path,
     people_folder: Path | None = None,
     init: Path | None = None,
+    *,
+    shares: Sequence[float] | None = None,
+    validation_folder: Path | None = None,
+    styles_folder: Path | None = None,
     encoder: str = "mobilenetv4_conv_small",
     width: int = 256,
-    sizes: tuple[int, ...] = (128, 192, 256),
+    focal_px: float = FOCAL_PX,
+    full_size: bool = True,
+    sizes: tuple[int, ...] = (128, 192, 224),
     epochs: tuple[int, ...] = (16, 8, 4),
     batch_size: int = 16,
     learning_rate: float = 2e-3,
@@ -114,10 +168,13 @@ def train_depth(
 ) -> TrainDepthResult:
     """Train a depth network and write the moving average of its weights as safetensors after every epoch.
 
-    `epochs[k]` epochs run at `sizes[k]` pixels; the learning rate warms up and then falls along one cosine. `init`
-    is a weights file of the same network to start from; without it the weights are random. A checkpoint beside `out`
-    is written after every epoch. The same call resumes from it after a kill and ends with the same weights; at the end
-    it is removed. The scores are those at the last size, at which the network will be fed.
+    `folders` are one or several folders of frames, `shares` how much of each is drawn, see `Mixture`. `epochs[k]`
+    epochs run at `sizes[k]` pixels; the learning rate warms up and then falls along one cosine. `init` is a weights
+    file of the same network to start from; without it the weights are random. With `validation_folder`, frames that are
+    not trained on, the weights written are those of the epoch with the best median-scaled delta1 there. `styles_folder`
+    holds photographs whose colours some pictures are given. A checkpoint beside `out` is written after every epoch. The
+    same call resumes from it after a kill and ends with the same weights; at the end it is removed. The scores are those
+    of the weights written, fed as `dsgen depth` feeds them, which is at a focal length of `focal_px` pixels.
 
     Raises `InvalidValueError` for numbers of sizes and epochs that differ, for a batch of more frames than there are to
     train on, and for weights of another network, `ConflictError` for a checkpoint of other settings, and `DsgenError`
@@ -135,17 +192,24 @@ def train_depth(
             (batch_size >= 1, "batch_size", batch_size, "1 or more"),
             (all(size >= 32 for size in sizes), "sizes", sizes, "32 pixels or more each"),
             (all(count >= 0 for count in epochs) and sum(epochs) > 0, "epochs", epochs, "0 or more each, and 1 in all"),
+            (16 <= focal_px <= 4096, "focal_px", focal_px, "16 to 4096 pixels"),
         ]
     )
     if init is not None and not init.is_file():
         raise NotFoundError("--init", f"{init} does not exist, expected weights of dsgen train-depth", "check the path")
+    folders = [folders] if isinstance(folders, Path) else list(folders)
     target = pick_device(device)
     settings = {
-        "folder": str(folder),
+        "folders": list(map(str, folders)),
+        "shares": None if shares is None else list(shares),
+        "validation": str(validation_folder),
+        "styles": str(styles_folder),
         "people": str(people_folder),
         "init": init and hashlib.sha256(init.read_bytes()).hexdigest(),
         "encoder": encoder,
         "width": width,
+        "focal_px": focal_px,
+        "full_size": full_size,
         "sizes": list(sizes),
         "epochs": list(epochs),
         "batch_size": batch_size,
@@ -156,16 +220,32 @@ def train_depth(
     before = _read_checkpoint(checkpoint, settings)
     torch.manual_seed(seed)
     torch.set_flush_denormal(True)  # random weights make many, and each costs a hundred ordinary numbers
-    frames = Frames(folder)
-    people = read_people(people_folder) if people_folder else []
-    training, held_out = frames.split()
-    if len(training) < batch_size:
-        rule = f"at most {len(training)}, the frames to train on ({len(held_out)} are held out)"
+    mixture = Mixture([Frames(folder) for folder in folders], shares)
+    validation = Frames(validation_folder) if validation_folder else None
+    variety = Variety(
+        people=read_people(people_folder) if people_folder else (),
+        styles=read_styles(styles_folder) if styles_folder else (),
+    )
+    if len(mixture) < batch_size:
+        rule = f"at most {len(mixture)}, the frames to train on ({mixture.held_out_count} are held out)"
         raise InvalidValueError.expected("batch_size", batch_size, rule, "make it smaller, or add frames")
-    steps = (len(training) // batch_size) * sum(epochs)
-    learner = _Learner(encoder, width, sizes[-1], learning_rate, steps, init, target)
-    print(f"{len(training)} frames to train on, {len(held_out)} of held-out rooms, {steps} steps", flush=True)
-    done, minutes = 0, 0.0
+    steps = (len(mixture) // batch_size) * sum(epochs)
+    config = {
+        "encoder": encoder,
+        "width": width,
+        "norm": True,
+        "output": "log",
+        "input_size": sizes[-1],
+        "focal_px": focal_px,
+        "full_size": full_size,
+    }
+    learner = _Learner(DenseDepth(**config), learning_rate, steps, init, target)
+    print(
+        f"{len(mixture)} frames to train on, {mixture.held_out_count} of held-out rooms, "
+        f"{0 if validation is None else len(validation)} choose the epoch, {steps} steps",
+        flush=True,
+    )
+    done, minutes, best = 0, 0.0, -1.0
     if before:
         try:
             learner.load_state_dict(before)
@@ -173,32 +253,46 @@ def train_depth(
             if is_system_error(error):
                 raise
             raise DamagedError(checkpoint, f"damaged ({reason_of(error)})", "remove it to begin again") from error
-        done, minutes = before["done"], before["minutes"]
+        done, minutes, best = before["done"], before["minutes"], before["best"]
         print(f"resuming after epoch {done}", flush=True)
 
     started = time.monotonic() - 60 * minutes
     size_of_epoch = [size for size, count in zip(sizes, epochs, strict=True) for _ in range(count)]
     for epoch, size in list(enumerate(size_of_epoch))[done:]:
+        focal = focal_px * size / sizes[-1]  # the same view at every size
         losses = [
             learner.step(image, depth_m)
-            for image, depth_m in batches(frames, training, size, batch_size, people, seed, epoch)
+            for image, depth_m in batches(mixture, size, focal, batch_size, variety, seed, epoch)
         ]
-        scores = score(learner.averaged, frames, held_out, sizes[-1]) if (epoch + 1) % 3 == 0 else {}
+        scores = {} if validation is None else score(learner.averaged, validation, np.arange(len(validation)))
         minutes = (time.monotonic() - started) / 60
         print(
             f"epoch {epoch + 1} size {size} loss {np.mean(losses):.4f} minutes {minutes:.1f} {_in_words(scores)}",
             flush=True,
         )
-        save_depth_network(learner.averaged, out)
+        steering = scores.get("delta1_median_scaled", 0.0)
+        if validation is None or steering >= best:
+            best = steering
+            save_depth_network(learner.averaged, out)
         content = io.BytesIO()
-        progress = {"settings": settings, "done": epoch + 1, "minutes": minutes}
+        progress = {"settings": settings, "done": epoch + 1, "minutes": minutes, "best": best}
         torch.save(learner.state_dict() | progress, content)
         write_bytes(checkpoint, content.getvalue())
 
-    scores = score(learner.averaged, frames, held_out, sizes[-1])
+    written = load_depth_model(out).network.to(target)
+    scores = _score_held_out(written, mixture)
+    chosen = {} if validation is None else score(written, validation, np.arange(len(validation)))
     print(f"held-out rooms: {_in_words(scores)}", flush=True)
     checkpoint.unlink(missing_ok=True)
-    return TrainDepthResult(out, scores)
+    return TrainDepthResult(out, scores, chosen)
+
+
+def _score_held_out(network: DenseDepth, mixture: Mixture) -> Scores:
+    """Score the held-out rooms of all folders together."""
+    pairs = [(frames, rows) for frames, rows in zip(mixture.folders, mixture.held_out, strict=True) if len(rows)]
+    rooms = np.array([len(np.unique(frames.room[rows])) for frames, rows in pairs])
+    scores = [score(network, frames, rows) for frames, rows in pairs]
+    return {name: float(np.average([each[name] for each in scores], weights=rooms)) for name in scores[0]}
 
 
 def _in_words(scores: dict[str, float]) -> str:
@@ -211,6 +305,7 @@ class _Checkpoint(TypedDict):
     settings: dict[str, Any]
     done: Annotated[int, Ge(0)]
     minutes: Annotated[float, Ge(0)]
+    best: float
     network: dict[str, Any]
     average: dict[str, Any]
     optimizer: dict[str, Any]
@@ -220,17 +315,7 @@ class _Checkpoint(TypedDict):
 class _Learner:
     """A depth network with its optimizer, learning rate schedule, and the moving average of its weights."""
 
-    def __init__(
-        self,
-        encoder: str,
-        width: int,
-        size: int,
-        learning_rate: float,
-        steps: int,
-        init: Path | None,
-        device: torch.device,
-    ):
-        network = DenseDepth(encoder, width, norm=True, output="log", input_size=size)
+    def __init__(self, network: DenseDepth, learning_rate: float, steps: int, init: Path | None, device: torch.device):
         if init:
             load_initial(network, init)
         self.device = device

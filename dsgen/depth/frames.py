@@ -1,38 +1,53 @@
-"""Folders of RGB-D frames as batches to train a depth network on."""
+"""Folders of RGB-D frames to train a depth network on, and how often each frame is drawn."""
 
 import hashlib
 import math
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
-import cv2
 import numpy as np
-import torch
-from torch import Tensor
 
-from dsgen.errors import DamagedError, DsgenError, NotFoundError, raise_all
+from dsgen.errors import DamagedError, DsgenError, InvalidValueError, NotFoundError, raise_all
 from dsgen.io import images
 from dsgen.io.csv_files import read_csv
 from dsgen.io.folders import attempt, list_files, match_key
 
-FOCAL = 0.85  # focal length over picture width of a typical frame (61 degrees): what pasted people are scaled by
 FOV_DEG = 61.0  # of frames that do not say theirs
-STANDING_M = 1.7
+STANDING_M, SEATED_M = 1.7, 1.3
 LAYOUT = (
     "a folder of frames holds rgb/NAME.jpg or .png, depth/NAME.png (16-bit, millimetres) and frames.csv (UTF-8) with "
     "the columns name, room and, if known, fov_deg"
 )
 
 
-class Frames:
-    """All frames of a folder in memory: `rgb` (n,S,S,3) u1, `depth_mm` (n,S,S) u2, `room` (n,), `fov_deg`.
+@dataclass(frozen=True)
+class Frame:
+    """A picture (h,w,3) u1, its planar depth (h,w) u2 in millimetres, 0 where it is not known, and its focal length."""
 
-    Raises `NotFoundError` for a missing listing, `DamagedError` for one that cannot be read, and the errors of all
-    frames together.
+    rgb: np.ndarray
+    depth_mm: np.ndarray
+    focal_px: float
+
+
+@dataclass(frozen=True)
+class Person:
+    """A cut-out (h,w,4) u1 and the height in metres that it stands for."""
+
+    rgba: np.ndarray
+    height_m: float
+
+
+class Frames(Sequence[Frame]):
+    """All frames of a folder in memory, of any sizes; `names`, `room` (n,) and `fov_deg` say what the listing says.
+
+    `fov_deg` is the horizontal field of view. Raises `NotFoundError` for a missing listing, `DamagedError` for one that
+    cannot be read, and the errors of all frames together.
     """
 
     def __init__(self, folder: Path, jobs: int = 2):
+        self.folder = folder
         listing = folder / "frames.csv"
         if not listing.is_file():
             raise NotFoundError(listing, "no such file, expected columns name and room", LAYOUT)
@@ -52,18 +67,18 @@ class Frames:
             if match_key(name) not in files
         ]
         raise_all(errors)
+        pairs = [(pictures[match_key(name)], depths[match_key(name)]) for name in self.names]
         with ThreadPoolExecutor(jobs) as pool:
-            rgb = list(pool.map(lambda name: attempt(pictures[match_key(name)]), self.names))
-            depth_mm = list(pool.map(lambda name: _attempt_depth(depths[match_key(name)]), self.names))
-        raise_all(each for each in (*rgb, *depth_mm) if isinstance(each, DsgenError))
-        shapes = sorted({each.shape[:2] for each in (*rgb, *depth_mm) if isinstance(each, np.ndarray)})
-        if len(shapes) != 1 or shapes[0][0] != shapes[0][1]:
-            sizes = ", ".join(f"{width}x{height}" for height, width in shapes[:5])
-            reason = f"frames of {sizes} pixels, expected one size for all pictures and depth maps, as wide as high"
-            raise DsgenError(folder, reason, "crop and scale them")
-        self.rgb, self.depth_mm = (
-            np.stack([each for each in arrays if isinstance(each, np.ndarray)]) for arrays in (rgb, depth_mm)
-        )
+            read = list(pool.map(_attempt_pair, pairs))
+        raise_all(each for pair in read for each in pair if isinstance(each, DsgenError))
+        self._pairs = [(rgb, depth) for rgb, depth in read if isinstance(rgb, np.ndarray)]
+
+    def __len__(self) -> int:
+        return len(self._pairs)
+
+    def __getitem__(self, row: int) -> Frame:  # type: ignore[override]
+        rgb, depth_mm = self._pairs[row]
+        return Frame(rgb, depth_mm, rgb.shape[1] / 2 / math.tan(math.radians(self.fov_deg[row]) / 2))
 
     def split(self, validation_share: float = 0.1) -> tuple[np.ndarray, np.ndarray]:
         """Row numbers for training and validation; a room goes whole to one side, decided by its name alone.
@@ -79,6 +94,85 @@ class Frames:
         held_out = (held_out or {by_place[0]}) if len(held_out) < len(places) else held_out - {by_place[-1]}
         mask = np.array([room in held_out for room in self.room])
         return np.flatnonzero(~mask), np.flatnonzero(mask)
+
+
+class Mixture:
+    """Several folders of frames, each with its share of what is drawn; without shares, by their numbers of frames.
+
+    Within a folder a room of four times the frames is drawn twice as often, so that a few places with many frames do
+    not crowd out the others. Whole rooms are held out of each folder; one of a single room is trained on as it is.
+    """
+
+    def __init__(self, folders: Sequence[Frames], shares: Sequence[float] | None = None):
+        self.folders = folders
+        self.training: list[np.ndarray] = []
+        self.held_out: list[np.ndarray] = []
+        for frames in folders:
+            single = len(folders) > 1 and len(np.unique(frames.room)) == 1
+            rows = (np.arange(len(frames)), np.arange(0)) if single else frames.split()
+            self.training.append(rows[0])
+            self.held_out.append(rows[1])
+        counts = [len(rows) for rows in self.training]
+        weights = np.array(counts if shares is None else shares, dtype=float)
+        self.shares = weights / weights.sum()
+        self._weights = [_room_weights(frames.room[rows]) for frames, rows in zip(folders, self.training, strict=True)]
+
+    def __len__(self) -> int:
+        """Return the number of frames to train on: what an epoch draws."""
+        return sum(map(len, self.training))
+
+    @property
+    def held_out_count(self) -> int:
+        """The number of frames of held-out rooms."""
+        return sum(map(len, self.held_out))
+
+    def draw(self, rng: np.random.Generator) -> list[Frame]:
+        """Return the frames of an epoch in random order; none is drawn twice while an equal one is not drawn at all."""
+        counts = np.diff(np.rint(np.concatenate([[0], np.cumsum(self.shares)]) * len(self)).astype(int))
+        chosen = [
+            (folder, row)
+            for folder, (rows, weights, count) in enumerate(zip(self.training, self._weights, counts, strict=True))
+            for row in rows[_systematic_sample(weights, count, rng)]
+        ]
+        return [self.folders[folder][row] for folder, row in (chosen[n] for n in rng.permutation(len(chosen)))]
+
+
+def _room_weights(rooms: np.ndarray) -> np.ndarray:
+    """Return the weight of each frame, so that a room weighs as much as the square root of its number of frames."""
+    _, room, counts = np.unique(rooms, return_inverse=True, return_counts=True)
+    return 1 / np.sqrt(counts[room])
+
+
+def _systematic_sample(weights: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
+    """Draw `count` numbers, each as often as its weight says, up to rounding up or down."""
+    order = rng.permutation(len(weights))
+    ends = np.cumsum(weights[order])
+    ticks = (np.arange(count) + rng.random()) * (ends[-1] / max(count, 1))
+    return order[np.searchsorted(ends, ticks, side="right").clip(max=len(weights) - 1)]
+
+
+def parse_shares(texts: Sequence[str]) -> tuple[list[Path], list[float] | None]:
+    """Parse `FOLDER` or `FOLDER:SHARE` each; raise `InvalidValueError` where only some have shares, or bad ones."""
+    parts = [_parse_share(text) for text in texts]
+    given = [share for _, share in parts if share is not None]
+    if given and len(given) < len(parts):
+        bare = next(folder for folder, share in parts if share is None)
+        reason = f"{bare} has no share, but others have, expected one for each folder, or none at all"
+        raise InvalidValueError("frames", reason, f"write {bare}:0.5, say")
+    return [folder for folder, _ in parts], given or None
+
+
+def _parse_share(text: str) -> tuple[Path, float | None]:
+    folder, colon, number = text.rpartition(":")
+    if not colon or Path(text).is_dir():
+        return Path(text), None
+    try:
+        share = float(number)
+    except ValueError:
+        return Path(text), None
+    if not 0 < share < math.inf:
+        raise InvalidValueError("frames", f"the share of {folder} is {number}, expected a number above 0")
+    return Path(folder), share
 
 
 def _place(room: str) -> float:
@@ -112,8 +206,21 @@ def _files_by_name(folder: Path, suffixes: Collection[str]) -> dict[str, Path]:
     return found
 
 
+def _attempt_pair(paths: tuple[Path, Path]) -> list[np.ndarray] | list[DsgenError]:
+    """Read a picture and its depth map (h,w) u2 millimetres; return the errors, so that all can be listed together."""
+    pair = [attempt(paths[0]), _attempt_depth(paths[1])]
+    errors = [each for each in pair if isinstance(each, DsgenError)]
+    if errors:
+        return errors
+    rgb, depth_mm = (each for each in pair if isinstance(each, np.ndarray))
+    if rgb.shape[:2] != depth_mm.shape:
+        (high, wide), (height, width) = rgb.shape[:2], depth_mm.shape
+        reason = f"{width}x{height} pixels, but its picture has {wide}x{high}, expected the same size"
+        return [DsgenError(paths[1], reason, "scale the depth map to the picture, by nearest neighbours")]
+    return [rgb, depth_mm]
+
+
 def _attempt_depth(path: Path) -> np.ndarray | DsgenError:
-    """Read a depth map (h,w) u2 millimetres; return the error, so that all can be listed together."""
     try:
         depth_mm = images.read_depth_png(path)
     except DsgenError as error:
@@ -123,8 +230,8 @@ def _attempt_depth(path: Path) -> np.ndarray | DsgenError:
     return depth_mm
 
 
-def read_people(folder: Path) -> list[tuple[np.ndarray, float]]:
-    """Cut-outs (H,W,4) u1 with the height in metres each stands for; `../people.csv` tells who is seated."""
+def read_people(folder: Path) -> list[Person]:
+    """Read the cut-outs of a folder; `../people.csv` tells who is seated."""
     if not folder.is_dir():
         raise NotFoundError("--people", f"{folder} is no folder, expected one with cut-outs", "check the path")
     listing = folder.parent / "people.csv"
@@ -133,167 +240,14 @@ def read_people(folder: Path) -> list[tuple[np.ndarray, float]]:
         rows = read_csv(listing, "save it as UTF-8, with the columns name and poses", ("name", "poses"))
         seated = {match_key(row["name"]) for row in rows if "sit" in row["poses"]}
     errors: list[DsgenError] = []
-    people = []
+    people: list[Person] = []
     for path in list_files(folder, {".png"}):
         try:
-            people.append((images.read_cutout(path), 1.3 if match_key(path.stem) in seated else STANDING_M))
+            height_m = SEATED_M if match_key(path.stem) in seated else STANDING_M
+            people.append(Person(images.read_cutout(path), height_m))
         except DsgenError as error:
             errors.append(error)
     raise_all(errors)
     if not people:
         raise NotFoundError("--people", f"{folder} has no PNG files, expected cut-outs", "check the path")
     return people
-
-
-def augment(
-    rgb: np.ndarray,
-    depth_m: np.ndarray,
-    size: int,
-    people: list[tuple[np.ndarray, float]],
-    rng: np.random.Generator,
-    fov_deg: float = FOV_DEG,
-) -> tuple[np.ndarray, np.ndarray]:
-    """One training pair (size,size,3) u1 and (size,size) f4 from a frame whose field of view is `fov_deg`.
-
-    Zoom: a crop enlarged looks like the same camera standing nearer, so depth shrinks with it. Crops of 0.6 turn the
-    55 to 75 degrees of the rendered rooms into the 45 degrees a depth camera sees upright, less is a thing close by.
-    Half the time the camera is turned as well, see `turn_camera`; depth is then 0, so invalid, where it had not looked.
-    """
-    side = rgb.shape[0]
-    crop = round(side * rng.uniform(0.45, 1.0)) if rng.random() < 0.6 else side
-    if rng.random() < 0.5:
-        angles = rng.normal(0, (8, 8, 5)).clip(-16, 16)
-        rgb, depth_m = turn_camera(rgb, depth_m, fov_deg, angles, crop)
-    else:
-        top, left = rng.integers(0, side - crop + 1, 2)
-        rgb, depth_m = rgb[top : top + crop, left : left + crop], depth_m[top : top + crop, left : left + crop]
-    shrink = cv2.INTER_AREA if size < crop else cv2.INTER_LINEAR
-    rgb = cv2.resize(rgb, (size, size), interpolation=shrink)
-    depth_m = cv2.resize(depth_m, (size, size), interpolation=cv2.INTER_NEAREST) * (crop / side)
-    if people and rng.random() < 0.4:
-        rgb, depth_m = rgb.copy(), depth_m.copy()
-        for _ in range(rng.integers(1, 3)):
-            paste_person(rgb, depth_m, *people[rng.integers(len(people))], rng)
-    if rng.random() < 0.5:
-        rgb, depth_m = rgb[:, ::-1], depth_m[:, ::-1]
-    return photometric(np.ascontiguousarray(rgb), rng), np.ascontiguousarray(depth_m)
-
-
-def turn_camera(
-    rgb: np.ndarray, depth_m: np.ndarray, fov_deg: float, angles_deg: np.ndarray, crop: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return the middle `crop` pixels of a square frame as its camera would see them turned by (pitch, yaw, roll).
-
-    A turn about the camera's centre moves pixels by K R K^-1, whatever the depth (Hartley and Zisserman, Multiple View
-    Geometry, 8.4). Planar depth becomes z / (R r)_z, r = K^-1 p the ray of a pixel p of the turned camera, scaled to
-    r_z = 1. Depth takes the nearest pixel and is 0 where the frame has none; the picture is mirrored there.
-    """
-    side = rgb.shape[0]
-    focal = side / 2 / math.tan(math.radians(fov_deg) / 2)
-    pitch, yaw, roll = np.radians(angles_deg)
-    turn = cv2.Rodrigues(np.array([0, 0, roll]))[0] @ cv2.Rodrigues(np.array([pitch, 0, 0]))[0]
-    turn = turn @ cv2.Rodrigues(np.array([0, yaw, 0]))[0]
-    before, after = (np.array([[focal, 0, n / 2 - 0.5], [0, focal, n / 2 - 0.5], [0, 0, 1]]) for n in (side, crop))
-    rays = turn @ np.linalg.inv(after)
-    moves = before @ rays
-    x = np.arange(crop, dtype=np.float32)
-    z = np.float32(rays[2, 0]) * x + np.float32(rays[2, 1]) * x[:, None] + np.float32(rays[2, 2])
-    shape, back = (crop, crop), cv2.WARP_INVERSE_MAP
-    rgb = cv2.warpPerspective(rgb, moves, shape, flags=cv2.INTER_LINEAR | back, borderMode=cv2.BORDER_REFLECT_101)
-    depth_m = cv2.warpPerspective(depth_m, moves, shape, flags=cv2.INTER_NEAREST | back)
-    return rgb, np.where(z > 0.1, depth_m / np.maximum(z, 0.1), 0).astype(np.float32)
-
-
-def paste_person(
-    rgb: np.ndarray, depth_m: np.ndarray, person: np.ndarray, height_m: float, rng: np.random.Generator
-) -> None:
-    """Paste a cut-out anywhere, in place: as far as its height says, but always before what it covers."""
-    size = rgb.shape[0]
-    height = int(size * rng.uniform(0.3, 0.75))
-    width = max(2, round(person.shape[1] * height / person.shape[0]))
-    if width >= size:
-        return
-    person = cv2.resize(person, (width, height), interpolation=cv2.INTER_AREA)
-    if rng.random() < 0.5:
-        person = person[:, ::-1]
-    top, left = rng.integers(0, size - height + 1), rng.integers(0, size - width + 1)
-    alpha = person[..., 3:].astype(np.float32) / 255
-    window = rgb[top : top + height, left : left + width]
-    behind = depth_m[top : top + height, left : left + width]
-    solid = alpha[..., 0] >= 0.5
-    valid = behind[solid & (behind > 0)]
-    if valid.size == 0:
-        return
-    window[:] = np.rint(window * (1 - alpha) + person[..., :3] * alpha).astype(np.uint8)
-    behind[solid] = max(0.4, min(FOCAL * size * height_m / height, 0.95 * float(np.percentile(valid, 10))))
-
-
-def photometric(rgb: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Change what a camera changes and depth does not: light, exposure, colour, blur, noise, compression."""
-    levels = np.linspace(0, 1, 256, dtype=np.float32)
-    contrast, bright = rng.uniform(0.7, 1.35), rng.uniform(-0.12, 0.12)
-    curves = [
-        ((levels ** rng.uniform(0.6, 1.7)) * rng.uniform(0.8, 1.2) - 0.5) * contrast + 0.5 + bright for _ in range(3)
-    ]
-    gamma = rng.uniform(0.6, 1.6)
-    table = np.stack(curves, axis=1).clip(0, 1) ** gamma
-    out = cv2.LUT(rgb, np.rint(table * 255).astype(np.uint8)[None])
-    # hue and saturation: a turn about the grey axis, and a pull towards it
-    turn, pull = rng.uniform(-0.6, 0.6) * (rng.random() < 0.5), rng.uniform(0.0, 1.4)
-    if rng.random() < 0.1:
-        pull = 0.0
-    c, t, k = math.cos(turn), (1 - math.cos(turn)) / 3, math.sin(turn) / math.sqrt(3)
-    spin = np.array([[c + t, t - k, t + k], [t + k, c + t, t - k], [t - k, t + k, c + t]])
-    matrix = (np.full((3, 3), (1 - pull) / 3) + pull * spin).astype(np.float32)
-    out = cv2.transform(out, matrix)
-    if rng.random() < 0.3:
-        out = cv2.GaussianBlur(out, (0, 0), rng.uniform(0.3, 1.2 * rgb.shape[0] / 224 + 0.3))
-    if rng.random() < 0.4:
-        size = rgb.shape[:2]
-        field = cv2.resize(
-            rng.uniform(0.55, 1.35, (3, 3)).astype(np.float32), size[::-1], interpolation=cv2.INTER_CUBIC
-        )
-        out = np.multiply(out, field[..., None]).clip(0, 255).astype(np.uint8)
-    if rng.random() < 0.4:
-        noise = rng.standard_normal(out.shape, np.float32) * np.float32(255 * rng.uniform(0.005, 0.05))
-        out = (out + noise).clip(0, 255).astype(np.uint8)
-    if rng.random() < 0.25:
-        _, code = cv2.imencode(".jpg", out, [cv2.IMWRITE_JPEG_QUALITY, int(rng.integers(30, 95))])
-        out = np.asarray(cv2.imdecode(code, cv2.IMREAD_COLOR))
-    return out
-
-
-def batches(
-    frames: Frames,
-    rows: np.ndarray,
-    size: int,
-    batch_size: int,
-    people: list[tuple[np.ndarray, float]],
-    seed: int,
-    epoch: int,
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Shuffled, augmented batches (B,3,S,S) and (B,1,S,S), made one batch ahead in a thread."""
-    order = np.random.default_rng([seed, epoch]).permutation(rows)
-    groups = [order[i : i + batch_size] for i in range(0, len(order) - batch_size + 1, batch_size)]
-
-    def make(group: np.ndarray) -> tuple[Tensor, Tensor]:
-        pairs = [
-            augment(
-                frames.rgb[row],
-                frames.depth_mm[row].astype(np.float32) / 1000,
-                size,
-                people,
-                np.random.default_rng([seed, epoch, int(row)]),
-                frames.fov_deg[row],
-            )
-            for row in group
-        ]
-        image = torch.from_numpy(np.stack([pair[0] for pair in pairs])).permute(0, 3, 1, 2)
-        return image, torch.from_numpy(np.stack([pair[1] for pair in pairs]))[:, None]
-
-    with ThreadPoolExecutor(1) as pool:
-        pending = pool.submit(make, groups[0])
-        for group in groups[1:]:
-            ready, pending = pending.result(), pool.submit(make, group)
-            yield ready
-        yield pending.result()

@@ -36,6 +36,7 @@ class DepthConfig(TypedDict):
     activations: NotRequired[Literal[1, 2]]
     max_depth_m: NotRequired[float]
     focal_px: NotRequired[Annotated[float, Gt(0)] | None]
+    full_size: NotRequired[bool]
 
 
 def check_encoder(name: str) -> None:
@@ -135,13 +136,35 @@ class DenseNetEncoder(nn.Module):
         return taps
 
 
+class Refinement(nn.Module):
+    """Detail for a map of half the picture's size, from the picture's own pixels.
+
+    The four pixels of a 2x2 block are channels of one at half the size, and so is what is added to the four pixels of
+    the enlarged map (sub-pixel convolution, arXiv 1609.05158): full size at the price of half. It begins with zeros.
+    """
+
+    def __init__(self, channels: int, middle: int = 32):
+        super().__init__()
+        self.conv_a = nn.Conv2d(channels + 12, middle, 3, padding=1, bias=False)
+        self.after_a = nn.Sequential(nn.BatchNorm2d(middle), nn.LeakyReLU(SLOPE))
+        self.conv_b = ExactConv2d(middle, 4, 3, padding=1)
+        nn.init.zeros_(self.conv_b.weight)
+        nn.init.zeros_(self.conv_b.bias)  # type: ignore[arg-type]
+
+    def forward(self, raw: Tensor, x: Tensor, image: Tensor) -> Tensor:
+        """Map answers (B,1,H/2,W/2), features (B,C,H/2,W/2) and pictures (B,3,H,W) to answers (B,1,H,W)."""
+        detail = self.after_a(self.conv_a(torch.cat([x, F.pixel_unshuffle(image, 2).to(x.dtype)], dim=1)))
+        return F.interpolate(raw, scale_factor=2.0, mode="bilinear") + F.pixel_shuffle(self.conv_b(detail), 2)
+
+
 class DenseDepth(nn.Module):
     """Monocular depth: a timm feature encoder under DenseDepth's decoder (arXiv 1812.11941).
 
     With densenet169, no `width` and no `norm` it is the published network, layer for layer.
 
     The decoder starts at `width` channels (the encoder's deepest by default) and halves at every skip. The answer
-    has the size of the shallowest feature, for most encoders half the input. `output` says what the number is:
+    has the size of the shallowest feature, for most encoders half the input; with `full_size`, which is for those, it
+    has the size of the picture, see `Refinement`. `output` says what the number is:
     "reciprocal" is DenseDepth's `max_depth_m` / metres (10, for KITTI 80), "log" is ln(metres). `activations` is how
     many leaky activations an up block has: 1, or 2, which `norm` always means. `input_size` is the shorter side in
     pixels that pictures are scaled to before they are fed, by whoever feeds them; None means as they come.
@@ -161,6 +184,7 @@ class DenseDepth(nn.Module):
         activations: int = 1,
         max_depth_m: float = MAX_DEPTH_M,
         focal_px: float | None = None,
+        full_size: bool = False,
     ):
         super().__init__()
         if output not in ("reciprocal", "log"):
@@ -201,6 +225,7 @@ class DenseDepth(nn.Module):
             "activations": activations,
             "max_depth_m": float(max_depth_m),
             "focal_px": focal_px,
+            "full_size": full_size,
         }
         self.bottom = nn.Conv2d(deepest, width, 1)
         self.up = nn.ModuleList()
@@ -208,17 +233,19 @@ class DenseDepth(nn.Module):
             self.up.append(UpBlock(width, skip, width // 2, norm, activations))
             width //= 2
         self.head = ExactConv2d(width, 1, 3, padding=1)
+        self.refine = Refinement(width) if full_size else None
 
     def forward(self, image: Tensor) -> Tensor:
-        """Map pictures (B,3,H,W) in 0..1 to raw answers (B,1,H/2,W/2); see `depth_m` for metres."""
+        """Map pictures (B,3,H,W) in 0..1 to raw answers (B,1,h,w) of half or full size; see `depth_m` for metres."""
         *skips, x = self.encoder(image)
         x = self.bottom(x)
         for block, skip in zip(self.up, reversed(skips), strict=True):
             x = block(x, skip)
-        return self.head(x)
+        raw = self.head(x)
+        return raw if self.refine is None else self.refine(raw, x, image)
 
     def depth_m(self, image: Tensor) -> Tensor:
-        """Estimate depth in metres (B,1,H/2,W/2), clipped to 0.1..`max_depth_m`, for pictures (B,3,H,W) in 0..1."""
+        """Estimate depth in metres (B,1,h,w), clipped to 0.1..`max_depth_m`, for pictures (B,3,H,W) in 0..1."""
         return to_metres(self(image).float(), self.config["output"], self.config["max_depth_m"])
 
 

@@ -153,12 +153,18 @@ def convert_weights(source: Path, out: Path, max_depth_m: float | None = None) -
 
 
 def load_initial(network: DenseDepth, path: Path) -> None:
-    """Load the arrays of a weights file, given with `--init`, into a network they must fit."""
+    """Load the arrays of a weights file, given with `--init`, into a network they must fit.
+
+    A network that answers at full size may begin with the weights of one that answers at half of it.
+    """
     if not path.is_file():
         raise NotFoundError("--init", f"{path} does not exist, expected a safetensors file", "check the path")
     _, state = _read_safetensors(path, "--init", "give weights that dsgen train-depth wrote")
     settings = f"{network.config['encoder']}, {network.config['width']} wide"
     remedy = "use the --encoder and --width that it was trained with"
+    fresh = {name: value for name, value in network.state_dict().items() if name.startswith("refine.")}
+    if not fresh.keys() & state.keys():
+        state |= fresh
     _refuse_misfits("--init", path, settings, misfits(lambda: network, state), remedy)
     network.load_state_dict(state)
 
