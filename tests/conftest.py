@@ -1,6 +1,7 @@
 """Small pictures and small corpora that every test may read; none may be written to."""
 
 import logging
+import math
 import os
 import shutil
 import signal
@@ -80,3 +81,16 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     network = DenseDepth(ENCODER, 32, norm=True, output="log", input_size=64)
     torch.nn.init.constant_(network.head.bias, 1.0)
     return write_weights(tmp_path_factory.mktemp("weights") / "w.safetensors", network)
+
+
+@pytest.fixture(scope="session")
+def canonical_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A network for a camera of 80 pixels that answers 2 m everywhere, whatever it is shown; fed at 64 pixels."""
+    import torch
+
+    from dsgen.depth.networks import DenseDepth
+
+    network = DenseDepth(ENCODER, 32, norm=True, output="log", input_size=64, focal_px=80.0)
+    torch.nn.init.zeros_(network.head.weight)
+    torch.nn.init.constant_(network.head.bias, math.log(2))
+    return write_weights(tmp_path_factory.mktemp("weights") / "canonical.safetensors", network)

@@ -35,6 +35,8 @@ MOST_FED_PIXELS = 2048 * 2048  # of a picture as it is fed; 0.7 GB in the bundle
 _USUALLY_ELONGATED = 8  # up to here the shorter side is fed at the network's own size, however long the other one
 _STRIDE = 32  # by which DenseDepth halves a picture: fed sides are multiples of it
 _MOST_ELONGATED = MOST_FED_PIXELS // _STRIDE**2  # longer over shorter side of a picture that DenseDepth can be fed
+_LEAST_SIDE, _MOST_PIXELS = 128, 640 * 480  # as fed to a network with a canonical camera, whatever the focal length
+_SCALE_WEIGHT = 0.5  # of an error of the size in which such a network is fed, against one of its proportions
 _MOST_ELONGATED_FOREIGN = 32  # the same for models whose preprocessing may enlarge the shorter side
 
 Size = tuple[int, int]  # height and width in pixels
@@ -110,7 +112,8 @@ class Labeller:
 
     With `average_flip` the depth is the mean of the image's depth and of the un-mirrored depth of its mirror image,
     as in the published figures of DenseDepth. `check_flip` measures how far the two disagree. `precision` is one of
-    `devices.PRECISIONS`.
+    `devices.PRECISIONS`. `focal_px` is the focal length, in pixels of what is fed, of the camera that the network
+    answers for; None if it answers whatever the camera.
     """
 
     name: str
@@ -118,6 +121,7 @@ class Labeller:
     kind = METRIC
     network: nn.Module | None = None
     max_depth_m: float | None = None
+    focal_px: float | None = None
 
     def __init__(
         self, device: torch.device, *, precision: str = "auto", check_flip: bool = False, average_flip: bool = False
@@ -127,24 +131,36 @@ class Labeller:
         self.check_flip, self.average_flip = check_flip, average_flip
         self._largest_batch: int | None = None  # found by running out of memory
 
-    def feed_shape(self, height: int, width: int) -> tuple[int, int]:
+    def feed_shape(self, height: int, width: int, focal_px: float | None = None) -> Size:  # noqa: ARG002
         """Return the (height, width) to which images of this size are scaled before they are fed.
 
-        Raises `PictureError` for images so thin that they cannot be fed.
+        `focal_px` is the images' own focal length, which only networks with a canonical camera look at. Raises
+        `PictureError` for images so thin that they cannot be fed.
         """
         return height, width
 
-    def prepare(self, image: np.ndarray) -> Tensor:
-        """Turn images (n,H,W,3) u1 into the batch that `_answer` takes, on the CPU, in the thread that draws them."""
+    def prepare(self, image: np.ndarray, fed: Size | None = None) -> Tensor:  # noqa: ARG002
+        """Turn images (n,H,W,3) u1 into the batch that `_answer` takes, on the CPU, in the thread that draws them.
+
+        `fed` is the size at which they are fed, by default what `feed_shape` says of images without a focal length.
+        """
         return torch.from_numpy(np.ascontiguousarray(image)).permute(0, 3, 1, 2)  # (n,3,H,W) u1
 
-    def _answer(self, batch: Tensor, source: Size, shape: Size) -> Tensor:
-        """Estimate depth (n,*shape) f4 for a prepared batch on the device; `source` is the images' original size."""
+    def _answer(self, batch: Tensor, source: Size, shape: Size, scale: Tensor | None = None) -> Tensor:
+        """Estimate depth (n,*shape) f4 for a prepared batch on the device; `source` is the images' original size.
+
+        `scale` (n,) f4, on the device, is what the metres of the canonical camera are multiplied with.
+        """
         raise NotImplementedError
 
     @torch.inference_mode()
-    def __call__(self, batch: Tensor, source: Size, shape: Size) -> tuple[np.ndarray, np.ndarray | None]:
+    def __call__(
+        self, batch: Tensor, source: Size, shape: Size, focal_px: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray | None]:
         """Estimate depth (n,*shape) f4 for a prepared batch of images whose size was `source`, and flip errors.
+
+        `focal_px` (n,) are the focal lengths of the images in pixels of `source`, for networks with a canonical
+        camera. Without them the answer is what that camera would have seen.
 
         Flip errors, (n,) f4 with `check_flip` and else None, say how far image and mirror image disagree: the mean
         over pixels of 2 |a - b| / (|a| + |b|), where a is the depth of the image and b the un-mirrored depth of its
@@ -155,9 +171,10 @@ class Labeller:
             batch = batch.pin_memory().to(self.device, non_blocking=True)
         else:
             batch = batch.to(self.device)
-        depth, flip_error = self._estimate(batch, source, shape), None  # (n,*shape) f4
+        scale = self._camera_scale(batch, source, focal_px)
+        depth, flip_error = self._estimate(batch, source, shape, scale), None  # (n,*shape) f4
         if self.check_flip or self.average_flip:
-            mirrored = self._estimate(batch.flip(-1), source, shape).flip(-1)
+            mirrored = self._estimate(batch.flip(-1), source, shape, scale).flip(-1)
             if self.check_flip:
                 relative = 2 * (depth - mirrored).abs() / (depth.abs() + mirrored.abs()).clamp(min=1e-9)
                 flip_error = relative.flatten(1).mean(1).cpu().numpy()  # (n,)
@@ -169,14 +186,25 @@ class Labeller:
         """Return the context in which the network runs: autocast to half precision, or nothing for float32."""
         return torch.autocast(self.device.type, self._autocast_dtype, enabled=self._autocast_dtype is not None)
 
-    def _estimate(self, batch: Tensor, source: Size, shape: Size) -> Tensor:
+    def _camera_scale(self, batch: Tensor, source: Size, focal_px: np.ndarray | None) -> Tensor | None:
+        """Return the focal lengths of images as they are fed over the canonical one, (n,) f4 on the device, or None.
+
+        Sides that are scaled by different factors count with their geometric mean.
+        """
+        if self.focal_px is None or focal_px is None:
+            return None
+        enlarged = math.sqrt(math.prod(batch.shape[-2:]) / math.prod(source))
+        return torch.from_numpy(np.float32(focal_px * (enlarged / self.focal_px))).to(self.device)
+
+    def _estimate(self, batch: Tensor, source: Size, shape: Size, scale: Tensor | None = None) -> Tensor:
         """Estimate a batch in as few pieces as fit the device's memory; the size that fits is remembered."""
         answers: list[Tensor] = []  # (k,*shape) f4 each
         done = 0
         while done < len(batch):
             piece = batch[done : done + (self._largest_batch or len(batch))]
+            scales = None if scale is None else scale[done : done + len(piece)]
             try:
-                answers.append(self._answer(piece, source, shape))
+                answers.append(self._answer(piece, source, shape, scales))
             except (RuntimeError, MemoryError) as error:
                 if is_out_of_memory(error):
                     self._shrink_batches(piece, error)
@@ -210,17 +238,21 @@ class DenseDepthLabeller(Labeller):
         super().__init__(device, **options)
         self.name, self.sha256 = model.name, model.sha256
         self.config = model.network.config
-        self.max_depth_m = self.config["max_depth_m"]
+        self.max_depth_m, self.focal_px = self.config["max_depth_m"], self.config["focal_px"]
         self.network = fold_batch_norms(model.network).to(device).to(memory_format=torch.channels_last)
         self._run: Callable[[Tensor], Tensor] = torch.compile(self.network) if compile_network else self.network
 
-    def feed_shape(self, height: int, width: int) -> tuple[int, int]:
+    def feed_shape(self, height: int, width: int, focal_px: float | None = None) -> Size:
         """Round to multiples of 32, at the network's own input size if it has one, close to the image's proportions.
 
         An image that would have more than `MOST_FED_PIXELS`, or that is thin and would be enlarged to very many, is
-        fed smaller, in the same proportions.
+        fed smaller, in the same proportions. One whose focal length is given is fed so that it is nearly the canonical
+        one, within 640 x 480 pixels, unless it is thin.
         """
         _check_proportions(height, width, _MOST_ELONGATED)
+        thin = max(height, width) > _USUALLY_ELONGATED * min(height, width)
+        if self.focal_px is not None and focal_px is not None and not thin:
+            return _canonical_shape(height, width, self.focal_px / focal_px)
         size = self.config["input_size"]
         scale = size / min(height, width) if size else 1.0
         fed = [max(_STRIDE, round(side * scale / _STRIDE) * _STRIDE) for side in (height, width)]
@@ -234,19 +266,39 @@ class DenseDepthLabeller(Labeller):
             fed = [short, long] if height < width else [long, short]
         return fed[0], fed[1]
 
-    def prepare(self, image: np.ndarray) -> Tensor:
+    def prepare(self, image: np.ndarray, fed: Size | None = None) -> Tensor:
         """Scale images to the size at which they are fed."""
-        return super().prepare(_resize(image, self.feed_shape(*image.shape[1:3])))
+        return super().prepare(_resize(image, fed or self.feed_shape(*image.shape[1:3])))
 
-    def _answer(self, batch: Tensor, source: Size, shape: Size) -> Tensor:  # noqa: ARG002
+    def _answer(self, batch: Tensor, source: Size, shape: Size, scale: Tensor | None = None) -> Tensor:  # noqa: ARG002
         with self._autocast():
             raw = self._run(batch.float().div_(255))  # (n,3,H,W) u1 -> (n,1,H/2,W/2)
         raw = raw.float()
         shrink = raw.shape[-2] > shape[0] or raw.shape[-1] > shape[1]
         raw = F.interpolate(raw, size=shape, mode="bilinear", antialias=shrink)  # (n,1,*shape) f4
         # exp and clamp would turn infinity into a depth
-        metres = to_metres(raw, self.config["output"], self.config["max_depth_m"])
+        scale = None if scale is None else scale[:, None, None, None]
+        metres = to_metres(raw, self.config["output"], self.config["max_depth_m"], scale)
         return torch.where(raw.isfinite(), metres, torch.nan)[:, 0]  # (n,*shape)
+
+
+def _canonical_shape(height: int, width: int, scale: float) -> Size:
+    """Return the sides, multiples of 32, closest to a picture's sides times `scale`, above all in their proportions."""
+    aspect = max(height, width) / min(height, width)
+    candidates = [
+        (short, long)
+        for short in range(_LEAST_SIDE, math.isqrt(_MOST_PIXELS) + 1, _STRIDE)
+        for long in (_floor(short * aspect), _floor(short * aspect) + _STRIDE)
+        if short <= long and short * long <= _MOST_PIXELS
+    ]
+
+    def error(sides: Size) -> tuple[float, int]:
+        short, long = sides
+        enlarged = math.sqrt(short * long / (height * width))
+        return abs(math.log(long / short / aspect)) + _SCALE_WEIGHT * abs(math.log(enlarged / scale)), short * long
+
+    short, long = min(candidates, key=error)
+    return (short, long) if height < width else (long, short)
 
 
 def _floor(side: float) -> int:
@@ -283,23 +335,23 @@ class TransformersLabeller(Labeller):
         self.kind = kind or _kind_of(network.config, name)
         self.network = network.to(device).eval()
 
-    def feed_shape(self, height: int, width: int) -> tuple[int, int]:
+    def feed_shape(self, height: int, width: int, focal_px: float | None = None) -> Size:  # noqa: ARG002
         """Return the size at which the model's own processor gets images: theirs, or a smaller one of large images."""
         _check_proportions(height, width, _MOST_ELONGATED_FOREIGN)
         scale = min(1.0, math.sqrt(MOST_FED_PIXELS / (height * width)))
         return (height, width) if scale == 1 else (int(height * scale), int(width * scale))
 
-    def prepare(self, image: np.ndarray) -> Tensor:
+    def prepare(self, image: np.ndarray, fed: Size | None = None) -> Tensor:
         """Scale and normalise images with the model's own processor."""
-        image = _resize(image, self.feed_shape(*image.shape[1:3]))
-        fed = self._processor(images=super().prepare(image), return_tensors="pt")["pixel_values"]  # (n,3,h,w) f4
-        high, wide = fed.shape[-2:]
+        image = _resize(image, fed or self.feed_shape(*image.shape[1:3]))
+        batch = self._processor(images=super().prepare(image), return_tensors="pt")["pixel_values"]  # (n,3,h,w) f4
+        high, wide = batch.shape[-2:]
         if high * wide > MOST_FED_PIXELS:
             reason = f"the model's preprocessing makes it {wide}x{high}, expected at most {MOST_FED_PIXELS:,} pixels"
             raise PictureError("picture", reason, "crop it, or leave it out")
-        return fed
+        return batch
 
-    def _answer(self, batch: Tensor, source: Size, shape: Size) -> Tensor:
+    def _answer(self, batch: Tensor, source: Size, shape: Size, scale: Tensor | None = None) -> Tensor:  # noqa: ARG002
         assert self.network is not None
         with self._autocast():
             outputs = self.network(pixel_values=batch)
@@ -351,7 +403,7 @@ class FunctionLabeller(Labeller):
             source = self.name
         self.sha256 = hashlib.sha256(source.encode()).hexdigest()
 
-    def _answer(self, batch: Tensor, source: Size, shape: Size) -> Tensor:  # noqa: ARG002
+    def _answer(self, batch: Tensor, source: Size, shape: Size, scale: Tensor | None = None) -> Tensor:  # noqa: ARG002
         # float32 before it is moved: MPS has no float64
         answer = torch.as_tensor(self.function(batch.permute(0, 2, 3, 1).cpu().numpy())).float().to(self.device)
         # (n,h,w) f4, of any h and w

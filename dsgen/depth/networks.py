@@ -258,13 +258,16 @@ def check_max_depth(max_depth_m: float) -> None:
         )
 
 
-def to_metres(raw: Tensor, output: str, max_depth_m: float = MAX_DEPTH_M) -> Tensor:
+def to_metres(raw: Tensor, output: str, max_depth_m: float = MAX_DEPTH_M, scale: Tensor | None = None) -> Tensor:
     """Turn a depth network's raw answer into metres, clipped to 0.1..`max_depth_m`; what is not a number stays so.
 
     A reciprocal answer is `max_depth_m` / metres. At or below zero it has no depth; as in the published
-    post-processing, for 10 metres clip(1000 / y, 10, 1000) / 100, a negative one becomes the minimum.
+    post-processing, for 10 metres clip(1000 / y, 10, 1000) / 100, a negative one becomes the minimum. Metres are
+    multiplied with `scale`, of a shape that fits `raw`, before they are clipped: it is that of the camera.
     """
     metres = raw.exp() if output == "log" else max_depth_m / raw
+    if scale is not None:
+        metres = metres * scale
     return metres.clamp(MIN_DEPTH_M, max_depth_m)
 
 

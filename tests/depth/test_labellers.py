@@ -31,7 +31,7 @@ class Greedy(Labeller):
 
     name, sha256, room = "greedy", "0", 3
 
-    def _answer(self, batch: torch.Tensor, source: Any, shape: Any) -> torch.Tensor:  # noqa: ARG002
+    def _answer(self, batch: torch.Tensor, source: Any, shape: Any, scale: Any = None) -> torch.Tensor:  # noqa: ARG002
         """Answer the pictures' mean, or run out of memory."""
         if len(batch) > self.room:
             raise torch.OutOfMemoryError("out of memory")
@@ -225,6 +225,96 @@ def test_what_is_fed_is_bounded(weights: Path, monkeypatch: pytest.MonkeyPatch, 
     assert labeller.feed_shape(480, 640) == (round(480 * scale / 32) * 32, round(640 * scale / 32) * 32)
 
 
+def canonical(weights: Path, **options: Any) -> Labeller:
+    """A labeller on the CPU, in float32, of a network for a canonical camera."""
+    return make_labellers(LabelOptions(weights=weights, precision="float32", **options), [CPU])[0]
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "scale", "fed"),
+    [
+        (176, 235, 1.0, (192, 256)),  # the proportions count more than the size
+        (235, 176, 1.0, (256, 192)),
+        (480, 640, 0.4, (192, 256)),
+        (224, 224, 1.0, (224, 224)),
+        (448, 448, 0.5, (224, 224)),
+        (500, 500, 0.5, (256, 256)),
+        (3000, 4000, 1.0, (480, 640)),  # a long lens would be fed as it is
+        (3000, 4000, 1e-4, (128, 160)),  # nor does a longer one get less
+        (64, 64, 100.0, (544, 544)),
+        (2160, 3840, 0.1, (224, 384)),
+    ],
+)
+def test_pictures_are_fed_to_the_canonical_camera(
+    canonical_weights: Path, height: int, width: int, scale: float, fed: tuple[int, int]
+):
+    """A picture with a focal length is scaled so that it is 80 pixels, in its proportions, within bounds."""
+    assert canonical(canonical_weights).feed_shape(height, width, 80 / scale) == fed
+
+
+def test_what_the_canonical_camera_is_fed_is_bounded(canonical_weights: Path):
+    """Multiples of 32, 128 to a side or more, 640 x 480 pixels at most, proportions within 13 %; thin ones as ever."""
+    labeller = canonical(canonical_weights)
+    for height in (1, 7, 100, 333, 480, 2000, 8000):
+        for width in (3, 40, 224, 375, 640, 1999, 4000):
+            thin = max(height, width) > 8 * min(height, width)
+            for focal in (1.0, 100.0, 333.3, 1000.0, 50_000.0):
+                fed = labeller.feed_shape(height, width, focal)
+                assert fed[0] % 32 == fed[1] % 32 == 0
+                if thin:
+                    assert fed == labeller.feed_shape(height, width)
+                    continue
+                assert min(fed) >= 128
+                assert fed[0] * fed[1] <= 640 * 480
+                assert fed[0] / fed[1] == pytest.approx(height / width, rel=0.13)
+    assert labeller.feed_shape(7, 7, 80.0) == (128, 128)
+    with pytest.raises(PictureError, match="5000x1 pixels, expected one side"):
+        labeller.feed_shape(1, 5000, 80.0)
+
+
+@pytest.mark.parametrize("options", [{}, {"average_flip": True, "check_flip": True}])
+def test_metres_are_scaled_back_to_the_pictures_camera(canonical_weights: Path, options: dict[str, Any]):
+    """2 m times the focal length as fed over the canonical one, each picture's own, then clipped; exact to rounding."""
+    labeller = canonical(canonical_weights, **options)
+    image = np.random.default_rng(0).integers(0, 256, (4, 96, 128, 3)).astype(np.uint8)
+    focal_px = np.array([80.0, 120.0, 1.0, 4000.0])
+    batch = labeller.prepare(image, (192, 256))  # twice as large
+    depth, _ = labeller(batch, (96, 128), (96, 128), focal_px)
+    assert depth.shape == (4, 96, 128)
+    expected = [2 * 160 / 80, 2 * 240 / 80, 0.1, 10.0]
+    np.testing.assert_allclose(depth, np.broadcast_to(np.reshape(expected, (4, 1, 1)), depth.shape), rtol=1e-5)
+    distorted, _ = labeller(labeller.prepare(image, (192, 192)), (96, 128), (96, 128), focal_px)
+    np.testing.assert_allclose(distorted[0], 2 * np.sqrt(2 * 1.5), rtol=1e-5)
+    unscaled, _ = labeller(batch, (96, 128), (96, 128))
+    np.testing.assert_allclose(unscaled, 2, rtol=1e-5)
+
+
+def test_batches_that_are_split_keep_each_pictures_camera(canonical_weights: Path, monkeypatch: pytest.MonkeyPatch):
+    """Memory for two pictures: the third has its own scale still."""
+    labeller = canonical(canonical_weights)
+    answer = labeller._answer
+
+    def greedy(batch: torch.Tensor, *others: Any) -> torch.Tensor:
+        if len(batch) > 2:
+            raise torch.OutOfMemoryError("out of memory")
+        return answer(batch, *others)
+
+    monkeypatch.setattr(labeller, "_answer", greedy)
+    focal_px = np.array([40.0, 80.0, 120.0, 160.0, 200.0])
+    depth, _ = labeller(labeller.prepare(np.zeros((5, 64, 64, 3), np.uint8)), (64, 64), (8, 8), focal_px)
+    np.testing.assert_allclose(depth[:, 0, 0], [1, 2, 3, 4, 5], rtol=1e-5)
+
+
+def test_networks_without_a_canonical_camera_ignore_the_pictures(weights: Path):
+    """They answer metres whatever the camera."""
+    labeller = canonical(weights)
+    image = draw_background(0, 64, 96)[None]
+    assert labeller.feed_shape(64, 96, 500.0) == labeller.feed_shape(64, 96)
+    plain, _ = labeller(labeller.prepare(image), (64, 96), (64, 96))
+    with_camera, _ = labeller(labeller.prepare(image), (64, 96), (64, 96), np.array([500.0]))
+    np.testing.assert_array_equal(plain, with_camera)
+
+
 @pytest.mark.filterwarnings("default")
 @pytest.mark.parametrize("family", ["dpt", "depth-anything", "glpn"])
 def test_what_transformers_models_are_fed_is_bounded(tmp_path: Path, family: str, monkeypatch: pytest.MonkeyPatch):
@@ -261,7 +351,7 @@ def test_what_transformers_models_are_fed_is_bounded(tmp_path: Path, family: str
 def test_memory_runs_out_on_every_device(message: str, monkeypatch: pytest.MonkeyPatch):
     """CPUs and MPS have no class of error for it; batches shrink all the same."""
 
-    def answer(self: Greedy, batch: torch.Tensor, source: Any, shape: Any) -> torch.Tensor:
+    def answer(self: Greedy, batch: torch.Tensor, source: Any, shape: Any, scale: Any) -> torch.Tensor:
         if len(batch) > 2:
             raise RuntimeError(message)
         return torch.zeros(len(batch), *shape)
