@@ -102,11 +102,11 @@ def draw_pair(
     people, styles = variety.people, variety.styles
     if people and rng.random() < 0.4:
         for _ in range(rng.integers(1, 3)):
-            paste_person(rgb, depth_m, people[rng.integers(len(people))], focal_px, rng)
+            paste_person(rgb, depth_m, people[int(rng.integers(len(people)))], focal_px, rng)
     if rng.random() < 0.5:
         rgb, depth_m = rgb[:, ::-1], depth_m[:, ::-1]
     if styles and rng.random() < 0.5:
-        rgb = restyle(rgb, styles[rng.integers(len(styles))], rng)
+        rgb = restyle(rgb, styles[int(rng.integers(len(styles)))], rng)
     return photometric(np.ascontiguousarray(rgb), rng), np.ascontiguousarray(depth_m)
 
 
@@ -215,11 +215,11 @@ def restyle(rgb: np.ndarray, style: np.ndarray, rng: np.random.Generator) -> np.
         moved = (lab - mean) * (new_spread / spread).clip(0.4, 2.5) + new_mean
         lab += strength * (moved - lab)
         return cv2.cvtColor(np.rint(lab.clip(0, 255)).astype(np.uint8), cv2.COLOR_LAB2RGB)
-    spectrum, wanted = (np.fft.rfft2(each.astype(np.float32), axes=(0, 1)) for each in (rgb, style))
+    spectrum, aim = (np.fft.rfft2(each.astype(np.float32), axes=(0, 1)) for each in (rgb, style))
     reach = rng.uniform(0.01, 0.06)  # share of the frequencies
     low = (np.abs(np.fft.fftfreq(height))[:, None] <= reach / 2) & (np.fft.rfftfreq(width)[None] <= reach / 2)
     size = np.abs(spectrum[low])
-    spectrum[low] *= (size + strength * (np.abs(wanted[low]) - size)) / np.maximum(size, 1e-3)
+    spectrum[low] *= (size + strength * (np.abs(aim[low]) - size)) / np.maximum(size, 1e-3)
     changed = np.fft.irfft2(spectrum, s=(height, width), axes=(0, 1))
     return np.rint(changed.clip(0, 255)).astype(np.uint8)
 
@@ -263,7 +263,7 @@ def photometric(rgb: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     if rng.random() < 0.4:
         noise = rng.standard_normal(out.shape, np.float32) * np.float32(255 * rng.uniform(0.005, 0.06))
         if rng.random() < 0.5:  # of the size of several pixels, as compressed video has it
-            noise = 1.7 * cv2.GaussianBlur(noise, (0, 0), rng.uniform(0.5, 1.0))
+            cv2.GaussianBlur(1.7 * noise, (0, 0), rng.uniform(0.5, 1.0), dst=noise)
         out = (out + noise).clip(0, 255).astype(np.uint8)
     if rng.random() < 0.3:
         _, code = cv2.imencode(".jpg", out, [cv2.IMWRITE_JPEG_QUALITY, int(rng.integers(20, 95))])

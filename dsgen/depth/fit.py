@@ -8,7 +8,6 @@ the depth their height in pixels implies.
 
 import hashlib
 import io
-import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,8 +25,9 @@ from dsgen import metrics
 from dsgen.averaging import fixed_decay
 from dsgen.depth.augment import Variety, batches, read_styles
 from dsgen.depth.frames import Frame, Frames, Mixture, read_people
+from dsgen.depth.labellers import DenseDepthLabeller
 from dsgen.depth.networks import DenseDepth
-from dsgen.depth.weights import load_depth_model, load_initial, save_depth_network
+from dsgen.depth.weights import DepthModel, load_depth_model, load_initial, save_depth_network
 from dsgen.errors import (
     ConflictError,
     DamagedError,
@@ -38,12 +38,11 @@ from dsgen.errors import (
     is_system_error,
     reason_of,
 )
-from dsgen.io import images
 from dsgen.io.atomic import write_bytes
 from dsgen.io.json_files import check_as
 from dsgen.io.torch_files import read_torch
 from dsgen.parallel.devices import autocast_dtype, pick_device
-from dsgen.units import MAX_DEPTH_M, MIN_DEPTH_M
+from dsgen.units import MAX_DEPTH_M
 
 FOCAL_PX = 192.0  # of the canonical camera: a picture of 61 degrees is fed at some 224 pixels
 
@@ -77,23 +76,29 @@ def depth_loss(raw: Tensor, depth_m: Tensor) -> Tensor:
 Scores = dict[str, float]
 
 
-@torch.inference_mode()
 def score(network: DenseDepth, frames: Frames, rows: np.ndarray) -> Scores:
     """AbsRel, RMSE (m), delta1 metric and after median scaling, of frames fed as `dsgen depth` feeds them.
 
     Means over the frames of a room, then over rooms; full size, 0.1..10 m, no crop.
     """
-    network.eval()
+    device = next(network.parameters()).device
+    labeller = DenseDepthLabeller(DepthModel(network, "", ""), device, precision="float32")
     by_room: dict[str, list[Scores]] = {}
     for row in rows:
         frame = frames[row]
         truth = torch.from_numpy(frame.depth_mm.astype(np.float32) / 1000)
-        guess = estimate(network, frame)
+        guess = torch.from_numpy(estimate(labeller, frame))
         valid = metrics.valid_depth(truth)
         if valid.any():
             by_room.setdefault(str(frames.room[row]), []).append(_frame_scores(guess[valid], truth[valid]))
-    rooms = [_mean(scores) for scores in by_room.values()]
-    return _mean(rooms)
+    return _mean([_mean(scores) for scores in by_room.values()])
+
+
+def estimate(labeller: DenseDepthLabeller, frame: Frame) -> np.ndarray:
+    """Estimate the depth (h,w) f4 of a frame in metres."""
+    size = frame.rgb.shape[0], frame.rgb.shape[1]
+    fed = labeller.prepare(frame.rgb[None], labeller.feed_shape(*size, frame.focal_px))
+    return labeller(fed, size, size, np.array([frame.focal_px]))[0][0]
 
 
 def _frame_scores(guess: Tensor, truth: Tensor) -> Scores:
@@ -108,30 +113,6 @@ def _frame_scores(guess: Tensor, truth: Tensor) -> Scores:
 
 def _mean(scores: Sequence[Scores]) -> Scores:
     return {name: float(np.mean([each[name] for each in scores])) for name in (scores[0] if scores else ())}
-
-
-def estimate(network: DenseDepth, frame: Frame) -> Tensor:
-    """Estimate the depth (h,w) f4 of a frame in metres, on the CPU."""
-    height, width = frame.rgb.shape[:2]
-    focal_px = network.config["focal_px"]
-    fed = fed_size(height, width, focal_px / frame.focal_px)
-    image = torch.from_numpy(images.resize(frame.rgb, *fed)).permute(2, 0, 1)[None]
-    raw = network(image.to(next(network.parameters()).device).float() / 255).float().cpu()
-    raw = F.interpolate(raw, size=(height, width), mode="bilinear")[0, 0]
-    fed_focal = frame.focal_px * math.sqrt(fed[0] * fed[1] / (height * width))
-    return (raw.exp() * (fed_focal / focal_px)).clamp(MIN_DEPTH_M, MAX_DEPTH_M)
-
-
-def fed_size(height: int, width: int, scale: float) -> tuple[int, int]:
-    best = None
-    for h in range(128, 641, 32):
-        for w in range(128, 641, 32):
-            cost = abs(math.log(w / h * height / width)) + 0.5 * abs(
-                math.log(math.sqrt(h * w / height / width) / scale)
-            )
-            if best is None or cost < best[0]:
-                best = (cost, h, w)
-    return best[1:]
 
 
 @dataclass(frozen=True)
@@ -173,8 +154,8 @@ def train_depth(
     file of the same network to start from; without it the weights are random. With `validation_folder`, frames that are
     not trained on, the weights written are those of the epoch with the best median-scaled delta1 there. `styles_folder`
     holds photographs whose colours some pictures are given. A checkpoint beside `out` is written after every epoch. The
-    same call resumes from it after a kill and ends with the same weights; at the end it is removed. The scores are those
-    of the weights written, fed as `dsgen depth` feeds them, which is at a focal length of `focal_px` pixels.
+    same call resumes from it after a kill and ends with the same weights; at the end it is removed. The scores are
+    those of the weights written, fed as `dsgen depth` feeds them: at a focal length of `focal_px` pixels.
 
     Raises `InvalidValueError` for numbers of sizes and epochs that differ, for a batch of more frames than there are to
     train on, and for weights of another network, `ConflictError` for a checkpoint of other settings, and `DsgenError`
@@ -230,7 +211,7 @@ def train_depth(
         rule = f"at most {len(mixture)}, the frames to train on ({mixture.held_out_count} are held out)"
         raise InvalidValueError.expected("batch_size", batch_size, rule, "make it smaller, or add frames")
     steps = (len(mixture) // batch_size) * sum(epochs)
-    config = {
+    config: dict[str, Any] = {
         "encoder": encoder,
         "width": width,
         "norm": True,

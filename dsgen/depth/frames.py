@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from dsgen.camera import focal_px, is_fov
 from dsgen.errors import DamagedError, DsgenError, InvalidValueError, NotFoundError, raise_all
 from dsgen.io import images
 from dsgen.io.csv_files import read_csv
@@ -78,7 +79,7 @@ class Frames(Sequence[Frame]):
 
     def __getitem__(self, row: int) -> Frame:  # type: ignore[override]
         rgb, depth_mm = self._pairs[row]
-        return Frame(rgb, depth_mm, rgb.shape[1] / 2 / math.tan(math.radians(self.fov_deg[row]) / 2))
+        return Frame(rgb, depth_mm, focal_px(self.fov_deg[row], rgb.shape[1]))
 
     def split(self, validation_share: float = 0.1) -> tuple[np.ndarray, np.ndarray]:
         """Row numbers for training and validation; a room goes whole to one side, decided by its name alone.
@@ -186,7 +187,7 @@ def _field_of_view(listing: Path, row: dict[str, str]) -> float:
         degrees = float(text)
     except ValueError:
         degrees = math.nan
-    if not 0 < degrees < 180:
+    if not is_fov(degrees):
         reason = f"fov_deg of frame {row['name']} is {text}, expected degrees above 0 and below 180"
         raise DamagedError(listing, reason, "correct it, or leave it empty")
     return degrees

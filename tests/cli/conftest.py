@@ -154,7 +154,7 @@ RESULTS: dict[str, Any] = {
         empty=[],
         per_picture=[],
     ),
-    "dsgen.depth.fit.train_depth": TrainDepthResult(Path("depth.safetensors"), {"abs_rel": 0.1234, "delta1": 0.5}),
+    "dsgen.depth.fit.train_depth": TrainDepthResult(Path("depth.safetensors"), {"abs_rel": 0.1234, "delta1": 0.5}, {}),
     "dsgen.depth.weights.convert_weights": ConvertedWeights(
         out=Path("nyu.safetensors"),
         activations=2,
