@@ -256,17 +256,20 @@ def train_depth(
 
 
 def convert(
-    source: Annotated[Path, typer.Argument(metavar="SOURCE", help="A Keras 2 .h5 file of DenseDepth, such as nyu.h5.")],
+    source: Annotated[
+        Path, typer.Argument(metavar="SOURCE", help="A Keras 2 .h5 file of DenseDepth, such as nyu.h5; or any weights.")
+    ],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="The safetensors file to write.")],
     max_depth: Annotated[
         float | None,
         typer.Option(help="Depth range in metres; 80 if the name says kitti, else 10, by default."),
     ] = None,
+    half: Annotated[bool, typer.Option("--half", help="Write kernels as float16: half the bytes.")] = False,
 ) -> Reply:
-    """Convert DenseDepth's published Keras weights to safetensors."""
+    """Convert DenseDepth's published Keras weights to safetensors, or halve the bytes of any weights."""
     from dsgen.depth.weights import convert_weights
 
-    result = convert_weights(source, out, max_depth)
+    result = convert_weights(source, out, max_depth, half)
     text = (
         f"{out}: {result.parameters:,} parameters in {result.arrays:,} arrays, for depths up to "
         f"{result.max_depth_m:g} m, SHA-256 {result.sha256[:12]}"

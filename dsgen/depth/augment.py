@@ -263,7 +263,7 @@ def photometric(rgb: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     if rng.random() < 0.4:
         noise = rng.standard_normal(out.shape, np.float32) * np.float32(255 * rng.uniform(0.005, 0.06))
         if rng.random() < 0.5:  # of the size of several pixels, as compressed video has it
-            cv2.GaussianBlur(1.7 * noise, (0, 0), rng.uniform(0.5, 1.0), dst=noise)
+            cv2.GaussianBlur(np.float32(1.7) * noise, (0, 0), rng.uniform(0.5, 1.0), dst=noise)
         out = (out + noise).clip(0, 255).astype(np.uint8)
     if rng.random() < 0.3:
         _, code = cv2.imencode(".jpg", out, [cv2.IMWRITE_JPEG_QUALITY, int(rng.integers(20, 95))])

@@ -72,7 +72,7 @@ class Frames(Sequence[Frame]):
         with ThreadPoolExecutor(jobs) as pool:
             read = list(pool.map(_attempt_pair, pairs))
         raise_all(each for pair in read for each in pair if isinstance(each, DsgenError))
-        self._pairs = [(rgb, depth) for rgb, depth in read if isinstance(rgb, np.ndarray)]
+        self._pairs = [each for each in read if isinstance(each, tuple)]
 
     def __len__(self) -> int:
         return len(self._pairs)
@@ -207,7 +207,7 @@ def _files_by_name(folder: Path, suffixes: Collection[str]) -> dict[str, Path]:
     return found
 
 
-def _attempt_pair(paths: tuple[Path, Path]) -> list[np.ndarray] | list[DsgenError]:
+def _attempt_pair(paths: tuple[Path, Path]) -> tuple[np.ndarray, np.ndarray] | list[DsgenError]:
     """Read a picture and its depth map (h,w) u2 millimetres; return the errors, so that all can be listed together."""
     pair = [attempt(paths[0]), _attempt_depth(paths[1])]
     errors = [each for each in pair if isinstance(each, DsgenError)]
@@ -218,7 +218,7 @@ def _attempt_pair(paths: tuple[Path, Path]) -> list[np.ndarray] | list[DsgenErro
         (high, wide), (height, width) = rgb.shape[:2], depth_mm.shape
         reason = f"{width}x{height} pixels, but its picture has {wide}x{high}, expected the same size"
         return [DsgenError(paths[1], reason, "scale the depth map to the picture, by nearest neighbours")]
-    return [rgb, depth_mm]
+    return rgb, depth_mm
 
 
 def _attempt_depth(path: Path) -> np.ndarray | DsgenError:

@@ -97,9 +97,14 @@ def load_depth_model(
     return DepthModel(network.eval(), name, _sha256(path))
 
 
-def save_depth_network(network: DenseDepth, out: Path) -> None:
-    """Write a network as a weights file that says which network it is for, whole or not at all."""
+def save_depth_network(network: DenseDepth, out: Path, half: bool = False) -> None:
+    """Write a network as a weights file that says which network it is for, whole or not at all.
+
+    With `half` the kernels are written as float16, in half the bytes; what scales and shifts channels stays float32.
+    """
     state = {name: value.contiguous() for name, value in network.state_dict().items()}
+    if half:
+        state = {name: value.half() if value.ndim > 1 else value for name, value in state.items()}
     write_bytes(out, save(state, {METADATA: json.dumps(network.config)}))
 
 
@@ -119,19 +124,20 @@ class ConvertedWeights:
     sha256: str
 
 
-def convert_weights(source: Path, out: Path, max_depth_m: float | None = None) -> ConvertedWeights:
-    """Write the network of a Keras file as a safetensors weights file, whole or not at all.
+def convert_weights(source: Path, out: Path, max_depth_m: float | None = None, half: bool = False) -> ConvertedWeights:
+    """Write the network of a Keras file, or with `half` of any weights file, as safetensors, whole or not at all.
 
-    `max_depth_m` is as for `load_depth_model`; the file written records it. Raises `NotFoundError` and `DamagedError`
-    for a source that cannot be read.
+    `max_depth_m` is as for `load_depth_model`; the file written records it. `half` is as for `save_depth_network`.
+    Raises `NotFoundError` and `DamagedError` for a source that cannot be read.
 
     >>> convert_weights(Path("nyu.h5"), Path("nyu.safetensors")).parameters  # doctest: +SKIP
     42816089
     """
     if not source.is_file():
         raise NotFoundError(source, "no such file, expected a Keras HDF5 file")
-    if not (is_hdf5(source) or is_zip(source)):
-        raise DamagedError(source, "no HDF5 file, expected Keras weights", "a safetensors file needs no conversion")
+    if not half and not (is_hdf5(source) or is_zip(source)):
+        remedy = "a safetensors file needs no conversion, except with --half"
+        raise DamagedError(source, "no HDF5 file, expected Keras weights", remedy)
     unfinished = partial_path(out)
     if any(path.exists() and path.samefile(source) for path in (out, unfinished)):
         raise DsgenError(out, "is the file to convert", "give the result another name")
@@ -139,7 +145,7 @@ def convert_weights(source: Path, out: Path, max_depth_m: float | None = None) -
         raise DsgenError(out, "is a folder, expected a file name for the weights", "add one")
     network = load_depth_model(source, max_depth_m=max_depth_m).network
     out.parent.mkdir(parents=True, exist_ok=True)
-    save_depth_network(network, out)
+    save_depth_network(network, out, half)
     arrays = [value for name, value in network.state_dict().items() if not name.endswith("num_batches_tracked")]
     return ConvertedWeights(
         out=out,

@@ -570,6 +570,21 @@ def test_converted_weights_answer_the_same(tmp_path: Path, narrow: Path):
     assert [path.name for path in out.parent.iterdir()] == [out.name]
 
 
+def test_halved_weights_answer_nearly_the_same(tmp_path: Path, weights: Path):
+    """Half the bytes of the kernels; from any weights file; depth changes by less than a hundredth."""
+    out = tmp_path / "half.safetensors"
+    assert convert_weights(weights, out, half=True).sha256 == load_depth_model(out).sha256
+    assert out.stat().st_size < 0.6 * weights.stat().st_size
+    model, halved = load_depth_model(weights).network, load_depth_model(out).network
+    assert halved.config == model.config
+    assert {value.dtype for value in halved.state_dict().values()} <= {torch.float32, torch.int64}
+    image = to_torch(picture(64, 64))
+    with torch.inference_mode():
+        assert halved.depth_m(image) == pytest.approx(model.depth_m(image), rel=1e-2)
+    with pytest.raises(DsgenError, match="a safetensors file needs no conversion, except with --half"):
+        convert_weights(weights, tmp_path / "again.safetensors")
+
+
 def test_conversion_refuses_and_leaves_nothing(tmp_path: Path, narrow: Path, monkeypatch: pytest.MonkeyPatch):
     """Its own source, a folder, what is no Keras file; an existing result is replaced, whole or not at all."""
     source = Path(shutil.copy(narrow, tmp_path / "w.h5"))
