@@ -349,8 +349,8 @@ def restored_metadata(path: Path, rows: int, size: int, positions: int) -> dict[
     recorded = attributes.get(METADATA_SHA256)
     if recorded is None or _find_other_attributes(attributes):
         return {}
-    lacking: dict[str, Any] = dict.fromkeys(_OF_CAMERA) | attributes
-    made = LabelAttributes(**{field.name: lacking[field.name] for field in fields(LabelAttributes)})
+    values: dict[str, Any] = dict.fromkeys(_OF_CAMERA) | attributes
+    made = LabelAttributes(**{field.name: values[field.name] for field in fields(LabelAttributes)})
     with TemporaryDirectory() as folder:
         create_labels(Path(folder) / path.name, rows, size, positions, made)
         files = {name: (Path(folder) / path.name / name).read_bytes() for name in recorded if name != _ATTRIBUTES}

@@ -183,8 +183,9 @@ def label_folder(
     suffix = _choose_format(file_format, labeller)
     pictures = [path.relative_to(folder) for path in paths]
     names = dict(zip(paths, output_names(pictures, f".{suffix}"), strict=True))
-    found_cameras = [] if labeller.focal_px is None else read_cameras(folder, paths, fov_deg, available_cores())
-    cameras = dict(zip(paths, found_cameras, strict=False))
+    cameras: dict[Path, Camera | None] = {}
+    if labeller.focal_px is not None:
+        cameras = dict(zip(paths, read_cameras(folder, paths, fov_deg, available_cores()), strict=True))
     job = _Job(folder, out, names, labeller, batch_size or default_batch_size(labeller.device), previews, cameras)
     with exclusive_lock(out):
         _write_parameters(job, suffix)

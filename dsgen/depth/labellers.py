@@ -461,7 +461,7 @@ def check_fov_is_used(fov_deg: float | None, labellers: Iterable[Labeller]) -> N
     labellers = list(labellers)
     if fov_deg is not None and all(labeller.focal_px is None for labeller in labellers):
         names = " and ".join(labeller.name for labeller in labellers)
-        raise InvalidValueError("--fov", f"not used by {names}, which has no canonical camera", "leave it out")
+        raise InvalidValueError("--fov", f"not used by {names} (no canonical camera)", "leave it out")
 
 
 def default_batch_size(device: torch.device) -> int:

@@ -13,7 +13,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from dsgen import camera
 from dsgen.camera import ASSUMED_FOV_DEG, fov_along, is_fov
 from dsgen.errors import DamagedError, DsgenError, InvalidValueError, raise_all
 from dsgen.io.csv_files import read_csv
@@ -33,11 +32,6 @@ class Camera:
     width: int
     fov_deg: float
     fov_from: str
-
-    @property
-    def focal_px(self) -> float:
-        """The focal length in pixels of the picture."""
-        return camera.focal_px(self.fov_deg, self.width)
 
     def square_fov_deg(self) -> float:
         """Return the field of view of the picture's largest centred square."""

@@ -622,7 +622,7 @@ def test_a_reference_with_a_canonical_camera_gives_its_metres(tmp_path: Path, se
 
 def test_networks_without_a_canonical_camera_record_nothing_of_cameras(seen_corpus: Path, weights: Path):
     """`--fov` is refused, and the attributes are as they were."""
-    with pytest.raises(InvalidValueError, match=r"--fov: not used by .*, which has no canonical camera; leave it out"):
+    with pytest.raises(InvalidValueError, match=r"--fov: not used by .* \(no canonical camera\); leave it out"):
         label_corpus(seen_corpus, weights=weights, device="cpu", fov_deg=60)
     assert not (seen_corpus / "depth.zarr").exists()
     assert label_corpus(seen_corpus, weights=weights, device="cpu").fov_assumed == 0

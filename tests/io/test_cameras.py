@@ -97,7 +97,6 @@ def test_the_order_of_the_sources(tmp_path: Path):
     assert given[3].fov_deg == 70
     assert given[3].square_fov_deg() == 70
     assert given[2].square_fov_deg() == pytest.approx(55.41, abs=0.01)
-    assert given[2].focal_px == pytest.approx(28.563, abs=1e-3)
 
 
 def test_names_in_the_file_match_as_elsewhere(tmp_path: Path):
