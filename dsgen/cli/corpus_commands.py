@@ -40,6 +40,13 @@ def composite(
     max_foregrounds: Annotated[
         int | None, typer.Option(help="Use only the first N foregrounds; all by default.")
     ] = None,
+    fov: Annotated[
+        float | None,
+        typer.Option(
+            help="Field of view in degrees, along the width, of backgrounds that do not say theirs in a CSV file or by "
+            "EXIF; not recorded by default."
+        ),
+    ] = None,
     pictures: Annotated[
         bool, typer.Option("--pictures/--no-pictures", help="Write picture files; later stages do not need them.")
     ] = True,
@@ -68,6 +75,7 @@ def composite(
         pictures=pictures,
         part=work,
         cluster=cluster,
+        fov_deg=fov,
     )
     drawn = "no picture files drawn (--no-pictures)"
     if pictures:

@@ -70,6 +70,13 @@ def depth(
     check_flip: Annotated[
         bool, typer.Option("--check-flip", help="Store how much the depth of each image and its mirror image differ.")
     ] = False,
+    fov: Annotated[
+        float | None,
+        typer.Option(
+            help="Field of view in degrees, along the width, of pictures (of a corpus: of its square backgrounds) that "
+            "do not say theirs; 63 along the longer side by default. For networks with a canonical camera."
+        ),
+    ] = None,
     pictures: Annotated[
         bool, typer.Option("--pictures", help="Draw views too: 8-bit, 0 to 10 m; for a folder in colour, with a scale.")
     ] = False,
@@ -100,6 +107,7 @@ def depth(
         "compile_network": compile_network,
         "precision": precision,
         "average_flip": average_flip,
+        "fov_deg": fov,
     }
     if _is_folder_of_pictures(path):
         unused = ("part", "backend", "scheduler", "jobs", "check_flip", "metric_reference")
@@ -128,6 +136,7 @@ def depth(
     text = (
         f"{result.corpus}: {result.rows:,} {what}; {result.labelled:,} labelled now{rate} by {result.model} on "
         f"{result.device}, {result.already_there:,} already existed{left_to_others(result.left, part)}"
+        f"{_assumed(result.fov_assumed, ' backgrounds')}"
     )
     return Reply(text, as_dict(result))
 
@@ -152,9 +161,16 @@ def _label_folder(
     result = label_folder(folder, out, file_format=file_format, previews=pictures, **network)
     text = (
         f"{result.out}: {result.labelled:,} pictures labelled now by {result.model}, "
-        f"{result.already_there:,} already existed, {len(result.failed):,} failed"
+        f"{result.already_there:,} already existed, {len(result.failed):,} failed{_assumed(result.fov_assumed)}"
     )
     return Reply(text, as_dict(result), problems=result.failed, failed=bool(result.failed))
+
+
+def _assumed(pictures: int, of: str = "") -> str:
+    """Say how many pictures were taken to have the usual field of view, since nothing says theirs."""
+    from dsgen.camera import ASSUMED_FOV_DEG
+
+    return f"; field of view of {pictures:,}{of} assumed, {ASSUMED_FOV_DEG:g} degrees, see --fov" if pictures else ""
 
 
 def evaluate_depth(

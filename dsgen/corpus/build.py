@@ -9,7 +9,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Self, cast
+from typing import Any, Literal, Self, cast
 
 from dsgen import __version__
 from dsgen.corpus import layout
@@ -19,6 +19,7 @@ from dsgen.corpus.manifest import (
     MAX_POSITIONS,
     MAX_SIZE,
     MIN_SIZE,
+    Manifest,
     ParameterRecord,
     PictureRecord,
     parse_manifest,
@@ -48,6 +49,7 @@ from dsgen.errors import (
 )
 from dsgen.io.assets import asset
 from dsgen.io.atomic import final_name, write_folder
+from dsgen.io.cameras import check_fov
 from dsgen.io.filesystem import LocalFiles, hash_tree
 from dsgen.io.regular_files import regular
 from dsgen.parallel.locks import LOCK
@@ -160,12 +162,16 @@ def composite(
     pictures: bool = True,
     part: Part | None = None,
     cluster: str | None = None,
+    fov_deg: float | None = None,
 ) -> CompositeResult:
     """Make a corpus of composites with masks, or resume an unfinished one.
 
     `backgrounds` and `foregrounds` are folders of pictures; the bundled ones are used by default, and at most the first
     `max_backgrounds` and `max_foregrounds` pictures in order of name. `jobs` is the number of processes, by default one
     per core. Without `pictures` only plan and sources are made, which all later stages can work from.
+
+    The backgrounds' fields of view are recorded where they are known, see `dsgen.io.cameras`; `fov_deg` is that of
+    backgrounds that do not say theirs, along their width.
 
     With `part` only that part of the backgrounds is drawn; parts may run at the same time in one folder on a shared
     file system. `cluster` is the address of a dask scheduler whose workers draw instead of local processes.
@@ -182,9 +188,11 @@ def composite(
     corpus = Path(corpus)
     parameters = parameters or Parameters()
     parameters.check()
+    check_fov(fov_deg)
     workers = worker_count(jobs)
+    rooms = SourceFolder.read(backgrounds or asset("backgrounds"), "backgrounds", max_backgrounds, workers)
     sources = (
-        SourceFolder.read(backgrounds or asset("backgrounds"), "backgrounds", max_backgrounds, workers),
+        rooms.with_cameras(fov_deg, workers),
         SourceFolder.read(foregrounds or asset("foregrounds"), "foregrounds", max_foregrounds, workers),
     )
     _check_existing(corpus, parameters, *sources)
@@ -195,6 +203,12 @@ def composite(
             if not (corpus / layout.CORPUS_JSON).exists():
                 _make(corpus, parameters, *sources, workers)
             opened = Corpus(corpus)
+            if sources[0].fields_of_view() and not _recorded_views(opened.manifest):
+                log.warning(
+                    "%s: does not record the fields of view of its backgrounds, though they are known; to have them, "
+                    "make it again under another name",
+                    corpus,
+                )
             draw_missing_sources(opened)
         rows = draw_missing_composites(opened, workers, part, cluster) if pictures else DrawnRows()
     return CompositeResult(
@@ -234,9 +248,18 @@ def _check_existing(path: Path, parameters: Parameters, backgrounds: SourceFolde
         if changed:
             shown = ", ".join(changed[:3]) + (", ..." if len(changed) > 3 else "")
             differences.append(Difference(kind, len(given), f"{len(recorded)}; different: {shown}"))
+    recorded_views, views = _recorded_views(manifest), {n: v for n, (v, _) in backgrounds.fields_of_view().items()}
+    if recorded_views and recorded_views != views:  # corpora of earlier versions have none
+        name = min(n for n in recorded_views.keys() | views.keys() if recorded_views.get(n) != views.get(n))
+        differences.append(Difference(f"field of view of {name}", views.get(name), recorded_views.get(name)))
     if differences:
         remedy = "use the same, or another folder for the corpus, or remove this one"
         raise ConflictError(path, "made with other inputs", remedy, differences, "corpus")
+
+
+def _recorded_views(manifest: Manifest) -> dict[str, float]:
+    """Return the fields of view that a manifest records, by file."""
+    return {entry["file"]: entry["fov_deg"] for entry in manifest["backgrounds"] if "fov_deg" in entry}
 
 
 def count_rows(parameters: Parameters, backgrounds: list[str], foregrounds: list[str]) -> dict[str, int]:
@@ -333,10 +356,16 @@ def _records(folder: SourceFolder, kind: str, parameters: Parameters) -> list[Pi
     """Return the manifest's entries of a source folder: name, file, hash and split of every picture."""
     shares = parameters.validation_share, parameters.test_share
     splits = assign_splits(folder.names, kind, parameters.seed, *shares)
-    return [
+    records = [
         PictureRecord(name=file.name, file=file.file, sha256=file.sha256, split=SPLITS[split])
         for file, split in zip(folder.files, splits, strict=True)
     ]
+    views = folder.fields_of_view()
+    for record in records:
+        if record["file"] in views:
+            record["fov_deg"], source = views[record["file"]]
+            record["fov_from"] = cast(Literal["csv", "exif", "option"], source)
+    return records
 
 
 def _hash_corpus(path: Path, workers: int) -> dict[str, str]:

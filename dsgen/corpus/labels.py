@@ -25,15 +25,15 @@ from typing import Annotated, Any, Literal, NotRequired
 
 import numpy as np
 import zarr
-from annotated_types import Ge, Le, MinLen
+from annotated_types import Ge, Gt, Le, MinLen
 from typing_extensions import TypedDict
 from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
 
 from dsgen import __version__
 from dsgen.corpus.chunks import chunk_rows
-from dsgen.corpus.manifest import Sha256
+from dsgen.corpus.manifest import FovDegrees, Sha256
 from dsgen.corpus.vouched import named_damage, open_array
-from dsgen.errors import ConflictError, DamagedError, DsgenError, find_differences
+from dsgen.errors import ConflictError, DamagedError, Difference, DsgenError, find_differences
 from dsgen.io.atomic import write_folder
 from dsgen.io.json_files import parse_as
 from dsgen.io.regular_files import regular
@@ -45,7 +45,13 @@ METADATA_SHA256 = "metadata_sha256"
 _ROOT = "zarr.json"
 _ATTRIBUTES = "attributes"  # stands for the group's attributes among the names of files in `metadata_sha256`
 # the options of what labels depend on, where they are not networks
-_OPTIONS = {"precision": "--precision", "flip_checked": "--check-flip", "flip_averaged": "--average-flip"}
+_OPTIONS = {
+    "precision": "--precision",
+    "flip_checked": "--check-flip",
+    "flip_averaged": "--average-flip",
+    "fov_deg": "--fov",
+    "fov_from": "--fov",
+}
 # what attributes that labels of earlier versions lack stand for
 _IMPLIED: dict[str, Any] = {
     "kind": METRIC,
@@ -54,6 +60,7 @@ _IMPLIED: dict[str, Any] = {
     "flip_averaged": False,
     "metric_reference": None,
 }
+_OF_CAMERA = ("focal_px", "fov_deg", "fov_from")  # only labels of networks with a canonical camera have these
 
 Block = tuple[int, int]  # first row and last row, exclusive
 
@@ -74,6 +81,9 @@ class GroupAttributes(TypedDict):
     flip_checked: NotRequired[bool]
     flip_averaged: NotRequired[bool]
     units: NotRequired[str]
+    focal_px: NotRequired[Annotated[float, Gt(0)]]
+    fov_deg: NotRequired[list[FovDegrees]]
+    fov_from: NotRequired[dict[str, Annotated[int, Ge(1)]]]
     dsgen: NotRequired[str]
     complete: NotRequired[bool]
     metadata_sha256: NotRequired[dict[str, Sha256]]
@@ -100,6 +110,9 @@ class LabelAttributes:
     `metric_reference` the metric network, with its hash, that relative answers were fitted to. Rows were drawn at
     `drawn_size` pixels, `network_input` (height, width) is what the network was fed for a picture of `label_size`.
     `units` is "mm", or "1" for relative labels.
+
+    Of a network with a canonical camera, `focal_px` is that camera's focal length in pixels as fed, `fov_deg` has the
+    field of view of every background, and `fov_from` counts where these are from, see `dsgen.io.cameras`.
     """
 
     model: str
@@ -113,11 +126,15 @@ class LabelAttributes:
     flip_checked: bool
     flip_averaged: bool
     units: str
+    focal_px: float | None = None
+    fov_deg: tuple[float, ...] | None = None
+    fov_from: dict[str, int] | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Return the attributes as JSON stores them."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return values | {"network_input": list(self.network_input)}
+        stored = {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+        return {name: value for name, value in stored.items() if value is not None or name not in _OF_CAMERA}
 
 
 class Labels:
@@ -308,7 +325,7 @@ class Labels:
                 f"run dsgen depth {self.path.parent} to resume it, or remove {self.path} to pack without depth",
             )
         # the unit of the labels' numbers would contradict that of the store's depth
-        left_out = ("complete", "units", METADATA_SHA256)
+        left_out = ("complete", "units", "fov_deg", METADATA_SHA256)
         return {name: value for name, value in self.attributes.items() if name not in left_out}
 
 
@@ -332,7 +349,8 @@ def restored_metadata(path: Path, rows: int, size: int, positions: int) -> dict[
     recorded = attributes.get(METADATA_SHA256)
     if recorded is None or _find_other_attributes(attributes):
         return {}
-    made = LabelAttributes(**{field.name: attributes[field.name] for field in fields(LabelAttributes)})
+    values: dict[str, Any] = dict.fromkeys(_OF_CAMERA) | attributes
+    made = LabelAttributes(**{field.name: values[field.name] for field in fields(LabelAttributes)})
     with TemporaryDirectory() as folder:
         create_labels(Path(folder) / path.name, rows, size, positions, made)
         files = {name: (Path(folder) / path.name / name).read_bytes() for name in recorded if name != _ATTRIBUTES}
@@ -400,13 +418,22 @@ def resume_labels(path: Path, rows: int, attributes: LabelAttributes) -> Labels:
     """Open existing labels for writing; raise `ConflictError` if they were made with other attributes."""
     labels = Labels(path, rows, writable=True)
     now, stored = attributes.as_dict(), _IMPLIED | labels.attributes
-    differences = find_differences(now, {name: stored.get(name) for name in now})
+    differences = find_differences(now, {name: stored.get(name) for name in [*now, *_OF_CAMERA] if name in stored})
     if differences:
-        others = [_OPTIONS[each.name] for each in differences if each.name in _OPTIONS]
-        by = f"other options ({', '.join(others)})" if len(others) == len(differences) else "another network"
+        others = [_OPTIONS.get(each.name) for each in differences]
+        by = "another network" if None in others else f"other options ({', '.join(dict.fromkeys(map(str, others)))})"
         remedy = "use the same, or remove the folder to label again"
-        raise ConflictError(path, f"labelled with {by}", remedy, differences, "corpus")
+        raise ConflictError(path, f"labelled with {by}", remedy, [_in_short(each) for each in differences], "corpus")
     return labels
+
+
+def _in_short(difference: Difference) -> Difference:
+    """Tell of lists of fields of view only how many differ, and the first of these."""
+    now, was = difference.now, difference.was
+    if difference.name != "fov_deg" or not now or not was:
+        return difference
+    others = [pair for pair in zip(now, was, strict=True) if pair[0] != pair[1]]
+    return Difference(f"field of view of {len(others):,} backgrounds, the first", *others[0])
 
 
 def create_labels(path: Path, rows: int, size: int, positions: int, attributes: LabelAttributes) -> None:

@@ -33,6 +33,7 @@ _OWN_HASH = "manifest_sha256"
 
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 _Share = Annotated[int | float, Ge(0), Lt(1)]
+FovDegrees = Annotated[int | float, Gt(0), Lt(180)]
 _Side = Annotated[int, Ge(MIN_SIZE), Le(MAX_SIZE)]
 
 
@@ -53,12 +54,18 @@ class ParameterRecord(TypedDict):
 
 
 class PictureRecord(TypedDict):
-    """A picture that a corpus was made from: `name` is the name of `file` without its ending."""
+    """A picture that a corpus was made from: `name` is the name of `file` without its ending.
+
+    `fov_deg` is the field of view of a background's centre square, which the corpus holds, and `fov_from` where it is
+    from, see `dsgen.io.cameras`. A background that does not say it has neither; nor have those of earlier versions.
+    """
 
     name: str
     file: str
     sha256: Sha256
     split: str
+    fov_deg: NotRequired[FovDegrees]
+    fov_from: NotRequired[Literal["csv", "exif", "option"]]
 
 
 class Manifest(TypedDict):

@@ -14,8 +14,9 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import zarr
@@ -23,6 +24,7 @@ from zarr.codecs import ZstdCodec
 
 from dsgen.errors import DamagedError, DsgenError, raise_all
 from dsgen.io import images
+from dsgen.io.cameras import ASSUMED, Camera, read_cameras
 from dsgen.io.cutouts import SOLID, drop_loose_pixels
 from dsgen.io.folders import list_pictures, match_key
 from dsgen.io.picture_files import share_memory
@@ -42,17 +44,35 @@ class SourceFile:
 
 @dataclass(frozen=True)
 class SourceFolder:
-    """A folder of backgrounds or foregrounds: its pictures' `paths` and `files`, both in order of name."""
+    """A folder of backgrounds or foregrounds: its pictures' `paths` and `files`, both in order of name.
+
+    `cameras`, in the same order, are those of backgrounds, see `with_cameras`.
+    """
 
     folder: Path
     paths: list[Path]
     files: list[SourceFile]
+    cameras: tuple[Camera | None, ...] = ()
 
     @classmethod
     def read(cls, folder: Path, kind: str, limit: int | None, workers: int) -> "SourceFolder":
         """List and hash the pictures of a folder; `kind` and `limit` as for `list_pictures`."""
         paths = list_pictures(folder, kind, limit)
         return cls(folder, paths, hash_files(paths, workers))
+
+    def with_cameras(self, fov_deg: float | None, workers: int) -> Self:
+        """Return the folder with the cameras of its pictures; raises as `read_cameras`, as which `fov_deg` is."""
+        others = [path for path in self.folder.iterdir() if path.suffix.lower() in images.SUFFIXES]
+        cameras = read_cameras(self.folder, self.paths, fov_deg, workers, others)
+        return replace(self, cameras=tuple(cameras))
+
+    def fields_of_view(self) -> dict[str, tuple[float, str]]:
+        """Return the fields of view of the pictures' centre squares that are known, and their sources, by file."""
+        return {
+            file.file: (camera.square_fov_deg(), camera.fov_from)
+            for file, camera in zip(self.files, self.cameras, strict=False)
+            if camera is not None and camera.fov_from != ASSUMED
+        }
 
     @property
     def names(self) -> list[str]:

@@ -15,10 +15,15 @@ class BackgroundAlignment:
     where r is the relative model's answer and m the reference's metres; a row's depth is then 1 / (s r + t), within
     0.1 m and the reference's largest depth. Least squares in inverse depth are how MiDaS aligns (Ranftl et al.,
     arXiv 1907.01341, eq. 4).
+
+    `focal_lengths` (b,) are those of the backgrounds, in sides of a picture, for a reference with a canonical camera.
     """
 
-    def __init__(self, corpus: Corpus, labeller: Labeller, reference: Labeller):
+    def __init__(
+        self, corpus: Corpus, labeller: Labeller, reference: Labeller, focal_lengths: np.ndarray | None = None
+    ):
         self._corpus, self._labeller, self._reference = corpus, labeller, reference
+        self._focal_lengths = focal_lengths
         self._max_depth_m = reference.max_depth_m or MAX_DEPTH_M
         self._fits: dict[int, tuple[float, float]] = {}  # scale and shift of each background
 
@@ -31,7 +36,11 @@ class BackgroundAlignment:
     def _fit(self, background: int) -> tuple[float, float]:
         if background not in self._fits:
             image = self._corpus.background(background, self._corpus.label_size)[None]  # (1,L,L,3) u1
-            relative, metres = self._estimate(self._labeller, image), self._estimate(self._reference, image)
+            lengths = self._focal_lengths
+            focal_px = None if lengths is None else lengths[[background]] * image.shape[2]  # (1,)
+            relative, metres = (
+                self._estimate(labeller, image, focal_px) for labeller in (self._labeller, self._reference)
+            )
             r, inverse = relative.ravel().astype(float), 1 / metres.ravel().astype(float)
             good = np.isfinite(r) & np.isfinite(inverse)
             r, inverse = r[good], inverse[good]
@@ -47,7 +56,8 @@ class BackgroundAlignment:
             self._fits[background] = scale, inverse.mean() - scale * r.mean()
         return self._fits[background]
 
-    def _estimate(self, labeller: Labeller, image: np.ndarray) -> np.ndarray:
+    def _estimate(self, labeller: Labeller, image: np.ndarray, focal_px: np.ndarray | None) -> np.ndarray:
         """Return a labeller's answer (1,S,S) f4 for an image (1,L,L,3) u1, at the stored size."""
-        depth, _ = labeller(labeller.prepare(image), image.shape[1:3], (self._corpus.size, self._corpus.size))
+        shape = self._corpus.size, self._corpus.size
+        depth, _ = labeller(labeller.prepare(image), image.shape[1:3], shape, focal_px)
         return depth

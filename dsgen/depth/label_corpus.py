@@ -10,7 +10,7 @@ whichever comes first creates the group, whichever ends last marks it complete.
 import logging
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
@@ -22,6 +22,7 @@ from types import TracebackType
 import numpy as np
 from torch import Tensor
 
+from dsgen.camera import ASSUMED_FOV_DEG, focal_px
 from dsgen.corpus import layout
 from dsgen.corpus.corpus import Corpus
 from dsgen.corpus.depth_views import draw_missing_views
@@ -34,6 +35,7 @@ from dsgen.corpus.labels import (
     create_labels,
     resume_labels,
 )
+from dsgen.corpus.manifest import PictureRecord
 from dsgen.corpus.saved_rows import RowLabels, count_saved_rows, join_rows, load_rows, remove_rows, save_rows
 from dsgen.depth.alignment import BackgroundAlignment
 from dsgen.depth.labellers import (
@@ -41,11 +43,13 @@ from dsgen.depth.labellers import (
     DepthFunction,
     Labeller,
     LabelOptions,
+    check_fov_is_used,
     default_batch_size,
     make_labellers,
 )
 from dsgen.errors import DsgenError, InvalidValueError
 from dsgen.io.atomic import name_in_errors
+from dsgen.io.cameras import ASSUMED, OPTION
 from dsgen.parallel.dask_cluster import ask_worker, count_workers
 from dsgen.parallel.devices import pick_devices, resolve_precision
 from dsgen.parallel.parts import Part, lock_setup, lock_stage, select_part
@@ -67,6 +71,7 @@ class LabelResult:
     `labelled` and `already_there` count the rows of this part, or of the corpus without parts; `left` counts the rows
     of the whole corpus that still have no label. `pictures_per_second` is None if nothing was left to do. `kind` is
     that of the labels, "metric" or "inverse"; `device` lists the devices, or is the address of the cluster.
+    `fov_assumed` counts the backgrounds whose field of view had to be assumed, 0 without a canonical camera.
     """
 
     corpus: Path
@@ -78,6 +83,7 @@ class LabelResult:
     model: str
     kind: str
     device: str
+    fov_assumed: int
 
 
 @dataclass(frozen=True)
@@ -86,6 +92,11 @@ class _Networks:
 
     labeller: Labeller
     reference: Labeller | None
+
+    @property
+    def all(self) -> list[Labeller]:
+        """The networks, one or two."""
+        return [self.labeller, *([] if self.reference is None else [self.reference])]
 
 
 def label_corpus(
@@ -102,6 +113,7 @@ def label_corpus(
     precision: str = "auto",
     check_flip: bool = False,
     average_flip: bool = False,
+    fov_deg: float | None = None,
     pictures: bool = False,
     jobs: int | None = None,
     part: Part | None = None,
@@ -111,10 +123,11 @@ def label_corpus(
 
     Rows are drawn at the label size, or at the stored size where the network is fed no more; labels have the stored
     size. `model` may be a Python function, see `labellers.FunctionLabeller`. `metric_reference` ("bundled" or a
-    weights file) names a metric network to which a relative model's answers are fitted. `pictures` also draws 8-bit
-    views of the labels. With `part` only that part of the blocks is labelled; parts may run at the same time.
-    `cluster` is the address of a dask scheduler whose workers label, each on its own `device`; a function must then
-    be one that pickle or cloudpickle can send.
+    weights file) names a metric network to which a relative model's answers are fitted. Where a network has a canonical
+    camera, the fields of view of the square backgrounds are those that the corpus records; `fov_deg` is that of others.
+    `pictures` also draws 8-bit views of the labels. With `part` only that part of the blocks is labelled; parts may run
+    at the same time. `cluster` is the address of a dask scheduler whose workers label, each on its own `device`; a
+    function must then be one that pickle or cloudpickle can send.
 
     Raises `ConflictError` for a corpus labelled with another network, `InvalidValueError` for options that do not fit
     together, and `DsgenError` for a depth that is not finite, naming the row.
@@ -135,6 +148,7 @@ def label_corpus(
         precision=precision,
         check_flip=check_flip,
         average_flip=average_flip,
+        fov_deg=fov_deg,
     )
     corpus, workers = Corpus(path), worker_count(jobs)
     options = _settle_precision(corpus, options, cluster)
@@ -143,7 +157,8 @@ def label_corpus(
     # with a cluster, this process loads the networks only to know the attributes of the labels
     networks = _load_networks(options if cluster is None else replace(options, device="cpu"))
     labeller = networks[0].labeller
-    attributes = _describe(corpus, networks[0])
+    check_fov_is_used(fov_deg, networks[0].all)
+    attributes = _describe(corpus, networks[0], fov_deg)
     if pictures and attributes.units != "mm":
         raise InvalidValueError("--pictures", f"{labeller.name} answers no metres", "use --metric-reference as well")
     with lock_stage(corpus.path, "depth", part):
@@ -173,6 +188,7 @@ def label_corpus(
         model=labeller.name,
         kind=labels.kind,
         device=cluster or ", ".join(str(each.labeller.device) for each in networks),
+        fov_assumed=(attributes.fov_from or {}).get(ASSUMED, 0),
     )
 
 
@@ -221,9 +237,13 @@ def drawn_size(corpus: Corpus, labeller: Labeller) -> int:
     return corpus.size if fed <= corpus.size else corpus.label_size
 
 
-def _describe(corpus: Corpus, networks: _Networks) -> LabelAttributes:
-    """Return what the labels depend on."""
+def _describe(corpus: Corpus, networks: _Networks, fov_deg: float | None) -> LabelAttributes:
+    """Return what the labels depend on; `fov_deg` is the `--fov`."""
     labeller, reference = networks.labeller, networks.reference
+    canonical_px = next((each.focal_px for each in networks.all if each.focal_px is not None), None)
+    views = (
+        [] if canonical_px is None else [_field_of_view(record, fov_deg) for record in corpus.manifest["backgrounds"]]
+    )
     return LabelAttributes(
         model=labeller.name,
         weights_sha256=labeller.sha256,
@@ -236,7 +256,23 @@ def _describe(corpus: Corpus, networks: _Networks) -> LabelAttributes:
         flip_checked=labeller.check_flip,
         flip_averaged=labeller.average_flip,
         units="mm" if labeller.kind == METRIC or reference is not None else "1",
+        focal_px=canonical_px,
+        fov_deg=tuple(degrees for degrees, _ in views) or None,
+        fov_from=dict(sorted(Counter(source for _, source in views).items())) or None,
     )
+
+
+def _field_of_view(record: PictureRecord, fov_deg: float | None) -> tuple[float, str]:
+    """Return the field of view of a background's square, in degrees, and where it is from."""
+    if "fov_deg" in record and "fov_from" in record:
+        return float(record["fov_deg"]), record["fov_from"]
+    return (ASSUMED_FOV_DEG, ASSUMED) if fov_deg is None else (float(fov_deg), OPTION)
+
+
+def _focal_lengths(labels: Labels) -> np.ndarray | None:
+    """Return the focal lengths of the backgrounds in sides of a picture, (b,), None without a canonical camera."""
+    degrees = labels.attributes.get("fov_deg")
+    return None if degrees is None else np.array([focal_px(each, 1.0) for each in degrees])
 
 
 def _create_or_resume(corpus: Corpus, attributes: LabelAttributes) -> Labels:
@@ -293,7 +329,7 @@ def label_on_worker(path: str, options: LabelOptions, attributes: LabelAttribute
     with _one_task_at_a_time:
         corpus = Corpus(path)
         networks = _load_once(options, attributes.weights_sha256, attributes.metric_reference)
-        labels = resume_labels(corpus.path / layout.DEPTH, len(corpus), _describe(corpus, networks[0]))
+        labels = resume_labels(corpus.path / layout.DEPTH, len(corpus), _describe(corpus, networks[0], options.fov_deg))
         unlabelled = set(labels.missing_blocks())
         missing = [block for block in blocks if block in unlabelled]
         _label_blocks(corpus, labels, networks, missing, options.batch_size, lambda _: None)
@@ -362,7 +398,8 @@ def _label_until_empty(
 ) -> Iterator[int]:
     """Label blocks on one device until none is left, or until `stop`; yield the number of rows after every batch."""
     labeller, reference = networks.labeller, networks.reference
-    align = reference and BackgroundAlignment(corpus, labeller, reference)
+    lengths = _focal_lengths(labels)
+    align = reference and BackgroundAlignment(corpus, labeller, reference, lengths)
     drawn = drawn_size(corpus, labeller)
     shape, source = (corpus.size, corpus.size), (drawn, drawn)
     batches = _draw_batches(corpus, labels, labeller, left, batch_size or default_batch_size(labeller.device), drawn)
@@ -370,9 +407,11 @@ def _label_until_empty(
         for batch in drawn_batches:
             if stop.is_set():
                 return
-            depth, flip_error = labeller(batch.prepared, source, shape)  # (n,S,S) f4, and (n,) f4 or None
+            backgrounds = corpus.plan["background"][batch.first : batch.last]
+            focal = None if lengths is None else lengths[backgrounds] * drawn  # (n,)
+            depth, flip_error = labeller(batch.prepared, source, shape, focal)  # (n,S,S) f4, and (n,) f4 or None
             if align:
-                depth = align(corpus.plan["background"][batch.first : batch.last], depth)
+                depth = align(backgrounds, depth)
             _check_finite(depth, batch.first)
             writer.add(batch, RowLabels(to_millimetres(depth) if labels.metric else depth, flip_error))
             yield batch.last - batch.first

@@ -13,7 +13,7 @@ import math
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass, fields, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -21,18 +21,21 @@ from typing import Any
 import numpy as np
 
 from dsgen import __version__
+from dsgen.camera import focal_px
 from dsgen.corpus.labels import METRIC
 from dsgen.depth.labellers import (
     DepthFunction,
     Labeller,
     LabelOptions,
     PictureError,
+    check_fov_is_used,
     default_batch_size,
     make_labellers,
 )
 from dsgen.errors import DamagedError, DsgenError, InvalidValueError, NotFoundError, reason_of
 from dsgen.io import images
 from dsgen.io.atomic import write_bytes, write_json
+from dsgen.io.cameras import ASSUMED, Camera, read_cameras
 from dsgen.io.csv_files import encode_csv, read_csv
 from dsgen.io.folders import (
     DEPTH_JSON,
@@ -63,7 +66,10 @@ log = logging.getLogger("dsgen")
 
 @dataclass(frozen=True)
 class FolderLabelResult:
-    """What a call of `label_folder` did; `failed` has the error of every bad picture, the other numbers count."""
+    """What a call of `label_folder` did; `failed` has the error of every bad picture, the other numbers count.
+
+    `fov_assumed` counts the pictures whose field of view had to be assumed, 0 for a network without canonical camera.
+    """
 
     folder: Path
     out: Path
@@ -72,11 +78,15 @@ class FolderLabelResult:
     failed: tuple[str, ...]
     model: str
     device: str
+    fov_assumed: int
 
 
 @dataclass(frozen=True)
 class _Line:
-    """A line of `depth.csv`, as text: depth is empty where there is an error, and the error where there is none."""
+    """A line of `depth.csv`, as text: depth is empty where there is an error, and the error where there is none.
+
+    Both are empty for a picture that is to be labelled with this field of view by a run that has not ended.
+    """
 
     picture: str
     depth: str = ""
@@ -86,12 +96,17 @@ class _Line:
     median: str = ""
     maximum: str = ""
     seconds: str = ""
+    fov_deg: str = ""
+    fov_from: str = ""
     error: str = ""
 
 
 @dataclass(frozen=True)
 class _Job:
-    """A folder of pictures, the folder of its labels, and how these are made; `names` are relative to `out`."""
+    """A folder of pictures, the folder of its labels, and how these are made; `names` are relative to `out`.
+
+    `cameras` is empty for a network without a canonical camera.
+    """
 
     folder: Path
     out: Path
@@ -99,6 +114,7 @@ class _Job:
     labeller: Labeller
     batch_size: int
     previews: bool
+    cameras: dict[Path, Camera | None]
 
     def title(self, path: Path) -> str:
         """Return a picture's path relative to the folder."""
@@ -122,6 +138,7 @@ def label_folder(
     compile_network: bool = False,
     precision: str = "auto",
     average_flip: bool = False,
+    fov_deg: float | None = None,
     file_format: str | None = None,
     previews: bool = False,
 ) -> FolderLabelResult:
@@ -130,6 +147,9 @@ def label_folder(
     Labels go to `out`, by default `FOLDER_depth` beside the folder, as `file_format` "png" (uint16 millimetres) or
     "npy" (float32), by default PNG for metres. Pictures of one size are fed in batches. `previews` adds
     `NAME.view.jpg`, the picture and its depth in colours with their scale.
+
+    Where the network has a canonical camera, the pictures' fields of view are found as `dsgen.io.cameras` tells;
+    `fov_deg` is that of pictures that do not say theirs, along their width. A label made with another is made again.
 
     A picture fails that cannot be decoded, is too thin to be fed, or on which the network fails or runs out of memory.
     Hidden files, and folders that dsgen wrote, are passed by, see `dsgen.io.folders`.
@@ -151,6 +171,7 @@ def label_folder(
         compile_network=compile_network,
         precision=precision,
         average_flip=average_flip,
+        fov_deg=fov_deg,
     )
     if not folder.is_dir():
         raise NotFoundError(folder, "no such folder, expected a corpus or a folder of pictures", "check the path")
@@ -158,16 +179,22 @@ def label_folder(
     _check_options(folder, out, options, file_format)
     paths = _find_pictures(folder, out)
     labeller = make_labellers(options, [pick_device(device)])[0]
+    check_fov_is_used(fov_deg, [labeller])
     suffix = _choose_format(file_format, labeller)
     pictures = [path.relative_to(folder) for path in paths]
     names = dict(zip(paths, output_names(pictures, f".{suffix}"), strict=True))
-    job = _Job(folder, out, names, labeller, batch_size or default_batch_size(labeller.device), previews)
+    cameras: dict[Path, Camera | None] = {}
+    if labeller.focal_px is not None:
+        cameras = dict(zip(paths, read_cameras(folder, paths, fov_deg, available_cores()), strict=True))
+    job = _Job(folder, out, names, labeller, batch_size or default_batch_size(labeller.device), previews, cameras)
     with exclusive_lock(out):
         _write_parameters(job, suffix)
         before = _read_table(out / DEPTH_CSV, labeller)
         found = {path: _describe_again(path, before, job) for path in paths}
         lines = {path: line for path, line in found.items() if line is not None}
         missing = [path for path in paths if path not in lines]
+        if cameras and missing:  # so that whatever ends this run, the next one knows what its labels were made with
+            _write_table(out / DEPTH_CSV, [lines.get(path) or _begin_line(path, job) for path in paths], labeller)
         try:
             with progress("depth", len(paths), len(lines)) as advance:
                 for path, line in _label_pictures(missing, job):
@@ -184,6 +211,7 @@ def label_folder(
         failed=failed,
         model=labeller.name,
         device=str(labeller.device),
+        fov_assumed=sum(camera is not None and camera.fov_from == ASSUMED for camera in cameras.values()),
     )
 
 
@@ -230,6 +258,8 @@ def _write_parameters(job: _Job, suffix: str) -> None:
         "format": suffix,
         "units": {"png": "mm", "npy": "m"}[suffix] if labeller.kind == METRIC else "1",
     }
+    if labeller.focal_px is not None:
+        parameters["focal_px"] = labeller.focal_px
     path = job.out / DEPTH_JSON
     if not path.is_file() or read_as(dict[str, Any], path, "remove it to label all pictures again") != parameters:
         write_json(path, parameters)
@@ -281,7 +311,10 @@ def _estimate(pictures: list[tuple[Path, np.ndarray]], job: _Job) -> list[np.nda
     try:
         batch = np.stack([image for _, image in pictures])  # (n,H,W,3) u1
         size = batch.shape[1:3]
-        depths, _ = labeller(labeller.prepare(batch), size, size)  # (n,H,W) f4
+        focal_lengths = [_focal_px(path, size[1], job) for path, _ in pictures]
+        fed = labeller.feed_shape(size[0], size[1], focal_lengths[0])
+        known = None if labeller.focal_px is None else np.array(focal_lengths)  # (n,)
+        depths, _ = labeller(labeller.prepare(batch, fed), size, size, known)  # (n,H,W) f4
     except Exception as error:  # networks and functions raise errors of any class
         if isinstance(error, DsgenError) and not isinstance(error, PictureError):
             raise
@@ -295,17 +328,18 @@ def _estimate(pictures: list[tuple[Path, np.ndarray]], job: _Job) -> list[np.nda
 def _decode_groups(
     paths: list[Path], job: _Job, decoders: ThreadPoolExecutor
 ) -> Iterator[tuple[list[Path], list[np.ndarray | DsgenError]]]:
-    """Decode pictures in groups of one size, read from the headers, so that a group can be fed as one batch.
+    """Decode pictures in groups of one size, read from the headers, and fed at one, so that a group can be a batch.
 
     A group has at most `job.batch_size` pictures and, unless it is a single one, `_BATCH_PIXELS` pixels, both as they
     are and as they are fed.
     """
     most_pixels = _BATCH_PIXELS // 4 if job.labeller.device.type == "cpu" else _BATCH_PIXELS
     sizes = dict(zip(paths, decoders.map(_header_size, paths), strict=True))
-    by_size = sorted(paths, key=lambda path: (sizes[path], path))
-    for (height, width), same_size in groupby(by_size, key=sizes.__getitem__):
-        alike = list(same_size)
-        length = max(1, min(job.batch_size, most_pixels // max(1, height * width, _fed_pixels(job, height, width))))
+    shapes = {path: (*sizes[path], *_fed_shape(path, *sizes[path], job)) for path in paths}
+    by_shape = sorted(paths, key=lambda path: (shapes[path], path))
+    for (height, width, *fed), same_shape in groupby(by_shape, key=shapes.__getitem__):
+        alike = list(same_shape)
+        length = max(1, min(job.batch_size, most_pixels // max(1, height * width, math.prod(fed))))
         for start in range(0, len(alike), length):
             group = alike[start : start + length]
             decoded = list(decoders.map(attempt, group))
@@ -315,13 +349,19 @@ def _decode_groups(
                 yield group, decoded
 
 
-def _fed_pixels(job: _Job, height: int, width: int) -> int:
+def _fed_shape(path: Path, height: int, width: int, job: _Job) -> tuple[int, int]:
     if not height or not width:
-        return 0
+        return 0, 0
     try:
-        return math.prod(job.labeller.feed_shape(height, width))
+        return job.labeller.feed_shape(height, width, _focal_px(path, width, job))
     except PictureError:
-        return 0
+        return 0, 0
+
+
+def _focal_px(path: Path, width: int, job: _Job) -> float | None:
+    """Return the focal length in pixels of a picture so wide, None for a network without a canonical camera."""
+    camera = job.cameras.get(path)
+    return None if camera is None else focal_px(camera.fov_deg, width)
 
 
 def _header_size(path: Path) -> tuple[int, int]:
@@ -380,10 +420,16 @@ def _read_label(path: Path) -> np.ndarray:
 
 def _describe_again(path: Path, before: dict[str, _Line], job: _Job) -> _Line | None:
     """Return the line of the table for a label that is there, up to date and whole; None where there is none."""
-    if not _is_labelled(path, job):
+    line, begun = before.get(job.title(path)), _begin_line(path, job)
+    if not _is_labelled(path, job) or (job.cameras and (line is None or line.fov_deg != begun.fov_deg)):
         return None
+    file = job.out / job.names[path]
     try:
-        return before.get(job.title(path)) or _describe(path, _read_label(job.out / job.names[path]), job)
+        if line is not None and line.depth:
+            return replace(line, fov_from=begun.fov_from)
+        if line is not None and file.stat().st_mtime_ns < (job.out / DEPTH_CSV).stat().st_mtime_ns:
+            return None  # the run that began this line did not come to it
+        return _describe(path, _read_label(file), job)
     except (DsgenError, ValueError, EOFError):  # a damaged label
         return None
 
@@ -391,9 +437,10 @@ def _describe_again(path: Path, before: dict[str, _Line], job: _Job) -> _Line | 
 def _describe(path: Path, depth: np.ndarray, job: _Job, seconds: float | None = None) -> _Line:
     """Return the line of the table for a label (H,W) f4."""
     height, width = depth.shape
+    begun = _begin_line(path, job)
     minimum, median, maximum = (str(round(float(value), 4)) for value in (depth.min(), np.median(depth), depth.max()))
-    return _Line(
-        picture=job.title(path),
+    return replace(
+        begun,
         depth=job.names[path].as_posix(),
         width=str(width),
         height=str(height),
@@ -404,10 +451,20 @@ def _describe(path: Path, depth: np.ndarray, job: _Job, seconds: float | None = 
     )
 
 
-def _columns(labeller: Labeller) -> tuple[str, ...]:
-    """Return the header of `depth.csv`: the fields of `_Line`, with the unit of depth in the name."""
+def _begin_line(path: Path, job: _Job) -> _Line:
+    """Return the line of the table for a picture that has no label yet."""
+    camera = job.cameras.get(path)
+    if camera is None:
+        return _Line(job.title(path))
+    return _Line(job.title(path), fov_deg=str(camera.fov_deg), fov_from=camera.fov_from)
+
+
+def _columns(labeller: Labeller) -> dict[str, str]:
+    """Return the columns of `depth.csv` by field of `_Line`, with the unit of depth in the name."""
     unit = "_m" if labeller.kind == METRIC else "_relative"
-    return ("picture", "depth", "width", "height", f"min{unit}", f"median{unit}", f"max{unit}", "seconds", "error")
+    units = {"minimum": f"min{unit}", "median": f"median{unit}", "maximum": f"max{unit}"}
+    left_out = ("fov_deg", "fov_from") if labeller.focal_px is None else ()
+    return {field.name: units.get(field.name, field.name) for field in fields(_Line) if field.name not in left_out}
 
 
 def _read_table(path: Path, labeller: Labeller) -> dict[str, _Line]:
@@ -416,9 +473,10 @@ def _read_table(path: Path, labeller: Labeller) -> dict[str, _Line]:
         return {}
     columns = _columns(labeller)
     rows = read_csv(path, "remove it; dsgen depth writes it again", ("picture", "error"))
-    lines = [_Line(*(row.get(column, "") for column in columns)) for row in rows]
+    lines = [_Line(**{field: row.get(column, "") for field, column in columns.items()}) for row in rows]
     return {line.picture: line for line in lines if not line.error}
 
 
 def _write_table(path: Path, lines: list[_Line], labeller: Labeller) -> None:
-    write_bytes(path, encode_csv(_columns(labeller), map(astuple, lines)))
+    columns = _columns(labeller)
+    write_bytes(path, encode_csv(list(columns.values()), ([getattr(line, name) for name in columns] for line in lines)))

@@ -9,7 +9,7 @@ import hashlib
 import inspect
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from dsgen.depth.networks import fold_batch_norms, to_metres
 from dsgen.depth.weights import DepthModel, load_depth_model
 from dsgen.errors import DsgenError, InvalidValueError, MissingPackageError, reason_of
 from dsgen.io import images
+from dsgen.io.cameras import check_fov
 from dsgen.parallel.devices import PRECISIONS, autocast_dtype, is_device_failure, is_out_of_memory
 
 BUNDLED_REFERENCE = "bundled"
@@ -53,7 +54,8 @@ class LabelOptions:
     that file does not name it; without both, the bundled network labels. `kind` is the kind of a foreign model's
     answers where the model does not state it. `metric_reference` is `BUNDLED_REFERENCE` or the weights file of a
     metric network to which a relative model's answers are fitted. `device` is one name, or several with commas
-    between; `batch_size` is None for the device's default.
+    between; `batch_size` is None for the device's default. `fov_deg` is the field of view, along their width, of
+    pictures that do not say theirs; it is for networks with a canonical camera, see `check_fov_is_used`.
     """
 
     model: "str | DepthFunction | None" = None
@@ -67,12 +69,14 @@ class LabelOptions:
     precision: str = "auto"
     check_flip: bool = False
     average_flip: bool = False
+    fov_deg: float | None = None
 
     def check(self) -> None:
         """Raise `InvalidValueError` for values that no network can be run with, and for options that contradict."""
         foreign = self.is_foreign
         if self.batch_size is not None and self.batch_size < 1:
             raise InvalidValueError.expected("batch_size", self.batch_size, "1 or more")
+        check_fov(self.fov_deg)
         if self.kind not in (None, METRIC, INVERSE):
             raise InvalidValueError("--kind", f"got {self.kind!r}, expected {METRIC} or {INVERSE}")
         if self.precision not in PRECISIONS:
@@ -450,6 +454,14 @@ def make_labellers(options: LabelOptions, devices: list[torch.device]) -> list[L
         )
         for device in devices
     ]
+
+
+def check_fov_is_used(fov_deg: float | None, labellers: Iterable[Labeller]) -> None:
+    """Raise `InvalidValueError` for a `--fov` beside networks none of which has a canonical camera."""
+    labellers = list(labellers)
+    if fov_deg is not None and all(labeller.focal_px is None for labeller in labellers):
+        names = " and ".join(labeller.name for labeller in labellers)
+        raise InvalidValueError("--fov", f"not used by {names} (no canonical camera)", "leave it out")
 
 
 def default_batch_size(device: torch.device) -> int:

@@ -6,9 +6,10 @@ or are read by code that few have tested. A warning of Pillow becomes a line of 
 
 import ctypes
 import logging
+import math
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Any
 from PIL import Image, UnidentifiedImageError
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
+from dsgen.camera import fov_along, fov_deg
 from dsgen.errors import DamagedError, DsgenError, reason_of
 
 MAX_PIXELS = 64_000_000
@@ -24,6 +26,12 @@ FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP")
 _NAMED = "JPEG, PNG, WebP, TIFF or BMP"
 _QUARTER_TURNS = (5, 6, 7, 8)
 _ORIENTATION = 0x0112
+# tags of EXIF about the lens, and what is believed of it
+_EXIF_IFD, _FOCAL_LENGTH_MM, _FOCAL_LENGTH_35MM, _PIXELS_X = 0x8769, 0x920A, 0xA405, 0xA002
+_FOCAL_PLANE_PIXELS_X, _FOCAL_PLANE_UNIT = 0xA20E, 0xA210
+_UNITS_MM = {2: 25.4, 3: 10.0, 4: 1.0, 5: 0.001}
+_FILM_SIDE_MM = 36.0  # the longer side of the frame that focal lengths "in 35 mm film" are told for
+_LEAST_FOV_DEG, _MOST_FOV_DEG = 1.0, 150.0  # along the longer side; other values are nonsense, or of a fisheye
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -108,9 +116,54 @@ def open_picture(path: Path) -> Iterator[Image.Image]:
 def read_size(path: Path) -> tuple[int, int]:
     """Read a picture's height and width as displayed from its header; raise as `open_picture`."""
     with open_picture(path) as image:
-        width, height = image.size
-        turned = is_quarter_turn(read_orientation(image)) and image.format != "TIFF"  # Pillow turns the size of a TIFF
-        return (width, height) if turned else (height, width)
+        return _displayed_size(image)
+
+
+def read_size_and_fov(path: Path) -> tuple[tuple[int, int], float | None]:
+    """Read a picture's height and width as displayed, and the field of view in degrees along that width by EXIF.
+
+    The latter is None where EXIF does not say it: neither FocalLengthIn35mmFilm, whose 36 mm are along the longer side,
+    nor FocalLength with FocalPlaneXResolution, or values that no lens has. Raises as `open_picture`.
+    """
+    with open_picture(path) as image:
+        height, width = _displayed_size(image)
+        try:
+            tags = image.getexif().get_ifd(_EXIF_IFD)
+        except Exception:  # Pillow's reader raises errors of any class on damaged EXIF, which hides no pixel
+            tags = {}
+        longer = max(height, width)
+        focal_px = _focal_in_longer_sides(tags, is_quarter_turn(read_orientation(image)), height, width)
+        along = fov_deg(focal_px, 1.0) if focal_px > 0 else 0.0
+        known = _LEAST_FOV_DEG <= along <= _MOST_FOV_DEG
+        return (height, width), fov_along(along, longer, width) if known else None
+
+
+def _focal_in_longer_sides(tags: Mapping[int, Any], turned: bool, height: int, width: int) -> float:
+    """Return the focal length by EXIF over the longer side of a displayed picture; 0 where it does not say it."""
+    film_mm = _positive(tags.get(_FOCAL_LENGTH_35MM))
+    if film_mm:
+        return film_mm / _FILM_SIDE_MM
+    unit_mm = _UNITS_MM.get(tags.get(_FOCAL_PLANE_UNIT, 2), 0.0)
+    per_mm = _positive(tags.get(_FOCAL_PLANE_PIXELS_X)) / unit_mm if unit_mm else 0.0
+    stored_width = height if turned else width
+    taken_width = _positive(tags.get(_PIXELS_X)) or stored_width  # differs from the stored one if that was scaled
+    focal_in_widths = _positive(tags.get(_FOCAL_LENGTH_MM)) * per_mm / taken_width
+    return focal_in_widths * stored_width / max(height, width)
+
+
+def _positive(value: Any) -> float:
+    """Return a number of EXIF, 0 where it is none, or not above 0."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError, ZeroDivisionError):
+        return 0.0
+    return number if 0 < number < math.inf else 0.0
+
+
+def _displayed_size(image: Image.Image) -> tuple[int, int]:
+    width, height = image.size
+    turned = is_quarter_turn(read_orientation(image)) and image.format != "TIFF"  # Pillow turns the size of a TIFF
+    return (width, height) if turned else (height, width)
 
 
 class _PixelBudget:

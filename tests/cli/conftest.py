@@ -66,7 +66,13 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFi
 
 SPLITS = {"train": 1000, "validation": 200, "test": 0, "unused": 34}
 BEST = {"epoch": 3.0, "size": 192.0, "iou": 0.9, "zero_iou": 0.0, "dice": 0.95, "bce": 0.01}
-LABELS: dict[str, Any] = {"labelled": 1200, "already_there": 34, "model": "DenseDepth", "device": "cpu"}
+LABELS: dict[str, Any] = {
+    "labelled": 1200,
+    "already_there": 34,
+    "model": "DenseDepth",
+    "device": "cpu",
+    "fov_assumed": 0,
+}
 # what the stages answer, by module and name
 RESULTS: dict[str, Any] = {
     "dsgen.corpus.build.composite": CompositeResult(

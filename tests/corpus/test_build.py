@@ -12,11 +12,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from support.corpora import SMALL, digest, earlier_manifest
+from support.picture_files import lens_exif
 
 from dsgen.corpus.build import Parameters, composite
 from dsgen.corpus.corpus import Corpus
-from dsgen.errors import BusyError, ConflictError, InvalidValueError, NotFoundError
+from dsgen.errors import BusyError, ConflictError, DsgenError, InvalidValueError, NotFoundError
 from dsgen.integrity.repair import repair
 from dsgen.integrity.verify import verify
 from dsgen.parallel.locks import exclusive_lock
@@ -235,3 +237,57 @@ def test_verify_refuses_another_number_of_positions_at_once(tmp_path: Path, pict
         patch.setattr("dsgen.integrity.check_corpus.make_plan", lambda *_, **__: pytest.fail("drawn"))
         (finding,) = verify(tmp_path / "c", jobs=1).findings
     assert "72 rows, expected 1,179,630 as pictures and parameters say" in finding.what
+
+
+def views(corpus: Path) -> list[tuple[float | None, str | None]]:
+    """The fields of view that a manifest records, and where they are from."""
+    backgrounds = json.loads((corpus / "corpus.json").read_bytes())["backgrounds"]
+    return [(entry.get("fov_deg"), entry.get("fov_from")) for entry in backgrounds]
+
+
+def test_the_fields_of_view_of_the_squares_are_recorded(tmp_path: Path, pictures: Path, caplog):
+    """From a CSV file beside the folder, EXIF and the option: of 130 x 110 pixels the centre 110 are used."""
+    rooms = tmp_path / "rooms"
+    shutil.copytree(pictures / "backgrounds", rooms)
+    with Image.open(rooms / "room1.png") as image:
+        image.save(rooms / "room1.png", exif=lens_exif(film_mm=26))
+    (tmp_path / "rooms.csv").write_text("name,fov_deg\nroom0,70\nroom2,\n")
+
+    def make(name: str, **options: object) -> list[tuple[float | None, str | None]]:
+        composite(tmp_path / name, rooms, pictures / "foregrounds", SMALL, jobs=1, pictures=False, **options)
+        return views(tmp_path / name)
+
+    assert make("c") == [(61.2921, "csv"), (60.7234, "exif"), (None, None)]
+    assert make("c") == make("c")
+    assert not verify(tmp_path / "c", jobs=1).findings
+    assert make("d", fov_deg=60)[2] == (52.0735, "option")
+    assert make("one", fov_deg=60, max_backgrounds=1) == [(61.2921, "csv")]
+    with pytest.raises(ConflictError, match=r"field of view of room2.png none \(the corpus has 52.0735\)"):
+        make("d")
+    (tmp_path / "rooms.csv").write_text("name,fov_deg\nroom0,71\n")
+    with pytest.raises(ConflictError, match=r"field of view of room0\.png"):
+        make("c")
+    (tmp_path / "rooms.csv").write_text("name,fov_deg\nroom7,71\n")
+    with pytest.raises(DsgenError, match="'room7' is no picture of"):
+        make("e")
+    assert not (tmp_path / "e").exists()
+    with pytest.raises(InvalidValueError, match="--fov: got 181, expected degrees above 0 and below 180"):
+        make("e", fov_deg=181)
+    assert "fields of view" not in caplog.text
+
+
+def test_a_corpus_without_fields_of_view_stays_as_it_is(tmp_path: Path, pictures: Path, caplog):
+    """Nothing is recorded that is not known; what is known later is not taken in silence."""
+    sources = pictures / "backgrounds", pictures / "foregrounds"
+    composite(tmp_path / "c", *sources, SMALL, jobs=1, pictures=False)
+    before = (tmp_path / "c" / "corpus.json").read_bytes()
+    assert b"fov" not in before
+    composite(tmp_path / "c", *sources, SMALL, jobs=1, pictures=False, fov_deg=60)
+    assert (tmp_path / "c" / "corpus.json").read_bytes() == before
+    assert "does not record the fields of view of its backgrounds, though they are known" in caplog.text
+
+
+def test_the_bundled_backgrounds_say_their_fields_of_view(tmp_path: Path):
+    """As `assets/backgrounds.csv` has them."""
+    composite(tmp_path / "c", max_backgrounds=2, max_foregrounds=2, jobs=1, pictures=False)
+    assert views(tmp_path / "c") == [(61.764, "csv"), (70.101, "csv")]

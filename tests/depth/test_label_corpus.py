@@ -16,9 +16,11 @@ import torch.nn.functional as F
 import zarr
 from PIL import Image
 from safetensors.torch import save_file
-from support.corpora import ENCODER, draw_background, label_files, make_corpus, write_weights
+from support.corpora import ENCODER, SMALL, draw_background, label_files, make_corpus, write_weights
 
+from dsgen.camera import focal_px, fov_deg
 from dsgen.corpus import labels
+from dsgen.corpus.build import composite
 from dsgen.corpus.corpus import Corpus
 from dsgen.corpus.depth_views import view_8bit
 from dsgen.corpus.plan import SPLITS
@@ -29,6 +31,7 @@ from dsgen.depth.labellers import DenseDepthLabeller, Labeller
 from dsgen.depth.networks import DenseDepth, fold_batch_norms, to_metres
 from dsgen.depth.weights import DepthModel, load_depth_model
 from dsgen.errors import DsgenError, InvalidValueError
+from dsgen.integrity.repair import repair
 from dsgen.integrity.verify import verify
 from dsgen.parallel import devices
 from dsgen.parallel.devices import pick_device
@@ -533,3 +536,94 @@ def test_devices_are_checked():
         pick_device("cuda:77")
     with pytest.raises(DsgenError, match="--device: got 'tpu'"):
         pick_device("tpu")
+
+
+def attributes_of(corpus: Path) -> dict[str, Any]:
+    """The attributes of the labels."""
+    return dict(zarr.open_group(corpus / "depth.zarr", mode="r").attrs)
+
+
+@pytest.fixture
+def seen_corpus(tmp_path: Path, pictures: Path) -> Path:
+    """A corpus whose first background says its field of view: 90 degrees of the square."""
+    shutil.copytree(pictures / "backgrounds", tmp_path / "rooms")
+    degrees = fov_deg(focal_px(90, 110), 130)
+    (tmp_path / "rooms.csv").write_text(f"name,fov_deg\nroom0,{degrees}\n")
+    composite(tmp_path / "seen", tmp_path / "rooms", pictures / "foregrounds", SMALL, jobs=1, pictures=False)
+    return tmp_path / "seen"
+
+
+def test_rows_are_labelled_for_the_cameras_of_their_backgrounds(seen_corpus: Path, canonical_weights: Path):
+    """2 m at 80 pixels, all fed at 64: a background of 90 degrees has 32 pixels, so 0.8 m; the others as --fov says."""
+    result = label_corpus(seen_corpus, weights=canonical_weights, device="cpu", batch_size=7, check_flip=True)
+    assert result.fov_assumed == 2
+    opened = Corpus(seen_corpus)
+    metres = np.array([0.8, *2 * [2 * focal_px(63, 64) / 80]])
+    expected = np.rint(1000 * metres[opened.plan["background"]])
+    np.testing.assert_array_equal(opened.depth[:], np.broadcast_to(expected[:, None, None], opened.depth.shape))
+    attributes = attributes_of(seen_corpus)
+    assert attributes["focal_px"] == 80
+    assert attributes["fov_deg"] == [90, 63, 63]
+    assert attributes["fov_from"] == {"assumed": 2, "csv": 1}
+    assert attributes["network_input"] == [64, 64]
+    assert not verify(seen_corpus, jobs=1).findings
+    assert label_corpus(seen_corpus, weights=canonical_weights, device="cpu", check_flip=True).labelled == 0
+    with pytest.raises(DsgenError, match=r"labelled with other options \(--fov\)") as refused:
+        label_corpus(seen_corpus, weights=canonical_weights, device="cpu", check_flip=True, fov_deg=50)
+    assert "field of view of 2 backgrounds, the first 50.0 (the corpus has 63.0)" in str(refused.value)
+    packed = opened.labels.check_for_packing(48)
+    assert (packed["focal_px"], packed["fov_from"]) == (80, {"assumed": 2, "csv": 1})
+    assert "fov_deg" not in packed
+
+
+def test_metadata_of_labels_with_cameras_is_vouched_for_and_restored(seen_corpus: Path, canonical_weights: Path):
+    """A changed field of view is seen; lost metadata of an array comes back."""
+    label_corpus(seen_corpus, weights=canonical_weights, device="cpu", fov_deg=50)
+    array, group = (seen_corpus / "depth.zarr" / name for name in ("depth/zarr.json", "zarr.json"))
+    before = array.read_bytes()
+    array.unlink()
+    repair(seen_corpus)
+    assert array.read_bytes() == before
+    group.write_text(group.read_text().replace("50.0", "51.0"))
+    assert verify(seen_corpus, jobs=1).findings
+
+
+def test_several_devices_and_parts_know_the_cameras(seen_corpus: Path, canonical_weights: Path):
+    """The same labels, however the work is divided."""
+    options = {"weights": canonical_weights, "fov_deg": 70, "batch_size": 5}
+    label_corpus(seen_corpus, device="cpu", **options)
+    whole = label_files(seen_corpus)
+    shutil.rmtree(seen_corpus / "depth.zarr")
+    for number in (2, 1):
+        label_corpus(seen_corpus, device="cpu,cpu", part=Part(number, 2), **options)
+    assert label_files(seen_corpus) == whole
+
+
+def test_a_reference_with_a_canonical_camera_gives_its_metres(tmp_path: Path, seen_corpus: Path, weights: Path):
+    """Relative answers are fitted to the metres that the reference has for the camera of each background."""
+    plain = load_depth_model(weights).network
+    network = DenseDepth(**(plain.config | {"focal_px": 80.0}))
+    network.load_state_dict(plain.state_dict())
+    reference = write_weights(tmp_path / "w.safetensors", network)
+    labeller = DenseDepthLabeller(load_depth_model(reference), torch.device("cpu"))
+
+    def affine(image: np.ndarray) -> np.ndarray:
+        metres, _ = labeller(labeller.prepare(image), (96, 96), (48, 48))  # those of the canonical camera
+        return 40 / metres - 3
+
+    options = {"device": "cpu", "fov_deg": 75, "precision": "float32"}
+    label_corpus(seen_corpus, weights=reference, **options)
+    theirs, attributes = Corpus(seen_corpus).depth[:].astype(int), attributes_of(seen_corpus)
+    shutil.rmtree(seen_corpus / "depth.zarr")
+    label_corpus(seen_corpus, model=affine, kind="inverse", metric_reference=str(reference), **options)
+    assert np.abs(Corpus(seen_corpus).depth[:] - theirs).max() <= 3
+    assert attributes_of(seen_corpus)["fov_from"] == attributes["fov_from"] == {"csv": 1, "option": 2}
+
+
+def test_networks_without_a_canonical_camera_record_nothing_of_cameras(seen_corpus: Path, weights: Path):
+    """`--fov` is refused, and the attributes are as they were."""
+    with pytest.raises(InvalidValueError, match=r"--fov: not used by .* \(no canonical camera\); leave it out"):
+        label_corpus(seen_corpus, weights=weights, device="cpu", fov_deg=60)
+    assert not (seen_corpus / "depth.zarr").exists()
+    assert label_corpus(seen_corpus, weights=weights, device="cpu").fov_assumed == 0
+    assert not {"focal_px", "fov_deg", "fov_from"} & attributes_of(seen_corpus).keys()

@@ -6,7 +6,9 @@ import os
 import subprocess
 import sys
 import unicodedata
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -14,13 +16,16 @@ import pytest
 import torch
 from PIL import Image
 from support.corpora import draw_background
+from support.picture_files import lens_exif
 from torch import Tensor
 from typer.testing import CliRunner
 
+from dsgen.camera import focal_px
 from dsgen.cli.app import app
+from dsgen.depth import label_folder as label_folder_module
 from dsgen.depth.label_folder import label_folder
 from dsgen.depth.labellers import MOST_FED_PIXELS, DenseDepthLabeller
-from dsgen.errors import DsgenError
+from dsgen.errors import DsgenError, InvalidValueError
 
 
 def test_folder_mode_labels_any_picture_at_its_own_size(tmp_path: Path, weights: Path):
@@ -135,7 +140,7 @@ def test_thin_pictures_are_fed_small(tmp_path: Path, weights: Path, monkeypatch:
     Image.new("RGB", (9000, 2)).save(folder / "thread.png")
     fed: list[tuple[int, ...]] = []
 
-    def answer(self: DenseDepthLabeller, batch: Tensor, source: object, shape: tuple[int, int]) -> Tensor:
+    def answer(self: DenseDepthLabeller, batch: Tensor, source: object, shape: tuple[int, int], *_: object) -> Tensor:
         fed.append(tuple(batch.shape))
         return torch.full((len(batch), *shape), 2.0)
 
@@ -321,3 +326,113 @@ def test_the_program_in_any_locale(tmp_path: Path, weights: Path, locale: dict[s
     else:
         assert done.returncode == 0, done.stderr
         assert "caf\u00e9.png".encode() in (tmp_path / "in_depth" / "depth.csv").read_bytes()
+
+
+def read_table(out: Path) -> dict[str, dict[str, str]]:
+    """The lines of depth.csv by picture."""
+    with (out / "depth.csv").open(encoding="utf-8", newline="") as file:
+        return {row["picture"]: row for row in csv.DictReader(file)}
+
+
+def depth_m(out: Path, name: str) -> float:
+    """The depth in metres of a label that is the same everywhere."""
+    millimetres = cv2.imread(str(out / name), -1)
+    assert millimetres.min() == millimetres.max()
+    return millimetres[0, 0] / 1000
+
+
+def test_each_picture_is_labelled_for_its_own_camera(tmp_path: Path, canonical_weights: Path):
+    """The network says 2 m at 80 pixels: metres are those times the focal length as fed; the table says which."""
+    folder, out = tmp_path / "in", tmp_path / "in_depth"
+    folder.mkdir()
+    for name in ("a.jpg", "b.jpg", "c.jpg"):
+        exif = lens_exif(6, film_mm=26) if name == "b.jpg" else lens_exif()
+        Image.fromarray(draw_background(0, 96, 128)).save(folder / name, exif=exif)
+    (tmp_path / "in.csv").write_text("name,fov_deg\na,90\n")
+    result = label_folder(folder, weights=canonical_weights, device="cpu")
+    assert (result.labelled, result.fov_assumed) == (3, 1)
+    table = read_table(out)
+    assert [(table[f"{n}.jpg"]["fov_deg"], table[f"{n}.jpg"]["fov_from"]) for n in "abc"] == [
+        ("90.0", "csv"),
+        ("54.8795", "exif"),
+        ("63.0", "assumed"),
+    ]
+    for name, degrees, height, width, fed in (
+        ("a", 90, 96, 128, 128 * 160),  # 64 pixels would be fed at 1.25 times the size
+        ("b", 54.8795, 128, 96, 160 * 128),
+        ("c", 63, 96, 128, 128 * 160),
+    ):
+        metres = 2 * focal_px(degrees, width) * np.sqrt(fed / (height * width)) / 80
+        assert depth_m(out, f"{name}.png") == pytest.approx(metres, abs=5.1e-4), name
+    assert json.loads((out / "depth.json").read_text())["focal_px"] == 80
+
+
+def test_a_change_of_the_camera_makes_labels_out_of_date(tmp_path: Path, canonical_weights: Path):
+    """Another --fov, another line of the CSV file: just those pictures are labelled again; another source is not."""
+    folder, out = fill(tmp_path / "in"), tmp_path / "in_depth"
+
+    def label(**options: float) -> int:
+        return label_folder(folder, weights=canonical_weights, device="cpu", **options).labelled
+
+    assert [label(), label(), label(fov_deg=63.0), label(fov_deg=70.0)] == [3, 0, 0, 3]
+    assert read_table(out)["p0.png"]["fov_from"] == "option"
+    (tmp_path / "in.csv").write_text("name,fov_deg\np1,50\np2,70\n")
+    assert label(fov_deg=70.0) == 1
+    assert [read_table(out)[f"p{n}.png"]["fov_from"] for n in range(3)] == ["option", "csv", "csv"]
+    assert label(fov_deg=70.0) == 0
+    (out / "depth.csv").unlink()  # nothing says any more what the labels were made with
+    assert label(fov_deg=70.0) == 3
+
+
+def test_labels_of_a_killed_run_keep_their_camera(
+    tmp_path: Path, canonical_weights: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """What it labelled is kept, unless the camera has changed since, even if a second killed run labelled nothing."""
+    folder = fill(tmp_path / "in")
+    label_pictures, write_table = label_folder_module._label_pictures, label_folder_module._write_table
+
+    def label(fov_deg: float) -> int:
+        return label_folder(folder, weights=canonical_weights, device="cpu", fov_deg=fov_deg).already_there
+
+    def kill_after(pictures: int, fov_deg: float) -> None:
+        """Stop after so many pictures, without the table that is written at the end."""
+
+        def label_some(paths: list[Path], job: Any) -> Iterator[Any]:
+            yield from label_pictures(paths[:pictures], job)
+            raise KeyboardInterrupt
+
+        tables = iter([write_table])
+        with monkeypatch.context() as patch:
+            patch.setattr(label_folder_module, "_label_pictures", label_some)
+            patch.setattr(label_folder_module, "_write_table", lambda *a: next(tables, lambda *_: None)(*a))
+            with pytest.raises(KeyboardInterrupt):
+                label(fov_deg)
+
+    kill_after(2, 60)
+    kill_after(0, 60)
+    assert label(60) == 2
+    kill_after(0, 75)
+    assert label(75) == 0
+    assert label(75) == 3
+
+
+def test_networks_without_a_canonical_camera_say_nothing_of_cameras(tmp_path: Path, weights: Path):
+    """No columns, no key, and `--fov` is refused."""
+    folder = fill(tmp_path / "in")
+    (tmp_path / "in.csv").write_text("name,fov_deg\nnone,500\n")
+    with pytest.raises(InvalidValueError, match=r"--fov: not used by densedepth-.* \(no canonical camera\); leave"):
+        label_folder(folder, weights=weights, device="cpu", fov_deg=60)
+    assert label_folder(folder, weights=weights, device="cpu").fov_assumed == 0
+    assert not any("fov" in column for column in read_table(tmp_path / "in_depth")["p0.png"])
+    assert "focal_px" not in json.loads((tmp_path / "in_depth" / "depth.json").read_text())
+
+
+def test_the_command_says_how_many_cameras_it_assumed(tmp_path: Path, canonical_weights: Path):
+    """In the line of the result; nothing where --fov says it."""
+    folder = fill(tmp_path / "in")
+    command = ["depth", str(folder), "--weights", str(canonical_weights), "--device", "cpu"]
+    assumed = CliRunner().invoke(app, command)
+    assert assumed.output.splitlines()[-1].endswith("; field of view of 3 assumed, 63 degrees, see --fov")
+    assert "assumed" not in CliRunner().invoke(app, [*command, "--fov", "60"]).output
+    refused = CliRunner().invoke(app, [*command, "--fov", "190"])
+    assert str(refused.exception) == "--fov: got 190, expected degrees above 0 and below 180"

@@ -26,6 +26,7 @@ from dsgen.depth.weights import load_depth_model
 from dsgen.evaluation.predict import predict
 from dsgen.integrity.repair import repair
 from dsgen.integrity.verify import verify
+from dsgen.io.cameras import read_cameras
 from dsgen.store.export.export import export_store
 from dsgen.store.packing import pack
 from dsgen.store.picture_source import Pictures
@@ -167,6 +168,13 @@ def make_targets(root: Path, corpus: Path) -> list[Target]:
     (frames / "people.csv").write_text("name,poses\np0,sitting\np1,standing\n")
     add(frames, "frames.csv", Frames)
     add(frames, "people.csv", lambda folder: read_people(folder / "people"))
+
+    cameras = root / "cameras"
+    (cameras / "in").mkdir(parents=True)
+    for n in range(2):
+        Image.fromarray(draw_background(n, 32, 32)).save(cameras / f"in/p{n}.png")
+    (cameras / "in.csv").write_text("name,fov_deg\np0,60\np1.png,\n")
+    add(cameras, "in.csv", lambda folder: read_cameras(folder / "in", sorted((folder / "in").iterdir()), None, 1))
 
     pairs = root / "pairs"
     for name in ("images", "depths"):

@@ -5,6 +5,7 @@ import zlib
 from pathlib import Path
 
 import numpy as np
+from PIL import Image, TiffImagePlugin
 
 D50 = (0.9642, 1.0, 0.8249)
 WIDE_PRIMARIES = ((0.60974, 0.31111, 0.01947), (0.20528, 0.62567, 0.06087), (0.14919, 0.06322, 0.74457))
@@ -39,6 +40,20 @@ def write_tiff(path: Path, data: bytes, side: int, bits: int, photometric: int, 
     )
     directory = struct.pack("<H", len(fields)) + entries + struct.pack("<I", 0)
     path.write_bytes(b"II*\0" + struct.pack("<I", 8 + len(data)) + data + directory)
+
+
+def lens_exif(orientation: int = 1, **tags: object) -> Image.Exif:
+    """EXIF with an orientation and tags about the lens by name: film_mm, mm, plane, unit, taken_width."""
+    numbers = {"film_mm": 0xA405, "mm": 0x920A, "plane": 0xA20E, "unit": 0xA210, "taken_width": 0xA002}
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    exif.get_ifd(0x8769).update(
+        {
+            numbers[name]: TiffImagePlugin.IFDRational(*value) if isinstance(value, tuple) else value
+            for name, value in tags.items()
+        }
+    )
+    return exif
 
 
 def icc_profile(gamma: float = 2.2, primaries: tuple[tuple[float, float, float], ...] = WIDE_PRIMARIES) -> bytes:
