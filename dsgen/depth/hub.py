@@ -1,14 +1,13 @@
 """Models of Hugging Face: from a folder, from the cache of the hub's client, or from the hub if it can be reached."""
 
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
 from dsgen.errors import DsgenError, InvalidValueError, NotFoundError, reason_of
+from dsgen.io.hub import reach_hub
 
 HUGGING_FACE = "hf:"
-_SECONDS = 8.0  # to wait for the hub's first answer
 
 T = TypeVar("T")
 
@@ -34,34 +33,11 @@ def load_from_hub(name: str, load: Callable[[bool], T]) -> T:
         except OSError:
             if is_folder:
                 raise
-        _reach_hub(option)
+        folder = f"{option.removesuffix(name)}FOLDER"
+        connect = f"connect to it, or download the model elsewhere and give its folder: {folder}"
+        reach_hub(option, connect, f"unset it, or give the model's folder: {folder}")
         return load(False)
     except DsgenError:
         raise
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise InvalidValueError(option, f"{unfit} ({reason_of(error)})", remedy) from error
-
-
-def _reach_hub(option: str) -> None:
-    """Raise `DsgenError` unless the hub answers anything within a few seconds."""
-    from huggingface_hub import constants
-    from huggingface_hub.utils import get_session
-
-    remedy = f"connect to it, or download the model elsewhere and give its folder: --model {HUGGING_FACE}FOLDER"
-    if constants.HF_HUB_OFFLINE:
-        reason = "not in the cache, and HF_HUB_OFFLINE keeps the hub from being asked"
-        raise DsgenError(option, reason, f"unset it, or give the model's folder: --model {HUGGING_FACE}FOLDER")
-    failure: list[Exception] = []
-
-    def ask() -> None:
-        try:
-            get_session().head(constants.ENDPOINT, timeout=_SECONDS)
-        except Exception as error:  # of whichever client the hub's package uses
-            failure.append(error)
-
-    thread = threading.Thread(target=ask, daemon=True)  # resolving a name cannot be given a time limit
-    thread.start()
-    thread.join(_SECONDS)
-    if thread.is_alive() or failure:
-        why = reason_of(failure[0]) if failure else f"no answer within {_SECONDS:g} s"
-        raise DsgenError(option, f"not in the cache, and {constants.ENDPOINT} cannot be reached ({why})", remedy)

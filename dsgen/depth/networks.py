@@ -4,7 +4,6 @@ Inside torch a picture is BCHW float32 RGB in 0..1 and a mask or depth map is B1
 """
 
 import copy
-import difflib
 import math
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal, NotRequired
@@ -15,6 +14,7 @@ from annotated_types import Ge, Gt, Le
 from torch import Tensor, fx, nn
 from typing_extensions import TypedDict
 
+from dsgen.encoders import check_encoder
 from dsgen.errors import DsgenError, InvalidValueError, reason_of
 from dsgen.units import MAX_DEPTH_M, MIN_DEPTH_M
 
@@ -37,22 +37,6 @@ class DepthConfig(TypedDict):
     max_depth_m: NotRequired[float]
     focal_px: NotRequired[Annotated[float, Gt(0)] | None]
     full_size: NotRequired[bool]
-
-
-def check_encoder(name: str) -> None:
-    """Raise `InvalidValueError` for what is no architecture of timm's own.
-
-    Other names that timm takes, such as `hf-hub:...` and `local-dir:...`, make it connect to a hub or read a folder.
-    """
-    import timm
-
-    architecture, _, tag = name.partition(".")
-    if timm.is_model(architecture) and (not tag or timm.models.is_model_pretrained(name)):
-        return
-    near = difflib.get_close_matches(architecture[:100], timm.list_models(), n=4, cutoff=0.5)
-    like = f"like {', '.join(near)}" if near else "listed by timm.list_models()"
-    reason = f"got a name that timm does not know, expected one {like}"
-    raise InvalidValueError(f"encoder {name[:100]}", reason, "use another")
 
 
 def misfits(make: Callable[[], nn.Module], state: Mapping[str, Any]) -> list[str]:

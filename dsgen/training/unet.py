@@ -12,7 +12,8 @@ from annotated_types import Ge, Le
 from torch import Tensor, nn
 from typing_extensions import TypedDict
 
-from dsgen.depth.networks import ExactConv2d, check_encoder
+from dsgen.depth.networks import ExactConv2d
+from dsgen.encoders import check_encoder
 from dsgen.errors import InvalidValueError, reason_of
 from dsgen.units import MAX_DEPTH_M, MIN_DEPTH_M
 

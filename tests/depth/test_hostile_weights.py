@@ -13,8 +13,9 @@ from safetensors.torch import save_file
 from support.corpora import ENCODER
 
 from dsgen.depth.keras import read_keras
-from dsgen.depth.networks import DenseDepth, check_encoder
+from dsgen.depth.networks import DenseDepth
 from dsgen.depth.weights import METADATA, load_depth_model, load_initial
+from dsgen.encoders import check_encoder
 from dsgen.errors import DamagedError, DsgenError, InvalidValueError
 from dsgen.training.unet import UNet
 

@@ -12,6 +12,7 @@ from PIL import Image
 from dsgen.depth import hub
 from dsgen.depth.hub import load_from_hub
 from dsgen.errors import DsgenError, InvalidValueError, NotFoundError
+from dsgen.io import hub as io_hub
 
 pytest.importorskip("transformers")
 
@@ -53,7 +54,7 @@ def test_a_hub_that_does_not_answer(unreachable: None, monkeypatch: pytest.Monke
     def hang() -> None:
         time.sleep(2)
 
-    monkeypatch.setattr(hub, "_SECONDS", 0.1)
+    monkeypatch.setattr(io_hub, "_SECONDS", 0.1)
     monkeypatch.setattr(huggingface_hub.utils, "get_session", hang)
     with pytest.raises(DsgenError, match=r"cannot be reached \(no answer within 0.1 s\)"):
         load_from_hub("a/b", never_at_hand)
@@ -77,7 +78,7 @@ def test_what_is_at_hand_needs_no_hub(unreachable: None):
 
 def test_a_reachable_hub_is_used(monkeypatch: pytest.MonkeyPatch):
     """For what is not at hand."""
-    monkeypatch.setattr(hub, "_reach_hub", lambda _: None)
+    monkeypatch.setattr(hub, "reach_hub", lambda *_: None)
     assert load_from_hub("a/b", never_at_hand) == "loaded"
 
 
