@@ -26,9 +26,11 @@ EDGE_PROTOCOL = (
     f"precision, recall and F: an edge pixel is one with a 4-neighbour more than {EDGE_RATIO:g} times as far, both "
     f"evaluated and with depth; the tolerance is {TOLERANCE:.2%} of the evaluated region's diagonal, rounded, at "
     "least 1 pixel; predicted edges without a true one, but within the tolerance of a pixel whose truth is missing or "
-    "outside the limits, are left out; without predicted edges precision is null and F 0. Accuracy and completeness (after iBims-1, arXiv 1805.01328): "
+    "outside the limits, are left out; without predicted edges precision is null and F 0. "
+    "Accuracy and completeness (after iBims-1, arXiv 1805.01328): "
     f"Canny edges of (depth - least) / (most - least), sigma sqrt 2, thresholds {_CANNY_LOW:g} and {_CANNY_HIGH:g} of "
-    "the 3x3 Sobel gradient, pixels without depth filled from the nearest and their edges dropped; distances by 5x5 chamfer; "
+    "the 3x3 Sobel gradient, pixels without depth filled from the nearest and their edges dropped; "
+    "distances by 5x5 chamfer; "
     f"{FARTHEST:g} pixels where no predicted edge is near. Null where the truth has no such edges; means over the "
     "pictures that have a value"
 )
