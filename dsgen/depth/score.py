@@ -9,7 +9,7 @@ import math
 import re
 import struct
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ import cv2
 import numpy as np
 
 from dsgen import metrics
+from dsgen.depth.edges import EDGE_METRICS, EDGE_PROTOCOL, edge_scores
 from dsgen.errors import DamagedError, DsgenError, InvalidValueError, NotFoundError, raise_all, reason_of
 from dsgen.io import images
 from dsgen.io.atomic import write_json
@@ -102,7 +103,9 @@ class DepthEvaluation:
     `protocol` says in words how the scores were made. `pictures` and `pixels` count what was scored,
     `pixels_without_prediction` the pixels whose prediction is 0, `resized` the predictions that had another size than
     the truth, `truth_sizes` the pictures of every size. `mean` has the mean over pictures of every score, `metric` and
-    `median_scaled`; `per_picture` has the same for each. `empty` names the pictures without a pixel that counts.
+    `median_scaled`; `per_picture` has the same for each. `edges` has the mean of every score of `EDGE_METRICS` over the
+    pictures that have a value, None without any, and `pictures_with_edges` counts those whose truth has edges by ratio.
+    `empty` names the pictures without a pixel that counts.
     """
 
     protocol: dict[str, Any]
@@ -112,6 +115,8 @@ class DepthEvaluation:
     resized: int
     truth_sizes: dict[str, int]
     mean: dict[str, dict[str, float]]
+    edges: dict[str, float | None]
+    pictures_with_edges: int
     empty: list[str]
     per_picture: list[dict[str, Any]]
 
@@ -132,7 +137,14 @@ class DepthEvaluation:
         if self.empty:
             names = ", ".join(self.empty[:_LISTED]) + (", ..." if len(self.empty) > _LISTED else "")
             tally += f"; left out, no pixel that counts: {len(self.empty):,} ({names})"
-        return "\n".join([*lines, tally, f"protocol: {self.protocol['summary']}"])
+        return "\n".join([*lines, tally, self._edge_line(), f"protocol: {self.protocol['summary']}"])
+
+    def _edge_line(self) -> str:
+        values = (
+            f"{name.removeprefix('edge_')} {'-' if value is None else f'{value:.4f}'}"
+            for name, value in self.edges.items()
+        )
+        return f"edges, {self.pictures_with_edges:,} pictures: {', '.join(values)}"
 
 
 def evaluate_depth(
@@ -183,6 +195,7 @@ def evaluate_depth(
                         "median_ratio": ratio,
                         "metric": scores(p, d, **limits),
                         "median_scaled": scores(p * ratio, d, **limits),
+                        "edges": edge_scores(prediction_m, truth_m, counts),
                     }
                 )
             else:
@@ -205,6 +218,8 @@ def evaluate_depth(
             kind: {metric: float(np.mean([picture[kind][metric] for picture in pictures])) for metric in METRICS}
             for kind in ("metric", "median_scaled")
         },
+        edges={name: _mean_of(picture["edges"][name] for picture in pictures) for name in EDGE_METRICS},
+        pictures_with_edges=sum(picture["edges"]["edge_f"] is not None for picture in pictures),
         empty=empty,
         per_picture=pictures,
     )
@@ -212,6 +227,12 @@ def evaluate_depth(
         out.parent.mkdir(parents=True, exist_ok=True)
         write_json(out, result.as_dict())
     return result
+
+
+def _mean_of(values: Iterable[float | None]) -> float | None:
+    """Return the mean of the values that there are, None without any."""
+    there = [value for value in values if value is not None]
+    return float(np.mean(there)) if there else None
 
 
 def _check_settings(min_depth_m: float, max_depth_m: float, png_unit_m: float, scale_prediction: float) -> None:
@@ -447,4 +468,6 @@ def _protocol(
         ),
         "averaging": "scores per picture, then the mean over pictures; pictures without an evaluated pixel left out",
         "metrics": dict(METRICS),
+        "edges": EDGE_PROTOCOL,
+        "edge_metrics": dict(EDGE_METRICS),
     }

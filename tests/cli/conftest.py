@@ -157,6 +157,8 @@ RESULTS: dict[str, Any] = {
         resized=0,
         truth_sizes={"480x640": 15},
         mean={"metric": {"delta1": 0.5}},
+        edges={"edge_f": 0.5, "edge_accuracy": None},
+        pictures_with_edges=15,
         empty=[],
         per_picture=[],
     ),

@@ -426,9 +426,27 @@ def test_the_table(tmp_path):
     assert float(lines[3].split()[-3]) == 0.5
     assert len({len(line) for line in lines[:8]}) == 1
     assert lines[8] == "7 pictures, 1,344 pixels, 0 of them without predicted depth"
-    assert lines[9].startswith("protocol: ")
-    assert "whole picture; pixels with d in 0.1..10 m" in lines[9]
-    assert len(lines) == 10
+    assert lines[9].startswith("edges, 0 pictures: precision -, recall -, f -, accuracy -")
+    assert lines[10].startswith("protocol: ")
+    assert "whole picture; pixels with d in 0.1..10 m" in lines[10]
+    assert len(lines) == 11
+
+
+def test_edges_are_scored_per_picture_and_in_the_mean(tmp_path):
+    """Pictures whose truth has no edges are in no mean of edges."""
+    flat, step = np.full((60, 80), 2.0), np.full((60, 80), 2.0)
+    step[:, 40:] = 4
+    pairs = {"a.npy": (flat, flat), "b.npy": (step, step), "c.npy": (flat, step)}
+    result = evaluate_depth(*folders(tmp_path, pairs))
+    assert result.pictures_with_edges == 2
+    assert [picture["edges"]["edge_f"] for picture in result.per_picture] == [None, 1, 0]
+    assert result.edges == {
+        "edge_precision": 1,
+        "edge_recall": 0.5,
+        "edge_f": 0.5,
+        "edge_accuracy": 5,
+        "edge_completeness": 5,
+    }
 
 
 def test_the_module_does_not_need_torch():
