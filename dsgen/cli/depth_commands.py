@@ -226,6 +226,10 @@ def train_depth(
     ] = None,
     init: Annotated[Path | None, typer.Option(help="Weights to start from; random by default.")] = None,
     encoder: Annotated[str, typer.Option(help="Any timm feature encoder.")] = "mobilenetv4_conv_small",
+    encoder_weights: Annotated[
+        str | None,
+        typer.Option(help="Its weights: a file, or 'pretrained' for timm's own, from the internet; random by default."),
+    ] = None,
     width: Annotated[int, typer.Option(help="Channels of the decoder's deepest block.")] = 256,
     focal: Annotated[
         float, typer.Option(help="Focal length in pixels at which the network will be fed (canonical camera).")
@@ -259,6 +263,7 @@ def train_depth(
         focal_px=focal,
         full_size=full_size,
         encoder=encoder,
+        encoder_weights=encoder_weights,
         width=width,
         sizes=size_numbers,
         epochs=epoch_numbers,

@@ -257,8 +257,8 @@ def photometric(rgb: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         amount = rng.uniform(0.3, 1.5)
         out = cv2.addWeighted(out, 1 + amount, soft, -amount, 0)
     if rng.random() < 0.4:
-        field = rng.uniform(0.5, 1.4, (3, 3, 3 if rng.random() < 0.4 else 1)).astype(np.float32)
-        field = cv2.resize(field, (rgb.shape[1], rgb.shape[0]), interpolation=cv2.INTER_CUBIC)
+        light = rng.uniform(0.5, 1.4, (3, 3, 3 if rng.random() < 0.4 else 1)).astype(np.float32)
+        field = cv2.resize(light, (rgb.shape[1], rgb.shape[0]), interpolation=cv2.INTER_CUBIC)
         out = np.multiply(out, field.reshape(*rgb.shape[:2], -1)).clip(0, 255).astype(np.uint8)
     if rng.random() < 0.4:
         noise = rng.standard_normal(out.shape, np.float32) * np.float32(255 * rng.uniform(0.005, 0.06))

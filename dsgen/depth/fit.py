@@ -28,6 +28,7 @@ from dsgen.depth.frames import Frame, Frames, Mixture, read_people
 from dsgen.depth.labellers import DenseDepthLabeller
 from dsgen.depth.networks import DenseDepth
 from dsgen.depth.weights import DepthModel, load_depth_model, load_initial, save_depth_network
+from dsgen.encoders import PRETRAINED, input_statistics, load_encoder_weights, weights_sha256
 from dsgen.errors import (
     ConflictError,
     DamagedError,
@@ -137,6 +138,7 @@ def train_depth(
     validation_folder: Path | None = None,
     styles_folder: Path | None = None,
     encoder: str = "mobilenetv4_conv_small",
+    encoder_weights: str | Path | None = None,
     width: int = 256,
     focal_px: float = FOCAL_PX,
     full_size: bool = True,
@@ -151,11 +153,12 @@ def train_depth(
 
     `folders` are one or several folders of frames, `shares` how much of each is drawn, see `Mixture`. `epochs[k]`
     epochs run at `sizes[k]` pixels; the learning rate warms up and then falls along one cosine. `init` is a weights
-    file of the same network to start from; without it the weights are random. With `validation_folder`, frames that are
-    not trained on, the weights written are those of the epoch with the best median-scaled delta1 there. `styles_folder`
-    holds photographs whose colours some pictures are given. A checkpoint beside `out` is written after every epoch. The
-    same call resumes from it after a kill and ends with the same weights; at the end it is removed. The scores are
-    those of the weights written, fed as `dsgen depth` feeds them: at a focal length of `focal_px` pixels.
+    file of the same network to start from; without it the weights are random, but those of the encoder are
+    `encoder_weights`, if given: a file, or the word "pretrained", see `dsgen.encoders`. With `validation_folder`,
+    frames that are not trained on, the weights written are those of the epoch with the best median-scaled delta1 there.
+    `styles_folder` holds photographs whose colours some pictures are given. A checkpoint beside `out` is written after
+    every epoch. The same call resumes from it after a kill and ends with the same weights; at the end it is removed.
+    The scores are those of the weights written, fed as `dsgen depth` feeds them: at a focal length of `focal_px`.
 
     Raises `InvalidValueError` for numbers of sizes and epochs that differ, for a batch of more frames than there are to
     train on, and for weights of another network, `ConflictError` for a checkpoint of other settings, and `DsgenError`
@@ -176,6 +179,9 @@ def train_depth(
             (16 <= focal_px <= 4096, "focal_px", focal_px, "16 to 4096 pixels"),
         ]
     )
+    if init is not None and encoder_weights is not None:
+        reason = f"got {encoder_weights}, but --init {init} has the weights of the encoder too"
+        raise InvalidValueError("--encoder-weights", reason, "leave one of them out")
     if init is not None and not init.is_file():
         raise NotFoundError("--init", f"{init} does not exist, expected weights of dsgen train-depth", "check the path")
     folders = [folders] if isinstance(folders, Path) else list(folders)
@@ -188,6 +194,7 @@ def train_depth(
         "people": str(people_folder),
         "init": init and hashlib.sha256(init.read_bytes()).hexdigest(),
         "encoder": encoder,
+        "encoder_weights": _identify(encoder_weights),
         "width": width,
         "focal_px": focal_px,
         "full_size": full_size,
@@ -219,8 +226,14 @@ def train_depth(
         "input_size": sizes[-1],
         "focal_px": focal_px,
         "full_size": full_size,
+        "normalise": None if encoder_weights is None else input_statistics(encoder),
     }
-    learner = _Learner(DenseDepth(**config), learning_rate, steps, init, target)
+    network = DenseDepth(**config)
+    if init:
+        load_initial(network, init)
+    if encoder_weights is not None and not before:
+        load_encoder_weights(network.encoder, encoder, encoder_weights)
+    learner = _Learner(network, learning_rate, steps, target)
     print(
         f"{len(mixture)} frames to train on, {mixture.held_out_count} of held-out rooms, "
         f"{0 if validation is None else len(validation)} choose the epoch, {steps} steps",
@@ -268,6 +281,17 @@ def train_depth(
     return TrainDepthResult(out, scores, chosen)
 
 
+def _identify(encoder_weights: str | Path | None) -> str | None:
+    """Return what tells encoder weights from others: the word for timm's own, or the hash of a file."""
+    if encoder_weights is None or str(encoder_weights) == PRETRAINED:
+        return None if encoder_weights is None else PRETRAINED
+    path = Path(encoder_weights)
+    if not path.is_file():
+        rule = f"expected a file of weights, or the word {PRETRAINED}"
+        raise NotFoundError("--encoder-weights", f"{path} does not exist, {rule}", "check the path")
+    return weights_sha256(path)
+
+
 def _score_held_out(network: DenseDepth, mixture: Mixture) -> Scores:
     """Score the held-out rooms of all folders together."""
     pairs = [(frames, rows) for frames, rows in zip(mixture.folders, mixture.held_out, strict=True) if len(rows)]
@@ -296,9 +320,7 @@ class _Checkpoint(TypedDict):
 class _Learner:
     """A depth network with its optimizer, learning rate schedule, and the moving average of its weights."""
 
-    def __init__(self, network: DenseDepth, learning_rate: float, steps: int, init: Path | None, device: torch.device):
-        if init:
-            load_initial(network, init)
+    def __init__(self, network: DenseDepth, learning_rate: float, steps: int, device: torch.device):
         self.device = device
         self.network = network.to(device).to(memory_format=torch.channels_last)
         average = torch.optim.swa_utils.AveragedModel(

@@ -14,7 +14,7 @@ from annotated_types import Ge, Gt, Le
 from torch import Tensor, fx, nn
 from typing_extensions import TypedDict
 
-from dsgen.encoders import check_encoder
+from dsgen.encoders import Normalise, Statistics, check_encoder
 from dsgen.errors import DsgenError, InvalidValueError, reason_of
 from dsgen.units import MAX_DEPTH_M, MIN_DEPTH_M
 
@@ -23,6 +23,11 @@ KERAS_EPSILON = 1.001e-5  # of the batch norms of Keras' DenseNets; torch's defa
 
 
 MAX_WIDTH = 8192
+
+
+_Rgb = tuple[float, float, float]
+_Positive = Annotated[float, Gt(0)]
+_Deviation = tuple[_Positive, _Positive, _Positive]
 
 
 class DepthConfig(TypedDict):
@@ -37,6 +42,7 @@ class DepthConfig(TypedDict):
     max_depth_m: NotRequired[float]
     focal_px: NotRequired[Annotated[float, Gt(0)] | None]
     full_size: NotRequired[bool]
+    normalise: NotRequired[tuple[_Rgb, _Deviation] | None]
 
 
 def misfits(make: Callable[[], nn.Module], state: Mapping[str, Any]) -> list[str]:
@@ -156,6 +162,9 @@ class DenseDepth(nn.Module):
     `focal_px` is the canonical camera (as in Metric3D, arXiv 2307.10984): answers are for pictures whose focal length
     is so many pixels as they are fed. Of a picture fed at f pixels the metres are the answer times f / `focal_px`. None
     means that answers are metres whatever the camera.
+
+    `normalise` is the mean and the deviation of R, G and B that the encoder expects, see `dsgen.encoders`; without it
+    the encoder sees 0..1.
     """
 
     def __init__(
@@ -169,6 +178,7 @@ class DenseDepth(nn.Module):
         max_depth_m: float = MAX_DEPTH_M,
         focal_px: float | None = None,
         full_size: bool = False,
+        normalise: Statistics | None = None,
     ):
         super().__init__()
         if output not in ("reciprocal", "log"):
@@ -210,7 +220,9 @@ class DenseDepth(nn.Module):
             "max_depth_m": float(max_depth_m),
             "focal_px": focal_px,
             "full_size": full_size,
+            "normalise": normalise and tuple(map(tuple, normalise)),  # JSON has lists
         }
+        self.normalise = Normalise(*normalise) if normalise else nn.Identity()
         self.bottom = nn.Conv2d(deepest, width, 1)
         self.up = nn.ModuleList()
         for skip in reversed(skips):
@@ -221,7 +233,7 @@ class DenseDepth(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """Map pictures (B,3,H,W) in 0..1 to raw answers (B,1,h,w) of half or full size; see `depth_m` for metres."""
-        *skips, x = self.encoder(image)
+        *skips, x = self.encoder(self.normalise(image))
         x = self.bottom(x)
         for block, skip in zip(self.up, reversed(skips), strict=True):
             x = block(x, skip)

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from dsgen.depth.keras import is_hdf5, is_zip, read_keras
 from dsgen.depth.networks import DenseDepth, DepthConfig, check_max_depth, misfits
+from dsgen.encoders import DSGEN_NETWORK
 from dsgen.errors import DamagedError, DsgenError, InvalidValueError, NotFoundError, is_system_error, reason_of
 from dsgen.io.assets import asset
 from dsgen.io.atomic import partial_path, write_bytes
@@ -25,7 +26,7 @@ from dsgen.io.json_files import parse_as
 from dsgen.units import MAX_DEPTH_M
 
 BUNDLED = "depth/depth.safetensors"
-METADATA = "dsgen_network"
+METADATA = DSGEN_NETWORK
 KITTI_DEPTH_M = 80.0
 
 

@@ -344,6 +344,40 @@ def test_weights_to_begin_with_are_of_the_same_network(frames: Path, tmp_path: P
     assert begun.scores != plain.scores
 
 
+def test_an_encoder_begins_with_weights_of_its_own(frames: Path, tmp_path: Path):
+    """Whatever their layout; pictures are normalised for them; a killed run needs the file only for its hash."""
+    import timm
+
+    name = "mobilenetv4_conv_small_050"
+    torch.manual_seed(3)
+    state = timm.create_model(name).state_dict()
+    torch.save({f"module.{key}": value for key, value in state.items()}, tmp_path / "imagenet.pth")
+    options = {"encoder": name, "width": 32, "sizes": (32,), "epochs": (1,), "batch_size": 8, "learning_rate": 1e-9}
+    begun = tmp_path / "b.safetensors"
+    train_depth(frames, begun, encoder_weights=tmp_path / "imagenet.pth", **options)
+    network = load_depth_model(begun).network
+    assert network.config["normalise"] == ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    key = "conv_stem.weight"
+    assert network.encoder.state_dict()[key] == pytest.approx(state[key], abs=1e-5)
+    image = torch.rand(1, 3, 32, 32)
+    seen: list[torch.Tensor] = []
+    network.encoder.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    network(image)
+    mean, deviation = (torch.tensor(each).view(1, 3, 1, 1) for each in network.config["normalise"])
+    assert seen[0] == pytest.approx((image - mean) / deviation, abs=1e-6)
+    for given, message in (
+        (
+            {"encoder_weights": tmp_path / "no.pth"},
+            "--encoder-weights: .*no.pth does not exist, expected a file of wei",
+        ),
+        ({"encoder_weights": begun}, "--encoder-weights: .* is a depth network of dsgen"),
+        ({"encoder_weights": tmp_path / "imagenet.pth", "init": begun}, "--init .* has the weights of the encoder too"),
+        ({"encoder_weights": tmp_path / "imagenet.pth", "encoder": "resnet18"}, "--encoder-weights: .* resnet18, fits"),
+    ):
+        with pytest.raises(DsgenError, match=message):
+            train_depth(frames, tmp_path / "c.safetensors", **options | given)
+
+
 def test_both_sides_of_a_split_have_rooms(tmp_path: Path):
     """However few rooms there are, if there are two; the spelling of a room does not matter."""
     for rooms in (["a", "b"], ["x", "y", "z"], [unicodedata.normalize(form, "é") for form in ("NFC", "NFD")] + ["b"]):

@@ -507,7 +507,13 @@ def test_a_safetensors_file_keeps_its_range(tmp_path: Path):
     """Files from before the setting existed are of 10 m and load; what contradicts a file is refused."""
     old = {"encoder": "resnet18", "width": 16, "norm": True, "output": "log", "input_size": 64}
     network = DenseDepth(**old)
-    assert network.config == old | {"activations": 2, "max_depth_m": 10.0, "focal_px": None, "full_size": False}
+    assert network.config == old | {
+        "activations": 2,
+        "max_depth_m": 10.0,
+        "focal_px": None,
+        "full_size": False,
+        "normalise": None,
+    }
     save_file(network.state_dict(), tmp_path / "old.safetensors", {METADATA: json.dumps(old)})
     save_file(network.state_dict(), tmp_path / "new.safetensors", {METADATA: json.dumps(network.config)})
     for name in ("old.safetensors", "new.safetensors"):
