@@ -86,7 +86,7 @@ class Frames(Sequence[Frame]):
 
         Either side gets at least one room. Raises `DsgenError` for frames of a single room.
         """
-        places = {str(room): _place(str(room)) for room in np.unique(self.room)}
+        places = {str(room): place_of_room(str(room)) for room in np.unique(self.room)}
         if len(places) < 2:
             reason = "the frames are of one room, expected two or more: whole rooms are held out to score the network"
             raise DsgenError("frames.csv", reason, "name the rooms in the column room, or add frames of another")
@@ -176,8 +176,8 @@ def _parse_share(text: str) -> tuple[Path, float | None]:
     return Path(folder), share
 
 
-def _place(room: str) -> float:
-    """Return a room's place in 0..1, by its name."""
+def place_of_room(room: str) -> float:
+    """Return a room's place in 0..1, by its name; those of the lowest tenth are held out."""
     return int(hashlib.sha256(room.encode()).hexdigest()[:8], 16) / 2**32
 
 

@@ -1,6 +1,6 @@
 """What a model card of a depth network needs: its scores and its sheets, by dsgen's own functions.
 
-    python tests/studies/depth_card.py --out card --frames FRAMES --held-out --pictures REAL --fov 60
+    python tests/studies/depth_card.py --out card --frames FRAMES --held-out --pictures REAL
     python tests/studies/depth_card.py --out card --backgrounds assets/backgrounds DEPTH --weights depth.safetensors
 
 `--frames` and `--pictures` are folders with `rgb/`, `depth/` (uint16 millimetres, 0 = no depth) and `frames.csv` with
@@ -21,8 +21,9 @@ import numpy as np
 import torch
 
 from dsgen import metrics
+from dsgen.camera import ASSUMED_FOV_DEG
 from dsgen.depth.edges import edge_scores
-from dsgen.depth.frames import _place  # the rule by which `train-depth` holds rooms out
+from dsgen.depth.frames import place_of_room
 from dsgen.depth.labellers import Labeller, LabelOptions, make_labellers
 from dsgen.depth.score import median_ratio, scores
 from dsgen.io import images
@@ -48,7 +49,8 @@ class Frame:
 def estimate(labeller: Labeller, image: np.ndarray, focal_px: float) -> np.ndarray:
     """Estimate the depth (h,w) f4 in metres of a picture (h,w,3) u1 whose focal length is `focal_px`."""
     size = (image.shape[0], image.shape[1])
-    return labeller(labeller.prepare(image[None]), size, size)[0][0]
+    fed = labeller.prepare(image[None], labeller.feed_shape(*size, focal_px))
+    return labeller(fed, size, size, np.array([focal_px]))[0][0]
 
 
 def list_frames(folder: Path, fov_deg: float, *, held_out: bool) -> list[Frame]:
@@ -58,7 +60,7 @@ def list_frames(folder: Path, fov_deg: float, *, held_out: bool) -> list[Frame]:
     for row in read_csv(folder / "frames.csv", "write it"):
         name = row.get("name") or row["id"]
         room = row.get("room") or row.get("scene") or name
-        if not held_out or _place(match_key(room)) < 0.1:
+        if not held_out or place_of_room(match_key(room)) < 0.1:
             key = match_key(name)
             found.append(Frame(name, room, rgb[key], depth[key], float(row.get("fov_deg") or fov_deg)))
     return found
@@ -173,7 +175,9 @@ def main() -> None:
     parser.add_argument("--held-out", action="store_true", help="of --frames only the rooms held out by train-depth")
     parser.add_argument("--backgrounds", type=Path, nargs=2, metavar=("PICTURES", "DEPTH"))
     parser.add_argument("--pictures", type=Path, help="scored frame by frame")
-    parser.add_argument("--fov", type=float, default=60.0, help="horizontal, degrees, where no listing says it")
+    parser.add_argument(
+        "--fov", type=float, default=ASSUMED_FOV_DEG, help="horizontal, degrees, where no listing says it"
+    )
     parser.add_argument("--rates", action="store_true")
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
