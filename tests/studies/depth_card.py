@@ -27,6 +27,7 @@ from dsgen.depth.frames import place_of_room
 from dsgen.depth.labellers import Labeller, LabelOptions, make_labellers
 from dsgen.depth.score import median_ratio, scores
 from dsgen.io import images
+from dsgen.io.cameras import read_cameras
 from dsgen.io.colours import drawable
 from dsgen.io.csv_files import read_csv
 from dsgen.io.folders import match_key
@@ -64,6 +65,18 @@ def list_frames(folder: Path, fov_deg: float, *, held_out: bool) -> list[Frame]:
             key = match_key(name)
             found.append(Frame(name, room, rgb[key], depth[key], float(row.get("fov_deg") or fov_deg)))
     return found
+
+
+def list_backgrounds(folder: Path, depths: Path, fov_deg: float) -> list[Frame]:
+    """List the backgrounds whose depth is there, with the fields of view that dsgen finds for them."""
+    rgb, depth = _files(folder), _files(depths)
+    names = sorted(rgb.keys() & depth.keys())
+    cameras = read_cameras(folder, [rgb[name] for name in names], fov_deg, workers=2, known=rgb.values())
+    return [
+        Frame(name, name, rgb[name], depth[name], camera.fov_deg)
+        for name, camera in zip(names, cameras, strict=True)
+        if camera is not None
+    ]
 
 
 def _files(folder: Path) -> dict[str, Path]:
@@ -188,10 +201,7 @@ def main() -> None:
         frames = list_frames(arguments.frames, arguments.fov, held_out=arguments.held_out)
         card["frames"] = report(arguments.out, "frames", labeller, frames, by_room=True)
     if arguments.backgrounds:
-        rgb, depth = (_files(folder) for folder in arguments.backgrounds)
-        frames = [
-            Frame(name, name, rgb[name], depth[name], arguments.fov) for name in sorted(rgb.keys() & depth.keys())
-        ]
+        frames = list_backgrounds(*arguments.backgrounds, arguments.fov)
         card["backgrounds"] = report(arguments.out, "backgrounds", labeller, frames, by_room=False)
     if arguments.pictures:
         frames = list_frames(arguments.pictures, arguments.fov, held_out=False)
