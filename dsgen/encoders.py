@@ -179,7 +179,7 @@ def _hash_arrays(arrays: State) -> str:
     digest = hashlib.sha256()
     for name, value in arrays.items():
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
-        digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+        digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 
