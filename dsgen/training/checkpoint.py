@@ -16,6 +16,7 @@ from torch import Tensor
 from typing_extensions import TypedDict
 
 from dsgen.depth.networks import misfits
+from dsgen.encoders import PRETRAINED, load_encoder_weights, weights_sha256
 from dsgen.errors import (
     ConflictError,
     DamagedError,
@@ -79,11 +80,19 @@ class _Checkpoint(TypedDict):
     history: list[_Epoch]
 
 
+class _EncoderWeights(TypedDict):
+    """Where the encoder's first weights came from."""
+
+    name: str
+    sha256: str
+
+
 class _Resumable(_Checkpoint):
     """All that a checkpoint holds."""
 
     store_sha256: str | None
     init_sha256: NotRequired[str | None]
+    encoder_weights: NotRequired[_EncoderWeights | None]
     training: dict[str, Any]
     optimizer: dict[str, Any]
     scaler: dict[str, Any]
@@ -212,6 +221,7 @@ def encode_checkpoint(trainer: "Trainer") -> bytes:
             "settings": trainer.settings.as_dict(),
             "store_sha256": trainer.store_sha256,
             "init_sha256": trainer.init_sha256,
+            "encoder_weights": trainer.encoder_weights,
             "config": trainer.network.config,
             "network": trainer.averaged.state_dict(),
             "training": trainer.network.state_dict(),
@@ -230,7 +240,7 @@ def restore_checkpoint(trainer: "Trainer", path: Path) -> None:
     """Set a new trainer to the state of a checkpoint of the same run.
 
     Other settings, another store and, if it has one, another initial checkpoint are a `ConflictError` that names all
-    differences.
+    differences. Of the encoder's first weights a file that is still there is compared by its hash, wherever it is.
     """
     saved = read_checkpoint(path)
     check_as(_Resumable, saved, path, _REMEDY)
@@ -239,6 +249,10 @@ def restore_checkpoint(trainer: "Trainer", path: Path) -> None:
         was = _by_option(saved["settings"]) | {"store": saved["store_sha256"]}
         if trainer.init_sha256 is not None:
             now["--init"], was["--init"] = trainer.init_sha256, saved.get("init_sha256")
+        started_with = saved.get("encoder_weights")
+        given = trainer.settings.encoder_weights
+        if started_with and given not in (None, PRETRAINED) and Path(given).is_file():
+            now["--encoder-weights"], was["--encoder-weights"] = weights_sha256(Path(given)), started_with["sha256"]
         if differences := find_differences(now, was):
             raise ConflictError(
                 path.parent.parent,
@@ -254,6 +268,7 @@ def restore_checkpoint(trainer: "Trainer", path: Path) -> None:
         if saved["scaler"] and trainer.scaler.is_enabled():  # empty unless the run was in float16
             trainer.scaler.load_state_dict(saved["scaler"])
         trainer.init_sha256 = saved.get("init_sha256")
+        trainer.encoder_weights = started_with
         trainer.steps, trainer.history = saved["steps"], saved["history"]
         trainer.position = saved["place"] and Position(**saved["place"])
 
@@ -269,6 +284,17 @@ def load_initial_weights(trainer: "Trainer", path: Path) -> None:
         for network in {trainer.network, trainer.averaged}:
             network.load_state_dict(saved["network"])
     trainer.init_sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def load_pretrained_encoder(trainer: "Trainer") -> None:
+    """Start the encoder of a new trainer from the pretrained weights that its settings name, if they name any."""
+    source, encoder = trainer.settings.encoder_weights, trainer.network.encoder
+    if source is None or encoder is None:
+        return
+    name, sha256 = load_encoder_weights(encoder, str(trainer.settings.encoder), source)
+    if trainer.averaged.encoder is not None:
+        trainer.averaged.encoder.load_state_dict(encoder.state_dict())
+    trainer.encoder_weights = {"name": name, "sha256": sha256}
 
 
 def _by_option(settings: dict[str, Any]) -> dict[str, Any]:

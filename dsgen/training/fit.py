@@ -28,6 +28,7 @@ from typing import Any
 import torch
 
 from dsgen import __version__
+from dsgen.encoders import input_statistics
 from dsgen.errors import InvalidValueError
 from dsgen.io.atomic import write_bytes, write_json
 from dsgen.parallel.locks import exclusive_lock
@@ -36,7 +37,14 @@ from dsgen.store.loader import Loader
 from dsgen.store.reader import Store
 from dsgen.training import metrics
 from dsgen.training.batches import Batches
-from dsgen.training.checkpoint import encode_checkpoint, find_checkpoint, load_initial_weights, restore_checkpoint
+from dsgen.training.checkpoint import (
+    encode_checkpoint,
+    find_checkpoint,
+    load_initial_weights,
+    load_pretrained_encoder,
+    read_checkpoint,
+    restore_checkpoint,
+)
 from dsgen.training.interrupts import Autosave, catch_signals
 from dsgen.training.ranks import Ranks, join_ranks
 from dsgen.training.report import Predictions, draw_curves, tensorboard_writer, write_metrics
@@ -87,6 +95,7 @@ def train(
 
     `init`, a run's folder (its best epoch) or a checkpoint, gives the first weights, of a network with the same
     arguments. A run that is resumed has its weights already; `init` is then only compared with what it started from.
+    The same holds for the settings' `encoder_weights`.
 
     A run resumes, in mid-epoch too, if store and settings are the same. With more `epochs` than before it continues at
     the size it has reached. A checkpoint is written every `save_every` minutes, and at Ctrl-C or SIGTERM, after which
@@ -163,12 +172,16 @@ def fit(
     `open_batches(split, batch_size)` opens the batches of a split, `batch_size` samples over all ranks.
     `mean_depth_m` is the trivial depth that the network's is compared with.
     """
+    if init is not None and settings.encoder_weights is not None:
+        reason = f"got {settings.encoder_weights} beside --init {init}, which gives the encoder its weights"
+        raise InvalidValueError("--encoder-weights", reason, "leave one of them out, of --config too")
     with ExitStack() as stack:
         with ranks.together():
             if ranks.first:
                 stack.enter_context(exclusive_lock(run))
             validation = open_batches("validation", max(settings.batch_size))
-            trainer = Trainer(settings, validation.fields, validation.sha256, device, ranks, mean_depth_m, run)
+            network = _network_arguments(settings, run, init)
+            trainer = Trainer(settings, validation.fields, validation.sha256, device, ranks, mean_depth_m, run, network)
             _start_or_resume(trainer, epochs, init)
             write_events = stack.enter_context(
                 tensorboard_writer(run / "tensorboard", show_in_tensorboard and ranks.first, trainer.epoch)
@@ -201,13 +214,40 @@ def fit(
         return TrainResult(run, scores, not is_blank(best), trainer.epoch)
 
 
+def _last(run: Path) -> Path:
+    return run / "checkpoints/last.pt"
+
+
+def _initial(init: Path) -> Path:
+    return find_checkpoint(init) if init.is_dir() else init
+
+
+def _network_arguments(settings: Settings, run: Path, init: Path | None) -> dict[str, Any]:
+    """Return the arguments of the U-Net: those of the settings, and how pictures are normalised for the encoder.
+
+    That is what the checkpoint says that the weights come from, or else what the pretrained encoder expects.
+    """
+    arguments = settings.network()
+    if settings.encoder is None:
+        return arguments
+    if _last(run).exists():
+        normalise = read_checkpoint(_last(run))["config"].get("normalise")
+    elif init is not None:
+        normalise = read_checkpoint(_initial(init))["config"].get("normalise")
+    else:
+        normalise = input_statistics(settings.encoder) if settings.encoder_weights else None
+    return arguments | {"normalise": normalise}
+
+
 def _start_or_resume(trainer: Trainer, epochs: int, init: Path | None) -> None:
     """Set a new trainer to the initial weights, if any, and to the run's last checkpoint, if it has one."""
-    last = trainer.run / "checkpoints/last.pt"
+    last = _last(trainer.run)
     resumes = last.exists()
     if init is not None:
-        load_initial_weights(trainer, find_checkpoint(init) if init.is_dir() else init)
-    if resumes:
+        load_initial_weights(trainer, _initial(init))
+    if not resumes:
+        load_pretrained_encoder(trainer)
+    else:
         restore_checkpoint(trainer, last)
         log.info("%s: resuming, %d of %d epochs are done", trainer.run, trainer.epoch, epochs)
 
@@ -227,6 +267,7 @@ def _describe(trainer: Trainer, epochs: int) -> dict[str, Any]:
         "store_sha256": trainer.store_sha256,
         "store_parts": list(trainer.fields),
         "init_sha256": trainer.init_sha256,
+        "encoder_weights": trainer.encoder_weights,
     }
 
 

@@ -53,7 +53,14 @@ class Settings:
         default="shared", metadata={"help": f"First blocks for background and composite: {' or '.join(BLOCKS)}."}
     )
     encoder: str | None = field(
-        default=None, metadata={"help": "A timm feature encoder that replaces the U-Net's own, with random weights."}
+        default=None, metadata={"help": "A timm feature encoder that replaces the U-Net's own levels down."}
+    )
+    encoder_weights: str | None = field(
+        default=None,
+        metadata={
+            "help": "Pretrained weights of --encoder: a .pth or safetensors file that fits it, or pretrained "
+            "for those that timm downloads."
+        },
     )
     mask_loss: str = field(default="bce-dice", metadata={"help": f"Loss of the mask: {', '.join(MASK_LOSSES)}."})
     depth_loss: str = field(default="l1-ssim", metadata={"help": f"Loss of the depth: {', '.join(DEPTH_LOSSES)}."})
@@ -114,6 +121,12 @@ class Settings:
             (0 < self.learning_rate < 10, "learning_rate", self.learning_rate, "above 0 and below 10"),
             (0 <= self.warm_up < math.inf, "warm_up", self.warm_up, "0 or more epochs"),
             (0 <= self.weight_decay < 1, "weight_decay", self.weight_decay, "0 to below 1"),
+            (
+                self.encoder_weights is None or self.encoder is not None,
+                "encoder_weights",
+                self.encoder_weights,
+                "it with --encoder, whose weights they are",
+            ),
             (self.clip is None or 0 < self.clip < math.inf, "clip", self.clip, "above 0"),
             (0 <= self.augment <= 4, "augment", self.augment, "0 to 4"),
         ]

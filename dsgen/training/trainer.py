@@ -10,7 +10,7 @@ import logging
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,7 +90,8 @@ class Trainer:
     """A network, its optimizer, and how far its training is: `steps`, `history`, and the `position` in mid-epoch.
 
     `fields` are the arrays of the store. All ranks hold the same, and each gets its samples of every batch. The batch
-    of a loss that is not a number is saved in the folder `run`.
+    of a loss that is not a number is saved in the folder `run`. `network` are the arguments of the U-Net, by default
+    those of the settings.
     """
 
     def __init__(
@@ -102,13 +103,14 @@ class Trainer:
         ranks: Ranks = Ranks(),  # noqa: B008 - it is frozen
         mean_depth_m: float | None = None,
         run: Path = Path(),
+        network: Mapping[str, Any] | None = None,
     ):
         _check_fields(fields)
         self.settings, self.fields, self.store_sha256, self.device = settings, fields, store_sha256, device
         self.ranks, self.mean_depth_m, self.run = ranks, mean_depth_m, run
         torch.manual_seed(settings.seed)
-        network = ranks.synchronise(UNet(**settings.network()), device)
-        self.network: UNet = network.to(device).to(memory_format=torch.channels_last)  # type: ignore[assignment]
+        made = ranks.synchronise(UNet(**(network or settings.network())), device)
+        self.network: UNet = made.to(device).to(memory_format=torch.channels_last)  # type: ignore[assignment]
         self.averaged = copy.deepcopy(self.network) if settings.average else self.network
         model = ranks.parallelise(self.network, find_unused=not {"mask", "depth"} <= set(fields))
         self.model = torch.compile(model, dynamic=False) if settings.compile else model
@@ -117,6 +119,7 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.autocast_dtype is torch.float16)
         self.steps = 0
         self.init_sha256: str | None = None  # of the checkpoint that the first weights come from
+        self.encoder_weights: dict[str, str] | None = None  # `name` and `sha256` of the encoder's first weights
         self.history: list[dict[str, float]] = []
         self.position: Position | None = None
 

@@ -3,17 +3,19 @@
 Images are (B,3,H,W) float32 RGB in 0..1, masks and depth maps (B,1,H,W) float32.
 """
 
+import math
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Annotated, Any, Literal, NotRequired
 
 import torch
 import torch.nn.functional as F
-from annotated_types import Ge, Le
+from annotated_types import Ge, Le, Len
 from torch import Tensor, nn
 from typing_extensions import TypedDict
 
 from dsgen.depth.networks import ExactConv2d
-from dsgen.encoders import check_encoder
+from dsgen.encoders import Normalise, check_encoder
 from dsgen.errors import InvalidValueError, reason_of
 from dsgen.units import MAX_DEPTH_M, MIN_DEPTH_M
 
@@ -36,6 +38,7 @@ class UNetConfig(TypedDict):
     output: NotRequired[Literal["full", "half"]]
     blocks: NotRequired[Literal["shared", "separate"]]
     encoder: NotRequired[str | None]
+    normalise: NotRequired[Annotated[list[Annotated[list[float], Len(3, 3)]], Len(2, 2)]]
 
 
 class DoubleConv(nn.Sequential):
@@ -113,7 +116,10 @@ class UNet(nn.Module):
     whose features are concatenated; nothing after them changes.
     `encoder`, the name of a timm feature encoder, replaces the levels down and is shared by the branches, which are
     then two decoders with skip connections from it. At full output they have another one from the shared block, which
-    sees every pixel, as encoders start at 1/2 or 1/4 of the size. The encoder starts from random weights.
+    sees every pixel, as encoders start at 1/2 or 1/4 of the size. The encoder has random weights until
+    `dsgen.encoders.load_encoder_weights` gives it pretrained ones.
+    `normalise`, the mean and the deviation of R, G and B that a pretrained encoder expects, normalises what the encoder
+    sees. Grey pictures take their means over the colours: exact where those are equal, else a slight tint.
 
     `config` holds the arguments: `UNet(**network.config)` is the same network. Raises `InvalidValueError` for unknown
     options and encoders, and in `forward` for image sizes that the encoder does not support.
@@ -128,9 +134,10 @@ class UNet(nn.Module):
         output: str = "full",
         blocks: str = "shared",
         encoder: str | None = None,
+        normalise: Sequence[Sequence[float]] | None = None,
     ):
         super().__init__()
-        _check_options(width, dropout, colour, output, blocks, encoder)
+        _check_options(width, dropout, colour, output, blocks, encoder, normalise)
         self.config: dict[str, Any] = {
             "width": width,
             "dropout": dropout,
@@ -139,10 +146,13 @@ class UNet(nn.Module):
             "blocks": blocks,
             "encoder": encoder,
         }
+        if normalise:  # left out where there is none, as by networks of earlier versions
+            self.config["normalise"] = [list(map(float, each)) for each in normalise]
         image_channels = 1 if colour == "grey" else 3
         smallest = 2 if output == "half" else 1
         channels, reductions = [width], [1]
         self.encoder = _create_encoder(encoder, 2 * image_channels) if encoder else None
+        self.normalise = _normalise_pair(normalise, image_channels) if normalise else nn.Identity()
         if self.encoder is not None:
             feature_info: Any = self.encoder.feature_info
             if smallest == 1:
@@ -187,7 +197,7 @@ class UNet(nn.Module):
         """Return the encoder's features (B,C,h,w), the shallowest first."""
         assert self.encoder is not None
         try:
-            features = self.encoder(pair)
+            features = self.encoder(self.normalise(pair))
         except torch.OutOfMemoryError:
             raise
         except (AssertionError, RuntimeError, ValueError) as error:
@@ -207,7 +217,15 @@ class UNet(nn.Module):
         ]
 
 
-def _check_options(width: int, dropout: float, colour: str, output: str, blocks: str, encoder: str | None) -> None:
+def _check_options(
+    width: int,
+    dropout: float,
+    colour: str,
+    output: str,
+    blocks: str,
+    encoder: str | None,
+    normalise: Sequence[Sequence[float]] | None,
+) -> None:
     smallest_width = 2 if blocks == "separate" else 1
     if not smallest_width <= width <= MAX_WIDTH:
         raise InvalidValueError("U-Net", f"got width {width}, expected {smallest_width} to {MAX_WIDTH}")
@@ -224,6 +242,20 @@ def _check_options(width: int, dropout: float, colour: str, output: str, blocks:
         raise InvalidValueError(
             "U-Net", f"got separate blocks with encoder {encoder}, expected shared", "leave one of them out"
         )
+    if not normalise:
+        return
+    if not encoder:
+        raise InvalidValueError("U-Net", "got normalise without an encoder, expected both", "leave it out")
+    usable = [len(each) for each in normalise] == [3, 3]
+    if not usable or not all(math.isfinite(x) for each in normalise for x in each) or min(normalise[1]) <= 0:
+        rule = "expected the mean and the deviation, above 0, of R, G and B"
+        raise InvalidValueError("U-Net", f"got normalise {normalise}, {rule}")
+
+
+def _normalise_pair(normalise: Sequence[Sequence[float]], channels: int) -> Normalise:
+    """Make the layer that normalises a pair of pictures of `channels` channels each."""
+    mean, deviation = (each if channels == 3 else [sum(each) / 3] for each in normalise)
+    return Normalise((*mean, *mean), (*deviation, *deviation))
 
 
 def _create_encoder(name: str, channels: int) -> nn.Module:

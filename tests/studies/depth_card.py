@@ -165,7 +165,7 @@ def measure_rates(weights: Path | None, size: int = 224, batch: int = 16, second
     """Return pictures a second of the network on one repeated batch on the CPU, in both precisions, on all cores."""
     pictures = np.random.default_rng(0).integers(0, 256, (batch, size, size, 3), np.uint8)
     rates = {}
-    for precision in ("float32", "bfloat16"):
+    for precision in ("float32", "bf16"):
         options = LabelOptions(weights=weights, precision=precision, device="cpu")
         labeller = make_labellers(options, [torch.device("cpu")])[0]
         prepared = labeller.prepare(pictures)
@@ -201,7 +201,7 @@ def main() -> None:
         frames = list_frames(arguments.frames, arguments.fov, held_out=arguments.held_out)
         card["frames"] = report(arguments.out, "frames", labeller, frames, by_room=True)
     if arguments.backgrounds:
-        frames = list_backgrounds(*arguments.backgrounds, arguments.fov)
+        frames = list_backgrounds(*arguments.backgrounds, fov_deg=arguments.fov)
         card["backgrounds"] = report(arguments.out, "backgrounds", labeller, frames, by_room=False)
     if arguments.pictures:
         frames = list_frames(arguments.pictures, arguments.fov, held_out=False)

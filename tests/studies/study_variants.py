@@ -35,7 +35,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "encoder mobilenetv4_conv_small": {"encoder": "mobilenetv4_conv_small"},
     "encoder lcnet_050": {"encoder": "lcnet_050"},
     "encoder edgenext_xx_small": {"encoder": "edgenext_xx_small"},
+    "encoder tf_efficientnet_lite0": {"encoder": "tf_efficientnet_lite0"},
 }
+PRETRAINED = "pretrained tf_efficientnet_lite0"
 
 
 def step_seconds(store: str, all_settings: dict[str, Settings], size: int) -> dict[str, float]:
@@ -61,7 +63,8 @@ def main() -> None:
     parser.add_argument("store")
     parser.add_argument("--size", type=int, default=96)
     parser.add_argument("--samples", type=int, default=12_000, help="for the original")
-    parser.add_argument("--only", nargs="+", choices=VARIANTS, default=list(VARIANTS), help="these, and the original")
+    parser.add_argument("--lite0-weights", help=f"ImageNet weights of tf_efficientnet_lite0, for a row {PRETRAINED!r}")
+    parser.add_argument("--only", nargs="*", choices=VARIANTS, default=list(VARIANTS), help="these, and the original")
     parser.add_argument("--work", type=Path, default=Path("bench/variants"))
     parser.add_argument("--out", type=Path, default=Path("variants.md"))
     arguments = parser.parse_args()
@@ -73,6 +76,9 @@ def main() -> None:
         for name, changes in VARIANTS.items()
         if name == "the original" or name in arguments.only
     }
+    if arguments.lite0_weights:
+        weights = {"encoder": "tf_efficientnet_lite0", "encoder_weights": arguments.lite0_weights}
+        all_settings[PRETRAINED] = Settings(**{**common, **weights})
     seconds = step_seconds(arguments.store, all_settings, arguments.size)
     title = ["network", "parameters", "ms a step", "samples", "mask IoU", "depth delta1", "SSIM"]
     lines = ["| " + " | ".join(title) + " |", "|---" * len(title) + "|"]
