@@ -47,7 +47,7 @@ from dsgen.depth.labellers import (
 from dsgen.errors import DsgenError, InvalidValueError
 from dsgen.io.atomic import name_in_errors
 from dsgen.parallel.dask_cluster import ask_worker, count_workers
-from dsgen.parallel.devices import pick_devices, resolve_precision
+from dsgen.parallel.devices import pick_devices
 from dsgen.parallel.parts import Part, lock_setup, lock_stage, select_part
 from dsgen.parallel.pool import run_blocks, worker_count
 from dsgen.parallel.prefetch import prefetch
@@ -137,12 +137,13 @@ def label_corpus(
         average_flip=average_flip,
     )
     corpus, workers = Corpus(path), worker_count(jobs)
-    options = _settle_precision(corpus, options, cluster)
     if pictures and part is not None:
         raise InvalidValueError("--pictures", "not with --part", "run dsgen depth --pictures once all parts have ended")
     # with a cluster, this process loads the networks only to know the attributes of the labels
     networks = _load_networks(options if cluster is None else replace(options, device="cpu"))
     labeller = networks[0].labeller
+    options = replace(options, precision=_settle_precision(corpus, options, labeller, cluster))
+    _set_precision(networks, options.precision)
     attributes = _describe(corpus, networks[0])
     if pictures and attributes.units != "mm":
         raise InvalidValueError("--pictures", f"{labeller.name} answers no metres", "use --metric-reference as well")
@@ -176,29 +177,42 @@ def label_corpus(
     )
 
 
-def _settle_precision(corpus: Corpus, options: LabelOptions, cluster: str | None) -> LabelOptions:
-    """Replace the precision "auto" by that of the labels to resume, or by what it stands for where the work is done.
+def _settle_precision(corpus: Corpus, options: LabelOptions, labeller: Labeller, cluster: str | None) -> str:
+    """Return the precision to use: for "auto" that of the labels to resume, or what it stands for where work is done.
 
-    All rows have one precision, whatever devices take part and wherever the labels are resumed.
+    All rows have one precision, whatever devices take part and wherever the labels are resumed. Labels of earlier
+    versions that say "auto" stay so, and are resumed by the rule of those versions.
     """
     if options.precision != "auto":
-        return options
+        return options.precision
     path = corpus.path / layout.DEPTH
-    recorded = Labels(path, len(corpus)).attributes.get("precision", "auto") if path.is_dir() else None
-    if recorded == "auto":  # labels of earlier versions do not say what it stood for
-        return options
+    recorded: str | None = Labels(path, len(corpus)).attributes.get("precision", "auto") if path.is_dir() else None
+    if recorded == "auto":
+        return recorded
     if cluster is None:
-        here = resolve_on_device(options.device)
+        here = _pick_precision(corpus, labeller)
     else:
-        here = recorded or ask_worker(cluster, resolve_on_device, options.device)
+        here = recorded or ask_worker(cluster, pick_on_worker, str(corpus.path.absolute()), options.absolute())
     if recorded not in (None, here):
         log.warning("%s: labelled with --precision %s, continuing with it (auto is %s here)", path, recorded, here)
-    return replace(options, precision=recorded or here)
+    return recorded or here
 
 
-def resolve_on_device(device: str) -> str:
-    """Return what the precision "auto" stands for on the first of the devices of this machine."""
-    return resolve_precision("auto", pick_devices(device)[0])
+def _pick_precision(corpus: Corpus, labeller: Labeller) -> str:
+    drawn = drawn_size(corpus, labeller)
+    return labeller.pick_precision(drawn, drawn)
+
+
+def pick_on_worker(path: str, options: LabelOptions) -> str:
+    """Return what the precision "auto" stands for on the first device of a worker of a cluster."""
+    return _pick_precision(Corpus(path), _load_networks(options)[0].labeller)
+
+
+def _set_precision(networks: list[_Networks], precision: str) -> None:
+    for each in networks:
+        each.labeller.precision = precision
+        if each.reference is not None:
+            each.reference.precision = precision
 
 
 def _load_networks(options: LabelOptions) -> list[_Networks]:

@@ -25,7 +25,14 @@ from dsgen.depth.networks import fold_batch_norms, to_metres
 from dsgen.depth.weights import DepthModel, load_depth_model
 from dsgen.errors import DsgenError, InvalidValueError, MissingPackageError, reason_of
 from dsgen.io import images
-from dsgen.parallel.devices import PRECISIONS, autocast_dtype, is_device_failure, is_out_of_memory
+from dsgen.parallel.arithmetic import FLOAT32, faster_precision
+from dsgen.parallel.devices import (
+    PRECISIONS,
+    autocast_dtype,
+    is_device_failure,
+    is_out_of_memory,
+    resolve_precision,
+)
 
 BUNDLED_REFERENCE = "bundled"
 # kinds that the configuration of a `transformers` model does not state, by its model_type
@@ -110,7 +117,7 @@ class Labeller:
 
     With `average_flip` the depth is the mean of the image's depth and of the un-mirrored depth of its mirror image,
     as in the published figures of DenseDepth. `check_flip` measures how far the two disagree. `precision` is one of
-    `devices.PRECISIONS`.
+    `devices.PRECISIONS`; `pick_precision` tells what to set in place of "auto".
     """
 
     name: str
@@ -123,7 +130,6 @@ class Labeller:
         self, device: torch.device, *, precision: str = "auto", check_flip: bool = False, average_flip: bool = False
     ):
         self.device, self.precision = device, precision
-        self._autocast_dtype = autocast_dtype(precision, device)
         self.check_flip, self.average_flip = check_flip, average_flip
         self._largest_batch: int | None = None  # found by running out of memory
 
@@ -137,6 +143,30 @@ class Labeller:
     def prepare(self, image: np.ndarray) -> Tensor:
         """Turn images (n,H,W,3) u1 into the batch that `_answer` takes, on the CPU, in the thread that draws them."""
         return torch.from_numpy(np.ascontiguousarray(image)).permute(0, 3, 1, 2)  # (n,3,H,W) u1
+
+    def pick_precision(self, height: int, width: int) -> str:
+        """Return what the precision "auto" stands for where images of this size are labelled, never "auto" itself.
+
+        On a CPU that is whichever is faster for this network, see `parallel.arithmetic`, and float32 for a function;
+        elsewhere it depends on the device alone. Raises `PictureError` for images that cannot be fed.
+        """
+        if self.device.type != "cpu":
+            return resolve_precision("auto", self.device)
+        if self.network is None:
+            return FLOAT32
+        noise = np.random.default_rng(0).integers(0, 256, (1, height, width, 3), np.uint8)
+        example = self.prepare(noise)  # (1,3,h,w)
+
+        @torch.inference_mode()
+        def run(precision: str, count: int) -> None:
+            with torch.autocast("cpu", torch.bfloat16, enabled=precision != FLOAT32):
+                self._feed(torch.cat([example] * count))
+
+        return faster_precision(run, f"{self.name} {self.sha256}", tuple(example.shape[1:]))
+
+    def _feed(self, batch: Tensor) -> object:
+        """Run the bare network on a prepared batch, to measure it; the answer is of no use."""
+        raise NotImplementedError
 
     def _answer(self, batch: Tensor, source: Size, shape: Size) -> Tensor:
         """Estimate depth (n,*shape) f4 for a prepared batch on the device; `source` is the images' original size."""
@@ -167,7 +197,8 @@ class Labeller:
 
     def _autocast(self) -> torch.autocast:
         """Return the context in which the network runs: autocast to half precision, or nothing for float32."""
-        return torch.autocast(self.device.type, self._autocast_dtype, enabled=self._autocast_dtype is not None)
+        dtype = autocast_dtype(self.precision, self.device)
+        return torch.autocast(self.device.type, dtype, enabled=dtype is not None)
 
     def _estimate(self, batch: Tensor, source: Size, shape: Size) -> Tensor:
         """Estimate a batch in as few pieces as fit the device's memory; the size that fits is remembered."""
@@ -238,6 +269,10 @@ class DenseDepthLabeller(Labeller):
         """Scale images to the size at which they are fed."""
         return super().prepare(_resize(image, self.feed_shape(*image.shape[1:3])))
 
+    def _feed(self, batch: Tensor) -> object:
+        assert self.network is not None
+        return self.network(batch.float().div_(255))  # not compiled, which takes minutes for both precisions
+
     def _answer(self, batch: Tensor, source: Size, shape: Size) -> Tensor:  # noqa: ARG002
         with self._autocast():
             raw = self._run(batch.float().div_(255))  # (n,3,H,W) u1 -> (n,1,H/2,W/2)
@@ -299,10 +334,14 @@ class TransformersLabeller(Labeller):
             raise PictureError("picture", reason, "crop it, or leave it out")
         return fed
 
+    def _feed(self, batch: Tensor) -> Any:
+        assert self.network is not None
+        return self.network(pixel_values=batch)
+
     def _answer(self, batch: Tensor, source: Size, shape: Size) -> Tensor:
         assert self.network is not None
         with self._autocast():
-            outputs = self.network(pixel_values=batch)
+            outputs = self._feed(batch)
         outputs.predicted_depth = outputs.predicted_depth.float()
         sizes = [shape] * len(batch)
         config: Any = self.network.config

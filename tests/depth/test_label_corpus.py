@@ -24,13 +24,13 @@ from dsgen.corpus.depth_views import view_8bit
 from dsgen.corpus.plan import SPLITS
 from dsgen.corpus.saved_rows import RowLabels, save_rows
 from dsgen.depth import label_corpus as label_corpus_module
+from dsgen.depth import labellers
 from dsgen.depth.label_corpus import label_corpus
 from dsgen.depth.labellers import DenseDepthLabeller, Labeller
 from dsgen.depth.networks import DenseDepth, fold_batch_norms, to_metres
 from dsgen.depth.weights import DepthModel, load_depth_model
 from dsgen.errors import DsgenError, InvalidValueError
 from dsgen.integrity.verify import verify
-from dsgen.parallel import devices
 from dsgen.parallel.devices import pick_device
 from dsgen.parallel.parts import Part
 from dsgen.store.packing import pack
@@ -288,7 +288,7 @@ def test_half_precision_keeps_the_bundled_labels(tmp_path: Path):
 def test_precision_is_a_choice_that_labels_keep(
     tmp_path: Path, corpus: Path, weights: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    """bf16 changes labels a little, float32 is what it says, auto is bf16 with AMX only, and none is mixed."""
+    """bf16 changes labels a little, float32 is what it says, auto is the faster one, and none is mixed."""
     found = {}
     for precision in ("float32", "bf16"):
         shutil.copytree(corpus, tmp_path / precision)
@@ -296,8 +296,8 @@ def test_precision_is_a_choice_that_labels_keep(
         found[precision] = Corpus(tmp_path / precision).depth[:]
     apart = np.abs(found["bf16"] / found["float32"] - 1)
     assert 0 < apart.mean() < 0.02
-    for name, has_amx in (("bf16", True), ("float32", False)):
-        monkeypatch.setattr(devices, "_has_amx", lambda has=has_amx: has)
+    for name in ("bf16", "float32"):
+        monkeypatch.setattr(labellers, "faster_precision", lambda *_, name=name: name)
         shutil.copytree(corpus, tmp_path / f"auto-{name}")
         label_corpus(tmp_path / f"auto-{name}", weights=weights, device="cpu")
         assert (Corpus(tmp_path / f"auto-{name}").depth[:] == found[name]).all()
@@ -343,10 +343,10 @@ def test_auto_follows_the_precision_of_labels_to_resume(
     """Where it stands for another one here, a line says so; labels of earlier versions do not say what it stood for."""
     monkeypatch.setattr(labels, "BLOCK_ROWS", 20)
     path = Path(shutil.copytree(corpus, tmp_path / "c"))
-    monkeypatch.setattr(devices, "_has_amx", lambda: True)
+    monkeypatch.setattr(labellers, "faster_precision", lambda *_: "bf16")
     label_corpus(path, weights=weights, device="cpu")
     whole = Corpus(path).depth[:]
-    monkeypatch.setattr(devices, "_has_amx", lambda: False)
+    monkeypatch.setattr(labellers, "faster_precision", lambda *_: "float32")
     (path / "depth.zarr/depth/c/1/0/0").unlink()
     assert label_corpus(path, weights=weights, device="cpu").labelled == 20
     assert (Corpus(path).depth[:] == whole).all()

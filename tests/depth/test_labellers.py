@@ -21,6 +21,7 @@ from dsgen.depth.labellers import (
     make_labellers,
     state_sha256,
 )
+from dsgen.depth.weights import load_depth_model
 from dsgen.errors import DsgenError, InvalidValueError
 
 CPU = torch.device("cpu")
@@ -304,3 +305,27 @@ def test_double_precision_is_not_moved(monkeypatch: pytest.MonkeyPatch):
     labeller = FunctionLabeller(lambda image: np.full(image.shape[:3], 2.0), CPU)
     labeller(labeller.prepare(np.zeros((1, 8, 8, 3), np.uint8)), (8, 8), (8, 8))
     assert moved == [torch.uint8, torch.float32]
+
+
+def test_auto_is_measured_on_the_network_itself(weights: Path, monkeypatch: pytest.MonkeyPatch):
+    """In both precisions, as it is fed; functions are never called for it, and CUDA needs no measuring."""
+    seen: list[tuple[str, tuple[int, ...], torch.dtype]] = []
+
+    def faster(run: Any, network: str, fed: tuple[int, ...]) -> str:
+        for precision in ("float32", "bf16"):
+            run(precision, 2)
+        seen.append((network, fed, dtypes[-1]))
+        return "bf16"
+
+    monkeypatch.setattr(labellers, "faster_precision", faster)
+    labeller = DenseDepthLabeller(load_depth_model(weights), CPU)
+    dtypes: list[torch.dtype] = []
+    assert labeller.network is not None
+    convolution = next(m for m in labeller.network.modules() if isinstance(m, torch.nn.Conv2d))
+    convolution.register_forward_hook(lambda _module, _inputs, answer: dtypes.append(answer.dtype))
+    assert labeller.pick_precision(96, 128) == "bf16"
+    assert seen == [(f"{labeller.name} {labeller.sha256}", (3, 64, 96), torch.bfloat16)]
+    assert dtypes == [torch.float32, torch.bfloat16]
+    assert FunctionLabeller(lambda _: pytest.fail("called"), CPU).pick_precision(96, 128) == "float32"
+    labeller.device = torch.device("mps")
+    assert labeller.pick_precision(96, 128) == "float32"
