@@ -234,7 +234,7 @@ def _settle_precision(out: Path, labeller: Labeller, suffix: str, paths: list[Pa
     here = _pick_precision(labeller, paths)
     if alike and before != here:
         log.warning("%s: labelled with --precision %s, continuing with it (auto is %s here)", out, before, here)
-    return before if alike else here
+    return str(before) if alike else here
 
 
 def _pick_precision(labeller: Labeller, paths: list[Path]) -> str:
