@@ -36,6 +36,7 @@ from dsgen.corpus.labels import (
 )
 from dsgen.corpus.saved_rows import RowLabels, count_saved_rows, join_rows, load_rows, remove_rows, save_rows
 from dsgen.depth.alignment import BackgroundAlignment
+from dsgen.depth.forecast import Forecast
 from dsgen.depth.labellers import (
     BUNDLED_REFERENCE,
     Answer,
@@ -345,15 +346,17 @@ def _label_blocks(
 ) -> None:
     """Label blocks: every device takes the next one that is left; the first error stops them all."""
     left, stop = deque(blocks), threading.Event()
+    unsaved = count_rows(blocks) - sum(count_saved_rows(labels, block) for block in blocks)
+    forecast = Forecast(labels.array, labels.path, unsaved)
     if len(networks) == 1:
-        for rows in _label_until_empty(corpus, labels, networks[0], left, batch_size, stop):
+        for rows in _label_until_empty(corpus, labels, networks[0], left, batch_size, stop, forecast):
             advance(rows)
         return
     lock = threading.Lock()
 
     def work(device_networks: _Networks) -> None:
         try:
-            for rows in _label_until_empty(corpus, labels, device_networks, left, batch_size, stop):
+            for rows in _label_until_empty(corpus, labels, device_networks, left, batch_size, stop, forecast):
                 with lock:
                     advance(rows)
         except BaseException:
@@ -377,6 +380,7 @@ def _label_until_empty(
     left: deque[Block],
     batch_size: int | None,
     stop: threading.Event,
+    forecast: Forecast,
 ) -> Iterator[int]:
     """Label blocks on one device until none is left, or until `stop`; yield the number of rows after every batch."""
     labeller = networks.labeller
@@ -386,6 +390,7 @@ def _label_until_empty(
     with _BlockWriter(labels) as writer, closing(ahead) as drawn_batches:
         for batch, answer in _answer_batches(corpus, labels, networks, drawn_batches, drawn):
             _check_finite(answer.finite, batch.first)
+            forecast.add(answer.labels)
             writer.add(batch, RowLabels(answer.labels, answer.flip_error))
             yield batch.last - batch.first
             if stop.is_set():
