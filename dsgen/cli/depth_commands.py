@@ -61,7 +61,7 @@ def depth(
     precision: Annotated[
         str,
         typer.Option(
-            help="float32, bf16, fp16, or auto: that of labels to resume, else bf16 on CUDA and processors with AMX."
+            help="float32, bf16, fp16, or auto: that of labels to resume, else bf16 on CUDA, the faster one on a CPU."
         ),
     ] = "auto",
     average_flip: Annotated[

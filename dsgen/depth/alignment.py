@@ -1,6 +1,8 @@
 """Metres from relative answers: a scale and a shift for each background."""
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from dsgen.corpus.corpus import Corpus
 from dsgen.depth.labellers import Labeller
@@ -27,11 +29,11 @@ class BackgroundAlignment:
         self._max_depth_m = reference.max_depth_m or MAX_DEPTH_M
         self._fits: dict[int, tuple[float, float]] = {}  # scale and shift of each background
 
-    def __call__(self, backgrounds: np.ndarray, relative: np.ndarray) -> np.ndarray:
+    def __call__(self, backgrounds: np.ndarray, relative: Tensor) -> Tensor:
         """Return metres (n,S,S) f4 for relative answers (n,S,S) of rows with these backgrounds (n,)."""
         fits = np.array([self._fit(background) for background in backgrounds.tolist()], np.float32)  # (n,2)
-        scale, shift = fits.T[..., None, None]  # (n,1,1) each
-        return 1 / (relative * scale + shift).clip(1 / self._max_depth_m, 1 / MIN_DEPTH_M)
+        scale, shift = torch.from_numpy(fits.T[..., None, None]).to(relative.device)  # (n,1,1) each
+        return 1 / (relative * scale + shift).clamp_(1 / self._max_depth_m, 1 / MIN_DEPTH_M)
 
     def _fit(self, background: int) -> tuple[float, float]:
         if background not in self._fits:

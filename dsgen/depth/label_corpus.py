@@ -12,10 +12,10 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from types import TracebackType
 
@@ -38,29 +38,34 @@ from dsgen.corpus.labels import (
 from dsgen.corpus.manifest import PictureRecord
 from dsgen.corpus.saved_rows import RowLabels, count_saved_rows, join_rows, load_rows, remove_rows, save_rows
 from dsgen.depth.alignment import BackgroundAlignment
+from dsgen.depth.forecast import Forecast
 from dsgen.depth.labellers import (
     BUNDLED_REFERENCE,
+    Answer,
     DepthFunction,
     Labeller,
     LabelOptions,
+    PendingAnswer,
     check_fov_is_used,
     default_batch_size,
     make_labellers,
+    round_to_millimetres,
 )
 from dsgen.errors import DsgenError, InvalidValueError
 from dsgen.io.atomic import name_in_errors
 from dsgen.io.cameras import ASSUMED, OPTION
+from dsgen.parallel.backlog import Backlog
 from dsgen.parallel.dask_cluster import ask_worker, count_workers
-from dsgen.parallel.devices import pick_devices, resolve_precision
+from dsgen.parallel.devices import pick_devices
 from dsgen.parallel.parts import Part, lock_setup, lock_stage, select_part
-from dsgen.parallel.pool import run_blocks, worker_count
+from dsgen.parallel.pool import available_cores, run_blocks, worker_count
 from dsgen.parallel.prefetch import prefetch
 from dsgen.parallel.progress import progress
-from dsgen.units import to_millimetres
 
 log = logging.getLogger("dsgen")
 _TASKS_PER_WORKER = 8
-_BATCHES_AHEAD = 3
+_BATCHES_AHEAD, _AHEAD_BYTES = 3, 2**27  # of drawn batches, whichever is reached first
+_WRITERS, _WRITTEN_BYTES = 4, 2**28  # threads that write blocks, and the labels that wait for them
 _SAVE_INTERVAL_S = 30.0  # between two saves of an unfinished block
 
 
@@ -151,13 +156,14 @@ def label_corpus(
         fov_deg=fov_deg,
     )
     corpus, workers = Corpus(path), worker_count(jobs)
-    options = _settle_precision(corpus, options, cluster)
     if pictures and part is not None:
         raise InvalidValueError("--pictures", "not with --part", "run dsgen depth --pictures once all parts have ended")
     # with a cluster, this process loads the networks only to know the attributes of the labels
     networks = _load_networks(options if cluster is None else replace(options, device="cpu"))
     labeller = networks[0].labeller
     check_fov_is_used(fov_deg, networks[0].all)
+    options = replace(options, precision=_settle_precision(corpus, options, labeller, cluster))
+    _set_precision(networks, options.precision)
     attributes = _describe(corpus, networks[0], fov_deg)
     if pictures and attributes.units != "mm":
         raise InvalidValueError("--pictures", f"{labeller.name} answers no metres", "use --metric-reference as well")
@@ -192,29 +198,42 @@ def label_corpus(
     )
 
 
-def _settle_precision(corpus: Corpus, options: LabelOptions, cluster: str | None) -> LabelOptions:
-    """Replace the precision "auto" by that of the labels to resume, or by what it stands for where the work is done.
+def _settle_precision(corpus: Corpus, options: LabelOptions, labeller: Labeller, cluster: str | None) -> str:
+    """Return the precision to use: for "auto" that of the labels to resume, or what it stands for where work is done.
 
-    All rows have one precision, whatever devices take part and wherever the labels are resumed.
+    All rows have one precision, whatever devices take part and wherever the labels are resumed. Labels of earlier
+    versions that say "auto" stay so, and are resumed by the rule of those versions.
     """
     if options.precision != "auto":
-        return options
+        return options.precision
     path = corpus.path / layout.DEPTH
-    recorded = Labels(path, len(corpus)).attributes.get("precision", "auto") if path.is_dir() else None
-    if recorded == "auto":  # labels of earlier versions do not say what it stood for
-        return options
+    recorded: str | None = Labels(path, len(corpus)).attributes.get("precision", "auto") if path.is_dir() else None
+    if recorded == "auto":
+        return recorded
     if cluster is None:
-        here = resolve_on_device(options.device)
+        here = _pick_precision(corpus, labeller)
     else:
-        here = recorded or ask_worker(cluster, resolve_on_device, options.device)
+        here = recorded or ask_worker(cluster, pick_on_worker, str(corpus.path.absolute()), options.absolute())
     if recorded not in (None, here):
         log.warning("%s: labelled with --precision %s, continuing with it (auto is %s here)", path, recorded, here)
-    return replace(options, precision=recorded or here)
+    return recorded or here
 
 
-def resolve_on_device(device: str) -> str:
-    """Return what the precision "auto" stands for on the first of the devices of this machine."""
-    return resolve_precision("auto", pick_devices(device)[0])
+def _pick_precision(corpus: Corpus, labeller: Labeller) -> str:
+    drawn = drawn_size(corpus, labeller)
+    return labeller.pick_precision(drawn, drawn)
+
+
+def pick_on_worker(path: str, options: LabelOptions) -> str:
+    """Return what the precision "auto" stands for on the first device of a worker of a cluster."""
+    return _pick_precision(Corpus(path), _load_networks(options)[0].labeller)
+
+
+def _set_precision(networks: list[_Networks], precision: str) -> None:
+    for each in networks:
+        each.labeller.precision = precision
+        if each.reference is not None:
+            each.reference.precision = precision
 
 
 def _load_networks(options: LabelOptions) -> list[_Networks]:
@@ -363,15 +382,17 @@ def _label_blocks(
 ) -> None:
     """Label blocks: every device takes the next one that is left; the first error stops them all."""
     left, stop = deque(blocks), threading.Event()
+    unsaved = count_rows(blocks) - sum(count_saved_rows(labels, block) for block in blocks)
+    forecast = Forecast(labels.array, labels.path, unsaved)
     if len(networks) == 1:
-        for rows in _label_until_empty(corpus, labels, networks[0], left, batch_size, stop):
+        for rows in _label_until_empty(corpus, labels, networks[0], left, batch_size, stop, forecast):
             advance(rows)
         return
     lock = threading.Lock()
 
     def work(device_networks: _Networks) -> None:
         try:
-            for rows in _label_until_empty(corpus, labels, device_networks, left, batch_size, stop):
+            for rows in _label_until_empty(corpus, labels, device_networks, left, batch_size, stop, forecast):
                 with lock:
                     advance(rows)
         except BaseException:
@@ -395,26 +416,49 @@ def _label_until_empty(
     left: deque[Block],
     batch_size: int | None,
     stop: threading.Event,
+    forecast: Forecast,
 ) -> Iterator[int]:
     """Label blocks on one device until none is left, or until `stop`; yield the number of rows after every batch."""
-    labeller, reference = networks.labeller, networks.reference
-    lengths = _focal_lengths(labels)
-    align = reference and BackgroundAlignment(corpus, labeller, reference, lengths)
+    labeller = networks.labeller
     drawn = drawn_size(corpus, labeller)
-    shape, source = (corpus.size, corpus.size), (drawn, drawn)
     batches = _draw_batches(corpus, labels, labeller, left, batch_size or default_batch_size(labeller.device), drawn)
-    with _BlockWriter(labels) as writer, closing(prefetch(batches, _BATCHES_AHEAD)) as drawn_batches:
-        for batch in drawn_batches:
+    ahead = prefetch(batches, _BATCHES_AHEAD, limit_bytes=_AHEAD_BYTES, size=lambda batch: batch.prepared.nbytes)
+    with _BlockWriter(labels) as writer, closing(ahead) as drawn_batches:
+        for batch, answer in _answer_batches(corpus, labels, networks, drawn_batches, drawn):
+            _check_finite(answer.finite, batch.first)
+            forecast.add(answer.labels)
+            writer.add(batch, RowLabels(answer.labels, answer.flip_error))
+            yield batch.last - batch.first
             if stop.is_set():
                 return
-            backgrounds = corpus.plan["background"][batch.first : batch.last]
-            focal = None if lengths is None else lengths[backgrounds] * drawn  # (n,)
-            depth, flip_error = labeller(batch.prepared, source, shape, focal)  # (n,S,S) f4, and (n,) f4 or None
-            if align:
-                depth = align(backgrounds, depth)
-            _check_finite(depth, batch.first)
-            writer.add(batch, RowLabels(to_millimetres(depth) if labels.metric else depth, flip_error))
-            yield batch.last - batch.first
+
+
+def _answer_batches(
+    corpus: Corpus, labels: Labels, networks: _Networks, batches: Iterator["_Batch"], drawn: int
+) -> Iterator[tuple["_Batch", Answer]]:
+    """Yield the batches with their answers, in order; a device that works by itself has the next batch meanwhile."""
+    labeller, reference = networks.labeller, networks.reference
+    lengths = _focal_lengths(labels)
+    align = None if reference is None else BackgroundAlignment(corpus, labeller, reference, lengths)
+
+    def label(backgrounds: np.ndarray, depth: Tensor) -> Tensor:
+        """Make the labels (n,S,S), u2 or f4, of the depth f4 that the network answered for rows of backgrounds (n,)."""
+        if align is not None:
+            depth = align(backgrounds, depth)
+        return round_to_millimetres(depth) if labels.metric else depth
+
+    shape, source = (corpus.size, corpus.size), (drawn, drawn)
+    pending: deque[tuple[_Batch, PendingAnswer]] = deque()
+    for batch in batches:
+        backgrounds = corpus.plan["background"][batch.first : batch.last]
+        focal = None if lengths is None else lengths[backgrounds] * drawn  # (n,)
+        answer = labeller.submit(batch.prepared, source, shape, focal, partial(label, backgrounds))
+        pending.append((batch, answer))
+        if len(pending) > labeller.batches_ahead:
+            earlier, answer = pending.popleft()
+            yield earlier, answer.result()
+    for earlier, answer in pending:
+        yield earlier, answer.result()
 
 
 @dataclass(frozen=True)
@@ -445,20 +489,20 @@ def _draw_batches(
         for first in range(start, stop, batch_size):
             last = min(first + batch_size, stop)
             image, _ = corpus.render(corpus.plan[first:last], size)  # (n,size,size,3) u1
-            yield _Batch(block, first, last, labeller.prepare(image), before if first == start else None)
+            prepared = labeller.pin(labeller.prepare(image))
+            yield _Batch(block, first, last, prepared, before if first == start else None)
 
 
 class _BlockWriter:
-    """Collects the batches of a block and writes it, in a thread, while the next block is labelled.
+    """Collects the batches of a block and writes it, in one of a few threads, while the next blocks are labelled.
 
     What a block has so far is saved every `_SAVE_INTERVAL_S` seconds, and when the `with` block ends before the block
-    does, as by Ctrl-C. Leaving the `with` block waits for the last write.
+    does, as by Ctrl-C. Leaving the `with` block waits for what is written.
     """
 
     def __init__(self, labels: Labels):
         self._labels = labels
-        self._pool = ThreadPoolExecutor(1)
-        self._pending: Future[None] | None = None
+        self._writes: Backlog[None] = Backlog(min(_WRITERS, available_cores()), _WRITTEN_BYTES)
         self._parts: list[RowLabels] = []
         self._first_unsaved: int | None = None  # row
         self._saved_parts = 0
@@ -474,9 +518,10 @@ class _BlockWriter:
             if kind is None or not issubclass(kind, Exception):
                 self._save()
             if kind is None:
-                self._wait()
+                for _ in self._writes.finish():
+                    pass
         finally:
-            self._pool.shutdown()
+            self._writes.close()
 
     def add(self, batch: _Batch, rows: RowLabels) -> None:
         """Take the labels of a batch; write the block if it is the last of it."""
@@ -488,14 +533,13 @@ class _BlockWriter:
             if time.monotonic() - self._saved_at >= _SAVE_INTERVAL_S:
                 self._save()
             return
-        block = join_rows([*self._parts, rows])
-        self._wait()
-        self._pending = self._pool.submit(self._write, batch.block, block)
+        parts, self._parts = [*self._parts, rows], []
         self._first_unsaved, self._saved_at = None, time.monotonic()
+        self._writes.add(sum(part.labels.nbytes for part in parts), self._write, batch.block, parts)
 
-    def _write(self, block: Block, rows: RowLabels) -> None:
+    def _write(self, block: Block, parts: list[RowLabels]) -> None:
         with name_in_errors(self._labels.path):
-            self._labels.write_block(block[0], *rows)
+            self._labels.write_block(block[0], *join_rows(parts))
         remove_rows(self._labels, block)
 
     def _save(self) -> None:
@@ -509,15 +553,9 @@ class _BlockWriter:
         self._first_unsaved += len(rows.labels)
         self._saved_at = time.monotonic()
 
-    def _wait(self) -> None:
-        """Wait until the block before is written; raise its error."""
-        pending, self._pending = self._pending, None
-        if pending is not None:
-            pending.result()
 
-
-def _check_finite(depth: np.ndarray, first_row: int) -> None:
-    bad = np.flatnonzero(~np.isfinite(depth).all(axis=(1, 2)))
+def _check_finite(finite: np.ndarray, first_row: int) -> None:
+    bad = np.flatnonzero(~finite)
     if len(bad):
         raise DsgenError(
             f"row {first_row + int(bad[0])}",

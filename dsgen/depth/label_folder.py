@@ -6,6 +6,7 @@ for each picture; `depth.json`, what the labels were made with. A label that is 
 same settings, is kept. Memory depends on the largest picture, not on their number.
 """
 
+import contextlib
 import errno
 import io
 import logging
@@ -50,7 +51,8 @@ from dsgen.io.folders import (
 from dsgen.io.json_files import read_as
 from dsgen.io.npy_files import read_npy
 from dsgen.io.picture_files import read_size
-from dsgen.parallel.devices import pick_device, picture_failure
+from dsgen.parallel.arithmetic import FLOAT32
+from dsgen.parallel.devices import PRECISIONS, pick_device, picture_failure
 from dsgen.parallel.locks import exclusive_lock
 from dsgen.parallel.pool import available_cores
 from dsgen.parallel.prefetch import prefetch
@@ -181,6 +183,7 @@ def label_folder(
     labeller = make_labellers(options, [pick_device(device)])[0]
     check_fov_is_used(fov_deg, [labeller])
     suffix = _choose_format(file_format, labeller)
+    labeller.precision = _settle_precision(out, labeller, suffix, paths)
     pictures = [path.relative_to(folder) for path in paths]
     names = dict(zip(paths, output_names(pictures, f".{suffix}"), strict=True))
     cameras: dict[Path, Camera | None] = {}
@@ -244,9 +247,34 @@ def _choose_format(file_format: str | None, labeller: Labeller) -> str:
     return file_format or ("png" if labeller.kind == METRIC else "npy")
 
 
-def _write_parameters(job: _Job, suffix: str) -> None:
-    """Write what the labels are made with to `depth.json`; a change makes every older label out of date."""
-    labeller = job.labeller
+def _settle_precision(out: Path, labeller: Labeller, suffix: str, paths: list[Path]) -> str:
+    """Return the precision to use: for "auto" that of labels that are there and else alike, or what is faster here.
+
+    Labels of earlier versions may say "auto"; they stay so, and are resumed by the rule of those versions.
+    """
+    if labeller.precision != "auto":
+        return labeller.precision
+    recorded = _read_parameters(out / DEPTH_JSON)
+    before = recorded.get("precision")
+    alike = before in PRECISIONS and recorded == _parameters(labeller, suffix) | {"precision": before}
+    if alike and before == "auto":
+        return "auto"
+    here = _pick_precision(labeller, paths)
+    if alike and before != here:
+        log.warning("%s: labelled with --precision %s, continuing with it (auto is %s here)", out, before, here)
+    return str(before) if alike else here
+
+
+def _pick_precision(labeller: Labeller, paths: list[Path]) -> str:
+    """Measure for pictures of the size of the first that can be fed; float32 if there is none."""
+    for path in paths:
+        with contextlib.suppress(DsgenError):
+            return labeller.pick_precision(*read_size(path))
+    return FLOAT32
+
+
+def _parameters(labeller: Labeller, suffix: str) -> dict[str, Any]:
+    """Return what labels are made with, as `depth.json` has it."""
     parameters = {
         "dsgen": __version__,
         "model": labeller.name,
@@ -258,10 +286,18 @@ def _write_parameters(job: _Job, suffix: str) -> None:
         "format": suffix,
         "units": {"png": "mm", "npy": "m"}[suffix] if labeller.kind == METRIC else "1",
     }
-    if labeller.focal_px is not None:
-        parameters["focal_px"] = labeller.focal_px
-    path = job.out / DEPTH_JSON
-    if not path.is_file() or read_as(dict[str, Any], path, "remove it to label all pictures again") != parameters:
+    return parameters if labeller.focal_px is None else parameters | {"focal_px": labeller.focal_px}
+
+
+def _read_parameters(path: Path) -> dict[str, Any]:
+    """Read `depth.json`; return nothing where there is none."""
+    return read_as(dict[str, Any], path, "remove it to label all pictures again") if path.is_file() else {}
+
+
+def _write_parameters(job: _Job, suffix: str) -> None:
+    """Write what the labels are made with to `depth.json`; a change makes every older label out of date."""
+    parameters, path = _parameters(job.labeller, suffix), job.out / DEPTH_JSON
+    if _read_parameters(path) != parameters:
         write_json(path, parameters)
 
 

@@ -26,7 +26,15 @@ from dsgen.depth.weights import DepthModel, load_depth_model
 from dsgen.errors import DsgenError, InvalidValueError, MissingPackageError, reason_of
 from dsgen.io import images
 from dsgen.io.cameras import check_fov
-from dsgen.parallel.devices import PRECISIONS, autocast_dtype, is_device_failure, is_out_of_memory
+from dsgen.parallel.arithmetic import FLOAT32, faster_precision
+from dsgen.parallel.devices import (
+    PRECISIONS,
+    autocast_dtype,
+    is_device_failure,
+    is_out_of_memory,
+    resolve_precision,
+)
+from dsgen.units import MAX_DEPTH_MM
 
 BUNDLED_REFERENCE = "bundled"
 # kinds that the configuration of a `transformers` model does not state, by its model_type
@@ -111,13 +119,74 @@ class PictureError(DsgenError):
     """One picture cannot be labelled; others can."""
 
 
+@dataclass(frozen=True)
+class Answer:
+    """What a labeller answers for a batch of n images.
+
+    `labels` (n,h,w) is depth, f4, or what it was turned into; `finite` (n,) tells of each image whether its whole depth
+    is finite, and `flip_error` (n,) f4 is None unless it is measured, see `Labeller.__call__`.
+    """
+
+    labels: np.ndarray
+    finite: np.ndarray
+    flip_error: np.ndarray | None
+
+
+class PendingAnswer:
+    """An answer that a device may still be working on.
+
+    On CUDA the answer is copied to pinned memory behind the device's own work, and nothing waits before `result`.
+    """
+
+    def __init__(self, device: torch.device, labels: Tensor, finite: Tensor, flip_error: Tensor | None):
+        self._device = device
+        self._copies = [_copy_to_host(part) for part in (labels, finite, *([] if flip_error is None else [flip_error]))]
+        self._copied: torch.cuda.Event | None = None
+        if device.type == "cuda":
+            self._copied = torch.cuda.Event()
+            self._copied.record(torch.cuda.current_stream(device))
+
+    def result(self) -> Answer:
+        """Wait for the answer; raise `DsgenError` if the device has failed."""
+        if self._copied is not None:
+            try:
+                self._copied.synchronize()
+            except RuntimeError as error:
+                raise_device_failure(self._device, error)
+                raise
+        # pinned memory is scarce: what is kept is a copy
+        labels, finite, *flips = (
+            copy.numpy() if self._copied is None else copy.numpy().copy() for copy in self._copies
+        )
+        return Answer(labels, finite, flips[0] if flips else None)
+
+
+def _copy_to_host(part: Tensor) -> Tensor:
+    if part.device.type != "cuda":
+        return part.cpu()
+    return torch.empty(part.shape, dtype=part.dtype, pin_memory=True).copy_(part, non_blocking=True)
+
+
+def raise_device_failure(device: torch.device, error: BaseException) -> None:
+    """Raise `DsgenError` if an error says that a device other than the CPU has failed."""
+    if device.type == "cpu" or not is_device_failure(error):
+        return
+    other = "use --device cpu" if device.type == "mps" else "run the same command again to resume"
+    raise DsgenError(f"--device {device}", f"failed ({reason_of(error)})", f"finished work is kept, {other}") from error
+
+
+def round_to_millimetres(depth_m: Tensor) -> Tensor:
+    """Round metres f4 to millimetres u2 as `units.to_millimetres` does, on the device where they are."""
+    return (depth_m * 1000).round_().clamp_(1, MAX_DEPTH_MM).to(torch.uint16)
+
+
 class Labeller:
     """What all labellers share: moving batches to the device, splitting those that do not fit, mirror images.
 
     With `average_flip` the depth is the mean of the image's depth and of the un-mirrored depth of its mirror image,
     as in the published figures of DenseDepth. `check_flip` measures how far the two disagree. `precision` is one of
-    `devices.PRECISIONS`. `focal_px` is the focal length, in pixels of what is fed, of the camera that the network
-    answers for; None if it answers whatever the camera.
+    `devices.PRECISIONS`; `pick_precision` tells what to set in place of "auto". `focal_px` is the focal length, in
+    pixels of what is fed, of the camera that the network answers for; None if it answers whatever the camera.
     """
 
     name: str
@@ -131,7 +200,6 @@ class Labeller:
         self, device: torch.device, *, precision: str = "auto", check_flip: bool = False, average_flip: bool = False
     ):
         self.device, self.precision = device, precision
-        self._autocast_dtype = autocast_dtype(precision, device)
         self.check_flip, self.average_flip = check_flip, average_flip
         self._largest_batch: int | None = None  # found by running out of memory
 
@@ -150,6 +218,30 @@ class Labeller:
         """
         return torch.from_numpy(np.ascontiguousarray(image)).permute(0, 3, 1, 2)  # (n,3,H,W) u1
 
+    def pick_precision(self, height: int, width: int) -> str:
+        """Return what the precision "auto" stands for where images of this size are labelled, never "auto" itself.
+
+        On a CPU that is whichever is faster for this network, see `parallel.arithmetic`, and float32 for a function;
+        elsewhere it depends on the device alone. Raises `PictureError` for images that cannot be fed.
+        """
+        if self.device.type != "cpu":
+            return resolve_precision("auto", self.device)
+        if self.network is None:
+            return FLOAT32
+        noise = np.random.default_rng(0).integers(0, 256, (1, height, width, 3), np.uint8)
+        example = self.prepare(noise)  # (1,3,h,w)
+
+        @torch.inference_mode()
+        def run(precision: str, count: int) -> None:
+            with torch.autocast("cpu", torch.bfloat16, enabled=precision != FLOAT32):
+                self._feed(torch.cat([example] * count))
+
+        return faster_precision(run, f"{self.name} {self.sha256}", tuple(example.shape[1:]))
+
+    def _feed(self, batch: Tensor) -> object:
+        """Run the bare network on a prepared batch, to measure it; the answer is of no use."""
+        raise NotImplementedError
+
     def _answer(self, batch: Tensor, source: Size, shape: Size, scale: Tensor | None = None) -> Tensor:
         """Estimate depth (n,*shape) f4 for a prepared batch on the device; `source` is the images' original size.
 
@@ -157,7 +249,6 @@ class Labeller:
         """
         raise NotImplementedError
 
-    @torch.inference_mode()
     def __call__(
         self, batch: Tensor, source: Size, shape: Size, focal_px: np.ndarray | None = None
     ) -> tuple[np.ndarray, np.ndarray | None]:
@@ -171,24 +262,54 @@ class Labeller:
         mirror image. Raises `PictureError` if not even one image fits the device's memory, `DsgenError` if the device
         fails.
         """
-        if self.device.type == "cuda":
-            batch = batch.pin_memory().to(self.device, non_blocking=True)
-        else:
-            batch = batch.to(self.device)
+        answer = self.submit(batch, source, shape, focal_px).result()
+        return answer.labels, answer.flip_error
+
+    @property
+    def batches_ahead(self) -> int:
+        """How many answers to leave pending, so that the device has the next batch when it ends one."""
+        return 1 if self.device.type == "cuda" else 0
+
+    def pin(self, batch: Tensor) -> Tensor:
+        """Move a prepared batch to memory from which the device copies it without waiting, if it has such."""
+        return batch.pin_memory() if self.device.type == "cuda" else batch
+
+    @torch.inference_mode()
+    def submit(
+        self,
+        batch: Tensor,
+        source: Size,
+        shape: Size,
+        focal_px: np.ndarray | None = None,
+        turn: Callable[[Tensor], Tensor] | None = None,
+    ) -> PendingAnswer:
+        """Estimate depth as `__call__` does, but do not wait for a device that works by itself.
+
+        `turn` makes the labels of the depth (n,*shape) f4, on the device. Raises as `__call__`; a device may also fail
+        when the result is asked for.
+        """
+        if self.device.type == "cuda" and not batch.is_pinned():
+            batch = self.pin(batch)
+        batch = batch.to(self.device, non_blocking=self.device.type == "cuda")
         scale = self._camera_scale(batch, source, focal_px)
         depth, flip_error = self._estimate(batch, source, shape, scale), None  # (n,*shape) f4
         if self.check_flip or self.average_flip:
             mirrored = self._estimate(batch.flip(-1), source, shape, scale).flip(-1)
             if self.check_flip:
                 relative = 2 * (depth - mirrored).abs() / (depth.abs() + mirrored.abs()).clamp(min=1e-9)
-                flip_error = relative.flatten(1).mean(1).cpu().numpy()  # (n,)
+                flip_error = relative.flatten(1).mean(1)  # (n,)
             if self.average_flip:
                 depth = (depth + mirrored) / 2
-        return depth.cpu().numpy(), flip_error
+        if self.device.type == "mps":  # which may lack u2
+            depth = depth.cpu()
+        # the largest is NaN where there is one, and labellers answer no infinity below zero
+        finite = depth.flatten(1).amax(1).isfinite()  # (n,)
+        return PendingAnswer(self.device, depth if turn is None else turn(depth), finite, flip_error)
 
     def _autocast(self) -> torch.autocast:
         """Return the context in which the network runs: autocast to half precision, or nothing for float32."""
-        return torch.autocast(self.device.type, self._autocast_dtype, enabled=self._autocast_dtype is not None)
+        dtype = autocast_dtype(self.precision, self.device)
+        return torch.autocast(self.device.type, dtype, enabled=dtype is not None)
 
     def _camera_scale(self, batch: Tensor, source: Size, focal_px: np.ndarray | None) -> Tensor | None:
         """Return the focal lengths of images as they are fed over the canonical one, (n,) f4 on the device, or None.
@@ -213,12 +334,8 @@ class Labeller:
                 if is_out_of_memory(error):
                     self._shrink_batches(piece, error)
                     continue
-                if self.device.type == "cpu" or not is_device_failure(error):
-                    raise
-                other = "use --device cpu" if self.device.type == "mps" else "run the same command again to resume"
-                raise DsgenError(
-                    f"--device {self.device}", f"failed ({reason_of(error)})", f"finished work is kept, {other}"
-                ) from error
+                raise_device_failure(self.device, error)
+                raise
             done += len(piece)
         return answers[0] if len(answers) == 1 else torch.cat(answers)
 
@@ -274,16 +391,20 @@ class DenseDepthLabeller(Labeller):
         """Scale images to the size at which they are fed."""
         return super().prepare(_resize(image, fed or self.feed_shape(*image.shape[1:3])))
 
+    def _feed(self, batch: Tensor) -> object:
+        assert self.network is not None
+        return self.network(batch.float().div_(255))  # not compiled, which takes minutes for both precisions
+
     def _answer(self, batch: Tensor, source: Size, shape: Size, scale: Tensor | None = None) -> Tensor:  # noqa: ARG002
         with self._autocast():
             raw = self._run(batch.float().div_(255))  # (n,3,H,W) u1 -> (n,1,H/2,W/2)
         raw = raw.float()
         shrink = raw.shape[-2] > shape[0] or raw.shape[-1] > shape[1]
         raw = F.interpolate(raw, size=shape, mode="bilinear", antialias=shrink)  # (n,1,*shape) f4
-        # exp and clamp would turn infinity into a depth
         scale = None if scale is None else scale[:, None, None, None]
         metres = to_metres(raw, self.config["output"], self.config["max_depth_m"], scale)
-        return torch.where(raw.isfinite(), metres, torch.nan)[:, 0]  # (n,*shape)
+        # exp and clamp would turn infinity into a depth; what is not finite less itself is NaN, all else is 0
+        return metres.add_(raw.sub_(raw))[:, 0]  # (n,*shape)
 
 
 def _canonical_shape(height: int, width: int, scale: float) -> Size:
@@ -355,10 +476,14 @@ class TransformersLabeller(Labeller):
             raise PictureError("picture", reason, "crop it, or leave it out")
         return batch
 
+    def _feed(self, batch: Tensor) -> Any:
+        assert self.network is not None
+        return self.network(pixel_values=batch)
+
     def _answer(self, batch: Tensor, source: Size, shape: Size, scale: Tensor | None = None) -> Tensor:  # noqa: ARG002
         assert self.network is not None
         with self._autocast():
-            outputs = self.network(pixel_values=batch)
+            outputs = self._feed(batch)
         outputs.predicted_depth = outputs.predicted_depth.float()
         sizes = [shape] * len(batch)
         config: Any = self.network.config

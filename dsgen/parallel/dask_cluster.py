@@ -38,7 +38,7 @@ def count_workers(address: str) -> int:
         return len(client.nthreads())
 
 
-def ask_worker(address: str, function: Callable[..., str], *arguments: str) -> str:
+def ask_worker(address: str, function: Callable[..., str], *arguments: Any) -> str:
     """Return `function(*arguments)` as one of the workers of a dask cluster answers it."""
     with _connect(address) as client:
         return str(client.submit(function, *arguments, pure=False).result())

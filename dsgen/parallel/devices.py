@@ -40,8 +40,8 @@ def resolve_precision(precision: str, device: torch.device) -> str:
     """Return what "auto" stands for on a device; other precisions of `PRECISIONS` stand for themselves.
 
     "auto" is bfloat16 where the device multiplies bfloat16 matrices in hardware: on CUDA (float16 on devices that
-    cannot), and on CPUs with AMX, where it is several times faster than float32. On other CPUs bfloat16 would be
-    several times slower, so "auto" is float32 there.
+    cannot), and on CPUs with AMX, where training is several times faster than in float32. On other CPUs "auto" is
+    float32. Labelling measures its network instead, see `Labeller.pick_precision`.
     """
     if precision != "auto":
         return precision

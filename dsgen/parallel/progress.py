@@ -19,6 +19,12 @@ _TIME_WIDTH = len("-:--:--")
 _NOTE_WIDTH = 12  # a note cut shorter than this says nothing
 
 
+def note(text: str) -> None:
+    """Show a line on stderr, above the progress, unless that is switched off."""
+    if os.environ.get("DSGEN_PROGRESS") != "0":
+        print(hide_secrets(text), file=sys.stderr, flush=True)
+
+
 @contextmanager
 def progress(title: str, total: int, done: int = 0) -> Iterator[Callable[..., None]]:
     """Yield `advance(count, note="")`, to be called whenever `count` more samples are done.

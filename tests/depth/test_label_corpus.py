@@ -26,6 +26,7 @@ from dsgen.corpus.depth_views import view_8bit
 from dsgen.corpus.plan import SPLITS
 from dsgen.corpus.saved_rows import RowLabels, save_rows
 from dsgen.depth import label_corpus as label_corpus_module
+from dsgen.depth import labellers
 from dsgen.depth.label_corpus import label_corpus
 from dsgen.depth.labellers import DenseDepthLabeller, Labeller
 from dsgen.depth.networks import DenseDepth, fold_batch_norms, to_metres
@@ -33,7 +34,6 @@ from dsgen.depth.weights import DepthModel, load_depth_model
 from dsgen.errors import DsgenError, InvalidValueError
 from dsgen.integrity.repair import repair
 from dsgen.integrity.verify import verify
-from dsgen.parallel import devices
 from dsgen.parallel.devices import pick_device
 from dsgen.parallel.parts import Part
 from dsgen.store.packing import pack
@@ -106,8 +106,8 @@ def test_killed_and_run_again_ends_with_the_same_labels(tmp_path: Path, corpus: 
     code = (
         "import sys, time; from pathlib import Path; import dsgen.depth.label_corpus as depth;"
         "from dsgen.corpus import labels; labels.BLOCK_ROWS = 24;"
-        "from dsgen.depth.labellers import Labeller; call = Labeller.__call__;"
-        "Labeller.__call__ = lambda *a: (time.sleep(0.2), print('batch', flush=True), call(*a))[-1];"
+        "from dsgen.depth.labellers import Labeller; call = Labeller.submit;"
+        "Labeller.submit = lambda *a: (time.sleep(0.2), print('batch', flush=True), call(*a))[-1];"
         "depth.label_corpus(Path(sys.argv[1]), weights=Path(sys.argv[2]), device='cpu', batch_size=10)"
     )
     process = subprocess.Popen(
@@ -143,7 +143,7 @@ def test_an_interrupted_run_keeps_the_rows_it_labelled(
     for name in ("whole", "c"):
         shutil.copytree(corpus, tmp_path / name)
     label_corpus(tmp_path / "whole", **options)
-    call, calls = Labeller.__call__, [0]
+    call, calls = Labeller.submit, [0]
 
     def interrupt(self: Labeller, *arguments: Any) -> Any:
         calls[0] += 1
@@ -152,7 +152,7 @@ def test_an_interrupted_run_keeps_the_rows_it_labelled(
         return call(self, *arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Labeller, "__call__", interrupt)
+        patch.setattr(Labeller, "submit", interrupt)
         for done in (3, 6):
             with pytest.raises(KeyboardInterrupt):
                 label_corpus(tmp_path / "c", **options)
@@ -291,7 +291,7 @@ def test_half_precision_keeps_the_bundled_labels(tmp_path: Path):
 def test_precision_is_a_choice_that_labels_keep(
     tmp_path: Path, corpus: Path, weights: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    """bf16 changes labels a little, float32 is what it says, auto is bf16 with AMX only, and none is mixed."""
+    """bf16 changes labels a little, float32 is what it says, auto is the faster one, and none is mixed."""
     found = {}
     for precision in ("float32", "bf16"):
         shutil.copytree(corpus, tmp_path / precision)
@@ -299,8 +299,8 @@ def test_precision_is_a_choice_that_labels_keep(
         found[precision] = Corpus(tmp_path / precision).depth[:]
     apart = np.abs(found["bf16"] / found["float32"] - 1)
     assert 0 < apart.mean() < 0.02
-    for name, has_amx in (("bf16", True), ("float32", False)):
-        monkeypatch.setattr(devices, "_has_amx", lambda has=has_amx: has)
+    for name in ("bf16", "float32"):
+        monkeypatch.setattr(labellers, "faster_precision", lambda *_, name=name: name)
         shutil.copytree(corpus, tmp_path / f"auto-{name}")
         label_corpus(tmp_path / f"auto-{name}", weights=weights, device="cpu")
         assert (Corpus(tmp_path / f"auto-{name}").depth[:] == found[name]).all()
@@ -346,10 +346,10 @@ def test_auto_follows_the_precision_of_labels_to_resume(
     """Where it stands for another one here, a line says so; labels of earlier versions do not say what it stood for."""
     monkeypatch.setattr(labels, "BLOCK_ROWS", 20)
     path = Path(shutil.copytree(corpus, tmp_path / "c"))
-    monkeypatch.setattr(devices, "_has_amx", lambda: True)
+    monkeypatch.setattr(labellers, "faster_precision", lambda *_: "bf16")
     label_corpus(path, weights=weights, device="cpu")
     whole = Corpus(path).depth[:]
-    monkeypatch.setattr(devices, "_has_amx", lambda: False)
+    monkeypatch.setattr(labellers, "faster_precision", lambda *_: "float32")
     (path / "depth.zarr/depth/c/1/0/0").unlink()
     assert label_corpus(path, weights=weights, device="cpu").labelled == 20
     assert (Corpus(path).depth[:] == whole).all()
@@ -627,3 +627,34 @@ def test_networks_without_a_canonical_camera_record_nothing_of_cameras(seen_corp
     assert not (seen_corpus / "depth.zarr").exists()
     assert label_corpus(seen_corpus, weights=weights, device="cpu").fov_assumed == 0
     assert not {"focal_px", "fov_deg", "fov_from"} & attributes_of(seen_corpus).keys()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("options", [{}, {"check_flip": True}, {"metric_reference": "bundled"}])
+def test_on_a_gpu_labels_are_those_of_the_cpu(tmp_path: Path, corpus: Path, weights: Path, options: dict[str, Any]):
+    """In float32, to a few millimetres in all but a few pixels; interrupted and resumed, the same bytes."""
+    chosen: dict[str, Any] = {"weights": weights, "precision": "float32", "batch_size": 10, **options}
+    if "metric_reference" in options:
+        chosen = {**chosen, "weights": None, "model": inverse_depth, "kind": "inverse"}
+    found = {}
+    for device in ("cpu", "cuda"):
+        path = Path(shutil.copytree(corpus, tmp_path / device))
+        assert label_corpus(path, device=device, **chosen).labelled == 72
+        found[device] = Corpus(path).depth[:].astype(int)
+    assert (np.abs(found["cpu"] - found["cuda"]) <= 5).mean() > 0.999
+    whole = label_files(tmp_path / "cuda")
+    submit, calls = Labeller.submit, [0]
+
+    def interrupt(self: Labeller, *arguments: Any) -> Any:
+        calls[0] += 1
+        if calls[0] == 5:
+            raise KeyboardInterrupt
+        return submit(self, *arguments)
+
+    shutil.rmtree(tmp_path / "cuda" / "depth.zarr")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Labeller, "submit", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            label_corpus(tmp_path / "cuda", device="cuda", **chosen)
+    assert label_corpus(tmp_path / "cuda", device="cuda", **chosen).already_there > 0
+    assert label_files(tmp_path / "cuda") == whole

@@ -23,6 +23,7 @@ from typer.testing import CliRunner
 from dsgen.camera import focal_px
 from dsgen.cli.app import app
 from dsgen.depth import label_folder as label_folder_module
+from dsgen.depth import labellers
 from dsgen.depth.label_folder import label_folder
 from dsgen.depth.labellers import MOST_FED_PIXELS, DenseDepthLabeller
 from dsgen.errors import DsgenError, InvalidValueError
@@ -79,6 +80,26 @@ def test_results_that_are_there_are_skipped(tmp_path: Path, weights: Path):
     assert label_folder(folder, weights=weights, device="cpu").labelled == 2
     assert label_folder(folder, weights=weights, device="cpu", average_flip=True).labelled == 3
     assert json.loads((tmp_path / "in_depth" / "depth.json").read_text())["flip_averaged"] is True
+
+
+def test_the_table_of_parameters_says_which_arithmetic(tmp_path: Path, weights: Path, monkeypatch: pytest.MonkeyPatch):
+    """Never "auto"; a later run follows it, and so does one that continues labels of earlier versions."""
+    folder, parameters = fill(tmp_path / "in"), tmp_path / "in_depth" / "depth.json"
+
+    def label(faster: str, **options: Any) -> tuple[int, str]:
+        monkeypatch.setattr(labellers, "faster_precision", lambda *_: faster)
+        result = label_folder(folder, weights=weights, device="cpu", **options)
+        return result.labelled, json.loads(parameters.read_text())["precision"]
+
+    assert label("bf16") == (3, "bf16")
+    assert label("float32") == (0, "bf16")
+    assert label("float32", average_flip=True) == (3, "float32")
+    assert label("float32", average_flip=True, precision="bf16") == (3, "bf16")
+    earlier = parameters.read_text().replace('"precision": "bf16"', '"precision": "auto"')
+    times = os.stat(parameters)
+    parameters.write_text(earlier)
+    os.utime(parameters, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert label("float32", average_flip=True) == (0, "auto")
 
 
 def test_pictures_of_one_size_go_in_batches(tmp_path: Path, weights: Path, monkeypatch: pytest.MonkeyPatch):

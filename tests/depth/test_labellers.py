@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from support.corpora import draw_background
+import torch.nn.functional as F
+from support.corpora import ENCODER, draw_background
 
 from dsgen.corpus.labels import METRIC
 from dsgen.depth import labellers
@@ -19,9 +20,13 @@ from dsgen.depth.labellers import (
     PictureError,
     TransformersLabeller,
     make_labellers,
+    round_to_millimetres,
     state_sha256,
 )
+from dsgen.depth.networks import DenseDepth, to_metres
+from dsgen.depth.weights import DepthModel, load_depth_model
 from dsgen.errors import DsgenError, InvalidValueError
+from dsgen.units import to_millimetres
 
 CPU = torch.device("cpu")
 
@@ -394,3 +399,95 @@ def test_double_precision_is_not_moved(monkeypatch: pytest.MonkeyPatch):
     labeller = FunctionLabeller(lambda image: np.full(image.shape[:3], 2.0), CPU)
     labeller(labeller.prepare(np.zeros((1, 8, 8, 3), np.uint8)), (8, 8), (8, 8))
     assert moved == [torch.uint8, torch.float32]
+
+
+def test_auto_is_measured_on_the_network_itself(weights: Path, monkeypatch: pytest.MonkeyPatch):
+    """In both precisions, as it is fed; functions are never called for it, and CUDA needs no measuring."""
+    seen: list[tuple[str, tuple[int, ...], torch.dtype]] = []
+
+    def faster(run: Any, network: str, fed: tuple[int, ...]) -> str:
+        for precision in ("float32", "bf16"):
+            run(precision, 2)
+        seen.append((network, fed, dtypes[-1]))
+        return "bf16"
+
+    monkeypatch.setattr(labellers, "faster_precision", faster)
+    labeller = DenseDepthLabeller(load_depth_model(weights), CPU)
+    dtypes: list[torch.dtype] = []
+    assert labeller.network is not None
+    convolution = next(m for m in labeller.network.modules() if isinstance(m, torch.nn.Conv2d))
+    convolution.register_forward_hook(lambda _module, _inputs, answer: dtypes.append(answer.dtype))
+    assert labeller.pick_precision(96, 128) == "bf16"
+    assert seen == [(f"{labeller.name} {labeller.sha256}", (3, 64, 96), torch.bfloat16)]
+    assert dtypes == [torch.float32, torch.bfloat16]
+    assert FunctionLabeller(lambda _: pytest.fail("called"), CPU).pick_precision(96, 128) == "float32"
+    labeller.device = torch.device("mps")
+    assert labeller.pick_precision(96, 128) == "float32"
+
+
+@pytest.mark.parametrize("kind", ["halves", "wide", "random"])
+def test_millimetres_are_rounded_as_by_numpy(kind: str):
+    """Bit for bit: to even, at least 1, at most 65,535."""
+    rng = np.random.default_rng(0)
+    metres = {
+        "halves": (np.arange(0, 70_000, dtype=np.float32) + 0.5) / 1000,
+        "wide": np.array([0, 1e-9, 0.0004, 0.0005, 0.0015, 65.5349, 65.5355, 66, 1e9, 3e35, -1], np.float32),
+        "random": rng.uniform(0.05, 12, 100_000).astype(np.float32),
+    }[kind]
+    rounded = round_to_millimetres(torch.from_numpy(metres)).numpy()
+    assert rounded.dtype == np.uint16
+    assert (rounded == to_millimetres(metres)).all()
+
+
+@pytest.mark.parametrize("output", ["log", "reciprocal"])
+def test_answers_are_those_of_the_formula(output: str):
+    """Bit for bit: enlarged, turned into metres, clipped, and NaN wherever the network's answer is not finite."""
+    torch.manual_seed(0)
+    network = DenseDepth(ENCODER, 32, norm=True, output=output, input_size=64).eval()
+    labeller = DenseDepthLabeller(DepthModel(network, "n", "0"), CPU, check_flip=True, average_flip=True)
+    raw = torch.randn(3, 1, 32, 32) * 3 + 1
+    raw[0, 0, 3, 5], raw[0, 0, 9, 9], raw[1, 0, 7, 7], raw[2, 0, 1, 1] = torch.inf, -torch.inf, torch.nan, 0
+    labeller._run = lambda batch: raw[: len(batch)].clone()
+    batch = torch.zeros(3, 3, 64, 64, dtype=torch.uint8)
+    for shape in ((48, 48), (32, 32), (20, 31)):
+        shrink = shape[0] < 32
+        large = F.interpolate(raw, size=shape, mode="bilinear", antialias=shrink)
+        expected = torch.where(large.isfinite(), to_metres(large, output, 10.0), torch.nan)[:, 0]
+        answered = labeller._answer(batch, (64, 64), shape)
+        assert np.array_equal(answered.numpy(), expected.numpy(), equal_nan=True)
+        answer = labeller.submit(batch, (64, 64), shape, round_to_millimetres).result()
+        assert answer.finite.tolist() == [False, False, True]
+        mean = (expected + expected.flip(-1)) / 2
+        assert (answer.labels[2] == to_millimetres(mean[2].numpy())).all()
+        assert np.isfinite(answer.flip_error).tolist() == [False, False, True]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("options", [{}, {"check_flip": True, "average_flip": True}])
+def test_on_a_gpu_answers_are_those_of_the_cpu(weights: Path, options: dict[str, bool]):
+    """In float32, to rounding; several batches are submitted before the first answer is asked for."""
+    labellers_of = [
+        make_labellers(LabelOptions(weights=weights, precision="float32", **options), [torch.device(name)])[0]
+        for name in ("cpu", "cuda")
+    ]
+    images = [np.stack([draw_background(n + k, 64, 96) for n in range(3)]) for k in range(4)]
+    answers = []
+    for labeller in labellers_of:
+        batches = [labeller.pin(labeller.prepare(image)) for image in images]
+        pending = [labeller.submit(batch, (64, 96), (64, 96), round_to_millimetres) for batch in batches]
+        answers.append([each.result() for each in pending])
+    for ours, theirs in zip(*answers, strict=True):
+        assert ours.labels.dtype == theirs.labels.dtype == np.uint16
+        assert np.abs(ours.labels.astype(int) - theirs.labels).max() <= 5
+        assert theirs.finite.all()
+        assert (theirs.flip_error is None) == (not options)
+
+
+@pytest.mark.gpu
+def test_what_is_not_finite_is_seen_on_a_gpu(weights: Path):
+    """Though millimetres cannot say so."""
+    model = load_depth_model(weights)
+    torch.nn.init.constant_(model.network.head.bias, torch.inf)
+    labeller = DenseDepthLabeller(model, torch.device("cuda"))
+    batch = labeller.prepare(np.zeros((2, 64, 64, 3), np.uint8))
+    assert not labeller.submit(batch, (64, 64), (48, 48), round_to_millimetres).result().finite.any()

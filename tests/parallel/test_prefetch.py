@@ -1,6 +1,8 @@
 """Prefetching in a background thread: order, limit, errors, leaving early."""
 
 import threading
+import time
+from collections.abc import Iterator
 
 import pytest
 
@@ -51,3 +53,36 @@ def test_leaving_early_stops_the_thread():
     assert next(ready) == 0
     ready.close()  # type: ignore[attr-defined]
     assert threading.active_count() == before
+
+
+def test_what_waits_is_bounded_in_bytes():
+    """Two of 40 bytes wait, not three; one that is larger than the limit waits alone."""
+    made: list[int] = []
+
+    def items() -> Iterator[int]:
+        for nbytes in (40, 40, 40, 500, 500, 40):
+            made.append(nbytes)
+            yield nbytes
+
+    taken = 0
+    for nbytes in prefetch(items(), 9, limit_bytes=100, size=lambda nbytes: nbytes):
+        time.sleep(0.05)
+        waiting = made[taken + 1 : -1]  # the thread has made the last one, and waits for room
+        assert sum(waiting) <= 100 or len(waiting) == 1 or len(made) == 6
+        assert nbytes == made[taken]
+        taken += 1
+    assert made == [40, 40, 40, 500, 500, 40]
+    assert taken == 6
+
+
+def test_an_interrupt_of_the_iterable_is_handed_on():
+    """Also one that is no Exception."""
+
+    def items() -> Iterator[int]:
+        yield 1
+        raise KeyboardInterrupt
+
+    ready = prefetch(items(), 2)
+    assert next(ready) == 1
+    with pytest.raises(KeyboardInterrupt):
+        next(ready)
