@@ -11,6 +11,7 @@ says how often each occurs.
 
 import math
 from collections.abc import Callable
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -122,31 +123,58 @@ def augment(
     pair = pair.contiguous(memory_format=torch.channels_last)
     depth_m = None if depth_m is None else depth_m.clone()
     both = mirrored.repeat(2)
+    effects = _Effects()
     for maps, flags in ((pair, both), (mask, mirrored), *(() if depth_m is None else ((depth_m, mirrored),))):
-        _apply_where(maps, flags, lambda images: images.flip(3))
+        effects.add(maps, flags, lambda images: images.flip(3))
     if strength > 0:
         background, image = pair.chunk(2)  # views
-        _paste(background, image, mask, chosen, random, strength)
-        _cast_shadow(image, mask, chosen, random, strength)
-        _light_unevenly(image, chosen, random, strength)
-        _move_camera(pair, mask, depth_m, chosen, random, strength)
-        _expose(pair, chosen, random, strength)
-        _record(pair, chosen, random, strength)
+        _paste(effects, background, image, mask, chosen, random, strength)
+        _cast_shadow(effects, image, mask, chosen, random, strength)
+        _light_unevenly(effects, image, chosen, random, strength)
+        _move_camera(effects, pair, mask, depth_m, chosen, random, strength)
+        _expose(effects, pair, chosen, random, strength)
+        _record(effects, pair, chosen, random, strength)
+    effects.apply()
+    if strength > 0:
         pair.clamp_(0, 1)
     background, image = pair.chunk(2)
     return background, image, mask, depth_m
 
 
-def _apply_where(maps: Tensor, flags: Tensor, effect: Callable[..., Tensor], *values: Tensor) -> None:
-    """Replace the flagged ones of `maps` (n,C,H,W) by `effect(flagged maps, their rows of values)`, in place.
+class _Effects:
+    """Effects on flagged maps, collected first and applied in order; what they need is copied to the device at once.
 
-    Flags (n,) and values (n,...) are on the CPU. Most effects are rare, so it saves most of the time to compute only
-    the flagged ones.
+    So a step has one copy of a few kilobytes, from pinned memory, and nothing waits for the device.
     """
-    (rows,) = flags.nonzero(as_tuple=True)
-    if len(rows):
-        device_rows = rows.to(maps.device)
-        maps[device_rows] = effect(maps[device_rows], *(value[rows].to(maps.device) for value in values))
+
+    def __init__(self) -> None:
+        self._effects: list[tuple[Tensor, Callable[..., Tensor], int]] = []  # maps, effect, number of its parts
+        self._parts: list[Tensor] = []  # rows of the maps, then the values of these rows
+
+    def add(self, maps: Tensor, flags: Tensor, effect: Callable[..., Tensor], *values: Tensor) -> None:
+        """Replace the flagged ones of `maps` (n,C,H,W) by `effect(flagged maps, their rows of values)`, in place.
+
+        Flags (n,) and values (n,...) are on the CPU. Most effects are rare, so it saves most of the time to compute
+        only the flagged ones.
+        """
+        (rows,) = flags.nonzero(as_tuple=True)
+        if len(rows):
+            self._effects.append((maps, effect, 1 + len(values)))
+            self._parts += [rows, *(value[rows] for value in values)]
+
+    def apply(self) -> None:
+        """Apply all effects, in the order in which they were added."""
+        if not self._effects:
+            return
+        device = self._effects[0][0].device
+        packed = torch.cat([part.reshape(-1).float() for part in self._parts])  # rows are small and so stay exact
+        if device.type == "cuda":
+            packed = packed.pin_memory()
+        left = iter(packed.to(device, non_blocking=True).split([part.numel() for part in self._parts]))
+        parts = (next(left).view(part.shape).to(part.dtype) for part in self._parts)
+        for maps, effect, count in self._effects:
+            rows, *values = (next(parts) for _ in range(count))
+            maps[rows] = effect(maps[rows], *values)
 
 
 def _column(values: Tensor) -> Tensor:
@@ -160,6 +188,7 @@ def _smooth(maps: Tensor, size: int = 3) -> Tensor:
 
 
 def _paste(
+    effects: _Effects,
     background: Tensor,
     image: Tensor,
     mask: Tensor,
@@ -173,13 +202,13 @@ def _paste(
     def harden(images: Tensor, rows: Tensor) -> Tensor:
         return torch.where(mask[rows] > 0, images, background[rows])
 
-    _apply_where(image, chosen["hard edge"], harden, every_row)
+    effects.add(image, chosen["hard edge"], harden, every_row)
 
     def soften(images: Tensor, rows: Tensor) -> Tensor:
         inside = _smooth(mask[rows], 5)
         return images.lerp(_smooth(images), 4 * inside * (1 - inside) * min(1.0, strength))
 
-    _apply_where(image, chosen["feather"], soften, every_row)
+    effects.add(image, chosen["feather"], soften, every_row)
 
     def fringe(images: Tensor, rows: Tensor, amount: Tensor, grey: Tensor) -> Tensor:
         inside = _smooth(mask[rows])
@@ -187,22 +216,22 @@ def _paste(
 
     # what is left of another background is nearly black or nearly white
     grey = random.uniform(0, 1).round() * 0.8 + 0.1
-    _apply_where(image, chosen["fringe"], fringe, every_row, random.uniform(0, min(1.0, 0.6 * strength)), grey)
+    effects.add(image, chosen["fringe"], fringe, every_row, random.uniform(0, min(1.0, 0.6 * strength)), grey)
 
     def light(images: Tensor, rows: Tensor, gain: Tensor) -> Tensor:
         return images * (1 + _smooth(mask[rows]) * (_column(gain) - 1))
 
     stops = random.uniform(-0.6, 0.6) + random.uniform(-0.2, 0.2, 3)
-    _apply_where(image, chosen["foreground light"], light, every_row, 2 ** (strength * stops))
+    effects.add(image, chosen["foreground light"], light, every_row, 2 ** (strength * stops))
 
     def blur(images: Tensor, rows: Tensor, amount: Tensor) -> Tensor:
         return images.lerp(_smooth(images), mask[rows] * _column(amount))
 
-    _apply_where(image, chosen["foreground blur"], blur, every_row, random.uniform(0, min(1.0, strength)))
+    effects.add(image, chosen["foreground blur"], blur, every_row, random.uniform(0, min(1.0, strength)))
 
 
 def _cast_shadow(
-    image: Tensor, mask: Tensor, chosen: dict[str, Tensor], random: _RandomColumns, strength: float
+    effects: _Effects, image: Tensor, mask: Tensor, chosen: dict[str, Tensor], random: _RandomColumns, strength: float
 ) -> None:
     """Darken the floor about the feet: a Gaussian spot around the lowest row of the mask, outside the mask."""
     count, device, (height, width) = len(mask), mask.device, mask.shape[2:]
@@ -222,10 +251,12 @@ def _cast_shadow(
 
     amount = random.uniform(0.1, 0.6) * strength
     shape = random.uniform(1, 2), random.uniform(0.15, 0.5), random.uniform(-1, 1)
-    _apply_where(image, chosen["contact shadow"], shade, torch.arange(count), amount.clamp(max=0.9), *shape)
+    effects.add(image, chosen["contact shadow"], shade, torch.arange(count), amount.clamp(max=0.9), *shape)
 
 
-def _light_unevenly(image: Tensor, chosen: dict[str, Tensor], random: _RandomColumns, strength: float) -> None:
+def _light_unevenly(
+    effects: _Effects, image: Tensor, chosen: dict[str, Tensor], random: _RandomColumns, strength: float
+) -> None:
     """Multiply the image by a smooth field, as the light of the room has changed since the background was taken."""
     size = image.shape[2:]
 
@@ -233,10 +264,11 @@ def _light_unevenly(image: Tensor, chosen: dict[str, Tensor], random: _RandomCol
         field = F.interpolate(gain.view(-1, 1, 3, 3), size=size, mode="bilinear", align_corners=True)
         return images * field
 
-    _apply_where(image, chosen["uneven light"], uneven, 2 ** (strength * random.uniform(-0.25, 0.25, 9)))
+    effects.add(image, chosen["uneven light"], uneven, 2 ** (strength * random.uniform(-0.25, 0.25, 9)))
 
 
 def _move_camera(
+    effects: _Effects,
     pair: Tensor,
     mask: Tensor,
     depth_m: Tensor | None,
@@ -262,14 +294,14 @@ def _move_camera(
         grid = F.affine_grid(theta, [len(images), 1, height, width], align_corners=False)
         return F.grid_sample(images, grid, mode=mode, padding_mode="border", align_corners=False)
 
-    _apply_where(pair, torch.cat([zoomed | moved, zoomed]), sample, theta)
-    _apply_where(mask, zoomed, lambda images, theta: (sample(images, theta) >= 0.5).float(), theta[count:])
+    effects.add(pair, torch.cat([zoomed | moved, zoomed]), sample, theta)
+    effects.add(mask, zoomed, lambda images, theta: (sample(images, theta) >= 0.5).float(), theta[count:])
     if depth_m is not None:
 
         def nearer(images: Tensor, theta: Tensor, zoom: Tensor) -> Tensor:
             return sample(images, theta, "nearest") / _column(zoom)
 
-        _apply_where(depth_m, zoomed, nearer, theta[count:], zoom)
+        effects.add(depth_m, zoomed, nearer, theta[count:], zoom)
 
 
 def _matrices(scale: Tensor, turn: Tensor, centre: Tensor) -> Tensor:
@@ -278,7 +310,9 @@ def _matrices(scale: Tensor, turn: Tensor, centre: Tensor) -> Tensor:
     return torch.cat([rows, centre[:, :, None]], 2)
 
 
-def _expose(pair: Tensor, chosen: dict[str, Tensor], random: _RandomColumns, strength: float) -> None:
+def _expose(
+    effects: _Effects, pair: Tensor, chosen: dict[str, Tensor], random: _RandomColumns, strength: float
+) -> None:
     """Change exposure, white balance, saturation, contrast and gamma, of both alike, and a little of each by itself."""
     light, own = chosen["light"].repeat(2)[:, None], chosen["exposure"].repeat(2)[:, None]
     stops = random.uniform(-0.6, 0.6) + random.uniform(-0.25, 0.25, 3)
@@ -292,32 +326,36 @@ def _expose(pair: Tensor, chosen: dict[str, Tensor], random: _RandomColumns, str
         images = luma(images).lerp(images, _column(saturation)) * _column(gain) + _column(offset)
         return images.clamp_(1e-4, 1) ** _column(gamma)
 
-    _apply_where(pair, (light | own)[:, 0], expose, gain, saturation, offset, 2 ** (strength * bend))
+    effects.add(pair, (light | own)[:, 0], expose, gain, saturation, offset, 2 ** (strength * bend))
 
 
-def _record(pair: Tensor, chosen: dict[str, Tensor], random: _RandomColumns, strength: float) -> None:
+def _record(
+    effects: _Effects, pair: Tensor, chosen: dict[str, Tensor], random: _RandomColumns, strength: float
+) -> None:
     """Blur, add sensor noise, compress; background and image by different amounts."""
     limit = min(1.0, strength)
 
     def blur(images: Tensor, amount: Tensor) -> Tensor:
         return images.lerp(_smooth(_smooth(images)), _column(amount))
 
-    _apply_where(pair, chosen["blur"].repeat(2), blur, random.pairs(0, limit))
+    effects.add(pair, chosen["blur"].repeat(2), blur, random.pairs(0, limit))
 
-    def noise(images: Tensor, sigma: Tensor, seed: Tensor) -> Tensor:
+    def noise(images: Tensor, sigma: Tensor) -> Tensor:
         count, channels, height, width = images.shape
         grain = torch.empty(count, height, width, channels, device=images.device)
         generator = torch.Generator(images.device)
-        for grain_of_one, number in zip(grain, seed[:, 0].tolist(), strict=True):
+        for grain_of_one, number in zip(grain, seeds, strict=True):
             grain_of_one.normal_(generator=generator.manual_seed(int(number * 2**31)))
         # photons arrive one by one, so the variance grows with the light (shot noise)
         return images + grain.permute(0, 3, 1, 2) * (_column(sigma) * (0.3 + 0.7 * images.clamp(0, 1)).sqrt())
 
     sigma = strength * random.uniform(0, 0.05).repeat(2, 1) * random.pairs(0.7, 1.3)
-    _apply_where(pair, chosen["noise"].repeat(2), noise, sigma, random.pairs(0, 1))
+    noisy = chosen["noise"].repeat(2)
+    seeds = random.pairs(0, 1)[noisy, 0].tolist()
+    effects.add(pair, noisy, noise, sigma)
 
     quality = 100 - limit * (100 - random.pairs(40, 95))
-    _apply_where(pair, chosen["jpeg"].repeat(2), lambda images, q: jpeg(images.clamp(0, 1), q[:, 0]), quality)
+    effects.add(pair, chosen["jpeg"].repeat(2), lambda images, q: jpeg(images.clamp(0, 1), q[:, 0]), quality)
 
 
 def jpeg(images: Tensor, quality: Tensor) -> Tensor:
@@ -339,12 +377,17 @@ def jpeg(images: Tensor, quality: Tensor) -> Tensor:
     return decoded.round_().clamp_(0, 255) / 255
 
 
+@lru_cache
+def _on_device(steps: tuple[tuple[int, ...], ...], device: torch.device) -> Tensor:
+    """Return a table of quantiser steps as (1,64) f4; copied to a device once, not at every step."""
+    return torch.tensor(steps, device=device, dtype=torch.float32).view(1, 64)
+
+
 def _quantise(maps: Tensor, quality: Tensor, steps: tuple[tuple[int, ...], ...]) -> Tensor:
     """Round the cosine transform of every 8x8 block of maps (B,C,H,W) to multiples of the steps at a quality (B,)."""
     count, channels, height, width = maps.shape
     scale = torch.where(quality < 50, 5000 / quality, 200 - 2 * quality)[:, None]
-    table = torch.tensor(steps, device=maps.device, dtype=maps.dtype).view(1, 64)
-    table = ((table * scale + 50) / 100).floor().clamp(1, 255)[:, None]  # (B,1,64)
+    table = ((_on_device(steps, maps.device) * scale + 50) / 100).floor().clamp(1, 255)[:, None]  # (B,1,64)
     k = torch.arange(8, device=maps.device, dtype=maps.dtype)
     cosine = torch.cos((2 * k + 1) * k[:, None] * (math.pi / 16)) / 2
     cosine[0] /= math.sqrt(2)
