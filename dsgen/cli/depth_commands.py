@@ -231,7 +231,7 @@ def train_depth(
         typer.Option(help="Its weights: a file, or 'pretrained' for timm's own, from the internet; random by default."),
     ] = None,
     width: Annotated[int, typer.Option(help="Channels of the decoder's deepest block.")] = 256,
-    focal: Annotated[
+    focal_px: Annotated[
         float, typer.Option(help="Focal length in pixels at which the network will be fed (canonical camera).")
     ] = 192.0,
     full_size: Annotated[
@@ -260,7 +260,7 @@ def train_depth(
         shares=shares,
         validation_folder=validation,
         styles_folder=styles,
-        focal_px=focal,
+        focal_px=focal_px,
         full_size=full_size,
         encoder=encoder,
         encoder_weights=encoder_weights,
