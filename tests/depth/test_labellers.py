@@ -455,7 +455,7 @@ def test_answers_are_those_of_the_formula(output: str):
         expected = torch.where(large.isfinite(), to_metres(large, output, 10.0), torch.nan)[:, 0]
         answered = labeller._answer(batch, (64, 64), shape)
         assert np.array_equal(answered.numpy(), expected.numpy(), equal_nan=True)
-        answer = labeller.submit(batch, (64, 64), shape, round_to_millimetres).result()
+        answer = labeller.submit(batch, (64, 64), shape, turn=round_to_millimetres).result()
         assert answer.finite.tolist() == [False, False, True]
         mean = (expected + expected.flip(-1)) / 2
         assert (answer.labels[2] == to_millimetres(mean[2].numpy())).all()
