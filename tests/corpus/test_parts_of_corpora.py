@@ -70,6 +70,8 @@ def test_parts_may_start_at_the_same_moment_and_be_killed(tmp_path: Path, corpus
     while not list(made.glob("bg_fg/bg003.*.partial")) and time.monotonic() < until:
         time.sleep(0.005)
     running["3/3"].send_signal(signal.SIGSTOP)
+    for part in ("1/3", "2/3"):  # one that has not begun would be refused beside the 1/2 below
+        running[part].wait(60)
     with pytest.raises(BusyError, match="another dsgen is running composite --part 3/3"):
         draw_part(made, pictures, 3)
     with pytest.raises(BusyError, match=r"(composite --part ./3 is at work|another dsgen is writing) here"):

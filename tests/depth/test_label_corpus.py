@@ -273,6 +273,7 @@ def test_bundled_weights_load_and_answer():
     assert 0.1 <= metres.min() < metres.max() <= 10
 
 
+@pytest.mark.slow
 def test_half_precision_keeps_the_bundled_labels(tmp_path: Path):
     """Under bfloat16, as on CUDA, the median relative change of depth is below 0.5 %."""
     network = load_depth_model().network

@@ -229,6 +229,7 @@ def run_two(*arguments: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=200)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_pictures")
 def test_two_processes_train_as_one(tmp_path: Path, labelled_corpus: Path):
     """With gloo on the CPU losses and scores are those of one process within rounding; one writes and says one line.
