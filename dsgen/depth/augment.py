@@ -7,7 +7,7 @@ network answers depends on the picture alone, whichever camera took it.
 
 import math
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from torch import Tensor
 from dsgen.depth.frames import Frame, Mixture, Person
 from dsgen.errors import DsgenError, NotFoundError, raise_all
 from dsgen.io.folders import attempt, list_files
+from dsgen.parallel.prefetch import prefetch
 
 Size = tuple[int, int]  # height and width in pixels
 
@@ -77,12 +78,8 @@ def batches(
         image = torch.from_numpy(np.stack([pair[0] for pair in pairs])).permute(0, 3, 1, 2)
         return image, torch.from_numpy(np.stack([pair[1] for pair in pairs]))[:, None]
 
-    with ThreadPoolExecutor(1) as pool:
-        pending = pool.submit(make, *plan[0])
-        for each in plan[1:]:
-            ready, pending = pending.result(), pool.submit(make, *each)
-            yield ready
-        yield pending.result()
+    with closing(prefetch((make(*each) for each in plan), 1)) as made:
+        yield from made
 
 
 def _shapes(size: int) -> list[Size]:

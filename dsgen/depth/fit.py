@@ -6,7 +6,6 @@ frames, are divided into training and validation. Cut-out people, given as a fol
 the depth their height in pixels implies.
 """
 
-import hashlib
 import io
 import time
 from collections.abc import Sequence
@@ -192,7 +191,7 @@ def train_depth(
         "validation": str(validation_folder),
         "styles": str(styles_folder),
         "people": str(people_folder),
-        "init": init and hashlib.sha256(init.read_bytes()).hexdigest(),
+        "init": init and weights_sha256(init),
         "encoder": encoder,
         "encoder_weights": _identify(encoder_weights),
         "width": width,

@@ -5,7 +5,6 @@ network's configuration as JSON; `dsgen train-depth` writes such files. The publ
 files, are read as they are or converted once; which kind a file is, its first bytes say, not its name.
 """
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from torch import Tensor
 
 from dsgen.depth.keras import is_hdf5, is_zip, read_keras
 from dsgen.depth.networks import DenseDepth, DepthConfig, check_max_depth, misfits
-from dsgen.encoders import DSGEN_NETWORK
+from dsgen.encoders import DSGEN_NETWORK, weights_sha256
 from dsgen.errors import DamagedError, DsgenError, InvalidValueError, NotFoundError, is_system_error, reason_of
 from dsgen.io.assets import asset
 from dsgen.io.atomic import partial_path, write_bytes
@@ -95,7 +94,7 @@ def load_depth_model(
         )
     network.load_state_dict(state)
     name = f"densedepth-{config['encoder']}" + ("-bundled" if bundled else "")
-    return DepthModel(network.eval(), name, _sha256(path))
+    return DepthModel(network.eval(), name, weights_sha256(path))
 
 
 def save_depth_network(network: DenseDepth, out: Path, half: bool = False) -> None:
@@ -155,7 +154,7 @@ def convert_weights(source: Path, out: Path, max_depth_m: float | None = None, h
         width=network.config["width"],
         activations=network.config["activations"],
         max_depth_m=network.config["max_depth_m"],
-        sha256=_sha256(out),
+        sha256=weights_sha256(out),
     )
 
 
@@ -208,8 +207,3 @@ def _read_safetensors(
     except DamagedError as error:
         reason = f"{path}: metadata {METADATA!r} is {error.reason}"
         raise InvalidValueError(option, reason, "replace the file") from error
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from dsgen import metrics
-from dsgen.camera import ASSUMED_FOV_DEG
+from dsgen.camera import ASSUMED_FOV_DEG, focal_px
 from dsgen.depth.edges import edge_scores
 from dsgen.depth.frames import place_of_room
 from dsgen.depth.labellers import Labeller, LabelOptions, make_labellers
@@ -47,11 +47,11 @@ class Frame:
     fov_deg: float
 
 
-def estimate(labeller: Labeller, image: np.ndarray, focal_px: float) -> np.ndarray:
-    """Estimate the depth (h,w) f4 in metres of a picture (h,w,3) u1 whose focal length is `focal_px`."""
+def estimate(labeller: Labeller, image: np.ndarray, length_px: float) -> np.ndarray:
+    """Estimate the depth (h,w) f4 in metres of a picture (h,w,3) u1 whose focal length is `length_px`."""
     size = (image.shape[0], image.shape[1])
-    fed = labeller.prepare(image[None], labeller.feed_shape(*size, focal_px))
-    return labeller(fed, size, size, np.array([focal_px]))[0][0]
+    fed = labeller.prepare(image[None], labeller.feed_shape(*size, length_px))
+    return labeller(fed, size, size, np.array([length_px]))[0][0]
 
 
 def list_frames(folder: Path, fov_deg: float, *, held_out: bool) -> list[Frame]:
@@ -89,8 +89,7 @@ def score_frame(labeller: Labeller, frame: Frame) -> tuple[dict[str, Any], list[
     image = images.read_picture(frame.rgb)
     if image.shape[:2] != truth.shape:
         image = images.resize(image, *truth.shape)
-    focal_px = image.shape[1] / 2 / math.tan(math.radians(frame.fov_deg) / 2)
-    found = estimate(labeller, image, focal_px).astype(np.float64)
+    found = estimate(labeller, image, focal_px(frame.fov_deg, image.shape[1])).astype(np.float64)
     ratio = median_ratio(found, truth)
     metric, scaled = scores(found, truth), scores(found * ratio, truth)
     row = {"name": frame.name, "room": frame.room, **{name: metric[name] for name in ("abs_rel", "rmse", "delta1")}}
