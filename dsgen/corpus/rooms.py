@@ -12,6 +12,7 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, NotRequired
 
@@ -23,12 +24,13 @@ from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
 from dsgen.camera import focal_px
 from dsgen.corpus.floor import Floor, find_floor
 from dsgen.corpus.scene import Room
+from dsgen.corpus.sources import SourceFile
 from dsgen.corpus.vouched import named_damage, open_array, open_vouched
 from dsgen.errors import DamagedError, DsgenError, raise_all
 from dsgen.io import images
 from dsgen.io.assets import asset
 from dsgen.io.atomic import write_folder
-from dsgen.io.folders import match_key
+from dsgen.io.folders import match_key, names_in_words
 from dsgen.io.json_files import check_as
 from dsgen.io.npy_files import read_npy
 
@@ -83,7 +85,7 @@ class RoomDepth:
 
 
 Estimator = Callable[[np.ndarray, float], RoomDepth]
-"""Estimates the depth of a square background, (S,S,3) u1, from it and its focal length in pixels."""
+"""Estimates the depth of a square picture, (S,S,3) u1, whose field of view is so many degrees."""
 
 
 class Rooms:
@@ -273,9 +275,46 @@ class DepthFolder:
         return RoomDepth(square, self.depth_from, hashlib.sha256(path.read_bytes()).hexdigest())
 
 
-def bundled_depth(file: str, sha256: str) -> "DepthFolder | None":
-    """Return the folder of bundled depth maps if a background file is one of the bundled ones, else None."""
-    original = asset("backgrounds") / file
-    if not original.is_file() or hashlib.sha256(original.read_bytes()).hexdigest() != sha256:
-        return None
-    return DepthFolder(asset("backgrounds_depth"), BUNDLED)
+class DepthSource:
+    """Where the depth of a corpus' backgrounds is from: a folder of the user's, what is bundled, or an estimate.
+
+    `files`, `paths` and `views` are those of the backgrounds, in order. Raises `DsgenError` where the depth of any is not to be
+    had.
+    """
+
+    def __init__(
+        self,
+        files: Sequence[SourceFile],
+        paths: Sequence[Path],
+        views: Sequence[tuple[float, str]],
+        folder: Path | None,
+        estimate: Estimator | None,
+    ):
+        self._files, self._paths, self._views, self._estimate = files, paths, views, estimate
+        self._given = None if folder is None else DepthFolder(folder)
+        if self._given is not None:
+            lacking = [file.name for file in files if not self._given.has(file.name)]
+            if lacking:
+                shown = names_in_words([f"{name}.png" for name in lacking])
+                reason = f"holds no depth of {len(lacking):,} of the {len(files):,} backgrounds ({shown})"
+                raise DsgenError(self._given.folder, reason, "add them, or leave out the option to have depth estimated")
+
+    @cached_property
+    def _bundled(self) -> tuple[DepthFolder, dict[str, str]]:
+        """The bundled depth maps, and the hashes of the pictures they belong to, by name."""
+        pictures = asset("backgrounds")
+        hashes = {path.stem: hashlib.sha256(path.read_bytes()).hexdigest() for path in pictures.iterdir() if path.suffix == ".jpg"}
+        return DepthFolder(asset("backgrounds_depth"), BUNDLED), hashes
+
+    def read(self, number: int) -> RoomDepth:
+        """Return the depth of a background; raises as `DepthFolder.read`."""
+        file, path = self._files[number], self._paths[number]
+        if self._given is not None:
+            return self._given.read(file.name, images.read_picture(path).shape[:2])
+        folder, hashes = self._bundled
+        if hashes.get(file.name) == file.sha256:
+            return folder.read(file.name, images.read_picture(path).shape[:2])
+        if self._estimate is None:
+            raise DsgenError(path, "its depth is not known", "give background_depths or estimate_depth")
+        square = images.centre_square(images.read_picture(path))
+        return self._estimate(square, self._views[number][0])

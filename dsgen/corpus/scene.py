@@ -38,6 +38,11 @@ class Room:
     hides: np.ndarray | None = None
     margin_permille: int = 0
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes in memory, without the image."""
+        return sum(array.nbytes for array in (self.depth, self.hides) if array is not None)
+
     @classmethod
     def of(cls, image: np.ndarray, depth: np.ndarray, floor: np.ndarray, margin_permille: int) -> "Room":
         """Make a room of its depth (S,S) u2 and of where its floor is seen, (S,S) u1 or bool."""
