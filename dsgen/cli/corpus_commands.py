@@ -31,7 +31,11 @@ def composite(
         Path | None, typer.Option(help="Folder of backgrounds; the bundled ones by default.")
     ] = None,
     foregrounds: Annotated[
-        Path | None, typer.Option(help="Folder of cut-outs with an alpha channel; the bundled ones by default.")
+        Path | None,
+        typer.Option(
+            help="Folder of cut-outs with an alpha channel, or with a sub-folder of them for each class; the bundled "
+            "ones by default."
+        ),
     ] = None,
     parameters: Annotated[Any, FieldsOf("dsgen.corpus.build:Parameters")] = None,
     max_backgrounds: Annotated[

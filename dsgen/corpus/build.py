@@ -361,7 +361,9 @@ def _records(folder: SourceFolder, kind: str, parameters: Parameters) -> list[Pi
         for file, split in zip(folder.files, splits, strict=True)
     ]
     views = folder.fields_of_view()
-    for record in records:
+    for record, file in zip(records, folder.files, strict=True):
+        if file.label is not None:
+            record["class"] = file.label
         if record["file"] in views:
             record["fov_deg"], source = views[record["file"]]
             record["fov_from"] = cast(Literal["csv", "exif", "option"], source)
