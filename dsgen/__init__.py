@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from dsgen.corpus.corpus import Corpus
     from dsgen.depth.label_corpus import label_corpus
     from dsgen.depth.label_folder import label_folder
+    from dsgen.depth.rooms import estimate_depth_with
     from dsgen.errors import DsgenError
     from dsgen.evaluation.evaluate import evaluate
     from dsgen.evaluation.predict import predict
@@ -47,6 +48,7 @@ __all__ = [
     "StoreDataset",
     "UNet",
     "composite",
+    "estimate_depth_with",
     "evaluate",
     "export",
     "label_corpus",
@@ -68,6 +70,7 @@ _HOMES = {
     "StoreDataset": "store.dataset",
     "UNet": "training.unet",
     "composite": "corpus.build",
+    "estimate_depth_with": "depth.rooms",
     "evaluate": "evaluation.evaluate",
     "export": "store.export.export:export_store",
     "label_corpus": "depth.label_corpus",

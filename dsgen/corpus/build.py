@@ -29,6 +29,7 @@ from dsgen.corpus.manifest import (
     parse_manifest,
     parse_range,
     picture_records,
+    record_heights,
     write_manifest,
 )
 from dsgen.corpus.pictures import DrawnRows, draw_missing_composites, draw_missing_sources
@@ -470,12 +471,14 @@ def _records(folder: SourceFolder, kind: str, parameters: Parameters) -> list[Pi
         for file, split in zip(folder.files, splits, strict=True)
     ]
     views = folder.fields_of_view()
-    for record in records:
+    for record, file in zip(records, folder.files, strict=True):
+        if file.label is not None:
+            record["class"] = file.label
         if record["file"] in views:
             record["fov_deg"], source = views[record["file"]]
             record["fov_from"] = cast(Literal["csv", "exif", "option"], source)
-    for record, person in zip(records, folder.people, strict=False):
-        record["height_m"], record["height_from"] = person.height_m, person.height_from
+    if folder.people:
+        record_heights(records, folder.people)
     return records
 
 

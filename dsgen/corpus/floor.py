@@ -10,7 +10,9 @@ import numpy as np
 
 _GRID = 112  # samples along the longer side that the plane is looked for in
 _DRAWS = 300
-_STEEPEST = np.cos(np.radians(38))  # of the angle between a floor's normal and the picture's up: pitch and roll of a camera
+_STEEPEST = np.cos(
+    np.radians(38)
+)  # of the angle between a floor's normal and the picture's up: pitch and roll of a camera
 _ALIKE = np.cos(np.radians(20))  # of the angle between the normal at a pixel of the floor and the floor's
 _STRAIGHT = np.cos(np.radians(6))  # of the angle between the floor's normal and the mean of those at its pixels
 _NEAR_M, _NEAR_SHARE = 0.02, 0.012  # distance to the plane of a pixel of the floor: metres, and share of its depth

@@ -11,6 +11,7 @@ checked.
 """
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, NotRequired, cast
 
@@ -23,6 +24,7 @@ from dsgen.corpus.plan import MAX_PEOPLE, SPLITS
 from dsgen.errors import DamagedError, DsgenError
 from dsgen.io.atomic import write_bytes
 from dsgen.io.json_files import encode_json, parse_as
+from dsgen.io.people import HIGHEST_M, LOWEST_M, Person
 
 FORMAT, SCENE_FORMAT = 1, 2  # the second of a corpus whose rows have the column `people`
 MAX_POSITIONS = 65535
@@ -62,11 +64,19 @@ class ParameterRecord(TypedDict):
     height_jitter: NotRequired[_Share]
 
 
-class PictureRecord(TypedDict):
+_Classed = TypedDict("_Classed", {"class": NotRequired[Annotated[str, MinLen(1)]]})
+
+
+class PictureRecord(_Classed):
     """A picture that a corpus was made from: `name` is the name of `file` without its ending.
+
+    Both are names within the folder it was in. A foreground from a sub-folder has the name of that as its `class`; the
+    others have none, which stands for `dsgen.io.people.PERSON`.
 
     `fov_deg` is the field of view of a background's centre square, which the corpus holds, and `fov_from` where it is
     from, see `dsgen.io.cameras`. A background that does not say it has neither; nor have those of earlier versions.
+    `height_m` is the height of a foreground, and `height_from` where that is from, see `dsgen.io.people`; only corpora
+    that need it have it.
     """
 
     name: str
@@ -75,6 +85,8 @@ class PictureRecord(TypedDict):
     split: str
     fov_deg: NotRequired[FovDegrees]
     fov_from: NotRequired[Literal["csv", "exif", "option"]]
+    height_m: NotRequired[Annotated[int | float, Ge(LOWEST_M), Le(HIGHEST_M)]]
+    height_from: NotRequired[Literal["csv", "assumed"]]
 
 
 class Manifest(TypedDict):
@@ -137,6 +149,13 @@ def is_vouched(manifest: Manifest) -> bool:
 def picture_records(manifest: Manifest, kind: str) -> list[PictureRecord]:
     """Return the entries of the pictures of a kind, "backgrounds" or "foregrounds"."""
     return manifest["backgrounds"] if kind == "backgrounds" else manifest["foregrounds"]
+
+
+def record_heights(records: list[PictureRecord], people: Sequence[Person]) -> None:
+    """Write the heights of the subjects of foregrounds, in the same order, into their entries."""
+    for record, person in zip(records, people, strict=True):
+        record["height_m"] = person.height_m
+        record["height_from"] = cast(Literal["csv", "assumed"], person.height_from)
 
 
 def picture_names(manifest: Manifest) -> tuple[list[str], list[str]]:
@@ -223,7 +242,10 @@ def _find_contradiction(manifest: Manifest) -> str:
             parameters["label_size"] % size == 0,
             f"label_size {parameters['label_size']}, expected a multiple of size {size}",
         ),
-        (parse_range(parameters["fg_height"])[1] <= size, f"fg_height {parameters['fg_height']}, expected at most size {size}"),
+        (
+            parse_range(parameters["fg_height"])[1] <= size,
+            f"fg_height {parameters['fg_height']}, expected at most size {size}",
+        ),
         (
             (manifest["format"] == SCENE_FORMAT) == ("figure_frame" in manifest),
             f"format {manifest['format']} and figure_frame do not go together",

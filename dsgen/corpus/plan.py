@@ -92,7 +92,9 @@ def make_plan(
     for start in range(0, len(background), pairs_at_once):
         part = slice(start, start + pairs_at_once)
         names = [(backgrounds[b], foregrounds[f]) for b, f in zip(background[part], foreground[part], strict=True)]
-        keys = np.array([key_of("place", seed, b, f, mirrored) for b, f in names for mirrored in range(flips)], np.uint64)
+        keys = np.array(
+            [key_of("place", seed, b, f, mirrored) for b, f in names for mirrored in range(flips)], np.uint64
+        )
         counts = np.repeat((tops * lefts)[foreground[part]], flips)
         locations = draw_locations(keys, counts, positions).reshape(-1, flips, positions)
         plan["top"][part], plan["left"][part] = np.divmod(locations, lefts[foreground[part]][:, None, None])

@@ -115,7 +115,9 @@ def _without_floorless(plan: np.ndarray, rooms: "Rooms", without_floor: str, qui
         return plan
     if len(lacking) == len(rooms.records):
         raise DsgenError(
-            "--without-floor leave-out", "no background has a floor", "use others, or give their depth and field of view"
+            "--without-floor leave-out",
+            "no background has a floor",
+            "use others, or give their depth and field of view",
         )
     has_floor = np.array(["floor" in record for record in rooms.records])
     return plan[has_floor[plan["background"]]]

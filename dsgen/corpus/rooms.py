@@ -165,6 +165,7 @@ def write_rooms(
         for size in sizes:
             shape, chunks = (len(names), size, size), (1, size, size)
             common: dict[str, Any] = {"shape": shape, "chunks": chunks, "fill_value": 0}
+            common["config"] = {"write_empty_chunks": True}
             common["dimension_names"] = ("picture", "y", "x")
             arrays["depth", size] = group.create_array(
                 f"depth_{size}",
@@ -297,13 +298,19 @@ class DepthSource:
             if lacking:
                 shown = names_in_words([f"{name}.png" for name in lacking])
                 reason = f"holds no depth of {len(lacking):,} of the {len(files):,} backgrounds ({shown})"
-                raise DsgenError(self._given.folder, reason, "add them, or leave out the option to have depth estimated")
+                raise DsgenError(
+                    self._given.folder, reason, "add them, or leave out the option to have depth estimated"
+                )
 
     @cached_property
     def _bundled(self) -> tuple[DepthFolder, dict[str, str]]:
         """The bundled depth maps, and the hashes of the pictures they belong to, by name."""
         pictures = asset("backgrounds")
-        hashes = {path.stem: hashlib.sha256(path.read_bytes()).hexdigest() for path in pictures.iterdir() if path.suffix == ".jpg"}
+        hashes = {
+            path.stem: hashlib.sha256(path.read_bytes()).hexdigest()
+            for path in pictures.iterdir()
+            if path.suffix == ".jpg"
+        }
         return DepthFolder(asset("backgrounds_depth"), BUNDLED), hashes
 
     def read(self, number: int) -> RoomDepth:

@@ -17,6 +17,7 @@ import contextlib
 import hashlib
 import logging
 import math
+import os
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -29,11 +30,12 @@ import zarr
 from zarr.codecs import ZstdCodec
 
 from dsgen.camera import ASSUMED_FOV_DEG
-from dsgen.errors import DamagedError, DsgenError, raise_all
+from dsgen.errors import DamagedError, DsgenError, InvalidValueError, raise_all
 from dsgen.io import images
 from dsgen.io.cameras import ASSUMED, Camera, read_cameras
 from dsgen.io.cutouts import SOLID, drop_loose_pixels
-from dsgen.io.folders import list_pictures, match_key
+from dsgen.io.folders import class_of, list_pictures, match_key
+from dsgen.io.people import Person, read_people
 from dsgen.io.picture_files import read_size_and_fov, share_memory
 
 MAX_FIGURE = 1024  # pixels along the longer side
@@ -44,36 +46,52 @@ log = logging.getLogger("dsgen")
 
 @dataclass(frozen=True)
 class SourceFile:
-    """A picture file of a source folder; `name` is the file name without its ending, `file` with it."""
+    """A picture file of a source folder; `name` is its name within the folder without the ending, `file` with it.
+
+    `label` is the class of a picture in a folder that has classes, else None, see `dsgen.io.folders.class_of`.
+    """
 
     name: str
     file: str
     sha256: str
+    label: str | None = None
 
 
 @dataclass(frozen=True)
 class SourceFolder:
     """A folder of backgrounds or foregrounds: its pictures' `paths` and `files`, both in order of name.
 
-    `cameras`, in the same order, are those of backgrounds, see `with_cameras`.
+    `others` are its pictures beyond the limit. `cameras` and `people`, in the order of the files, are those of
+    backgrounds and of foregrounds, see `with_cameras` and `with_people`.
     """
 
     folder: Path
     paths: list[Path]
     files: list[SourceFile]
+    others: tuple[Path, ...] = ()
     cameras: tuple[Camera | None, ...] = ()
+    people: tuple[Person, ...] = ()
 
     @classmethod
     def read(cls, folder: Path, kind: str, limit: int | None, workers: int) -> "SourceFolder":
-        """List and hash the pictures of a folder; `kind` and `limit` as for `list_pictures`."""
-        paths = list_pictures(folder, kind, limit)
-        return cls(folder, paths, hash_files(paths, workers))
+        """List and hash the pictures of a folder of "backgrounds" or "foregrounds", the first `limit` only.
+
+        Foregrounds may lie in sub-folders, one for each class. Raises as `list_pictures`, and `InvalidValueError` for a
+        `limit` below 1.
+        """
+        found = list_pictures(folder, kind, in_classes=kind == "foregrounds")
+        if limit is not None and limit < 1:
+            raise InvalidValueError.expected(f"max_{kind}", limit, "1 or more")
+        paths = found[:limit]
+        return cls(folder, paths, hash_files(folder, paths, workers), tuple(found[len(paths) :]))
 
     def with_cameras(self, fov_deg: float | None, workers: int) -> Self:
         """Return the folder with the cameras of its pictures; raises as `read_cameras`, as which `fov_deg` is."""
-        others = [path for path in self.folder.iterdir() if path.suffix.lower() in images.SUFFIXES]
-        cameras = read_cameras(self.folder, self.paths, fov_deg, workers, others)
-        return replace(self, cameras=tuple(cameras))
+        return replace(self, cameras=tuple(read_cameras(self.folder, self.paths, fov_deg, workers, self.others)))
+
+    def with_people(self) -> Self:
+        """Return the folder with the heights and classes of its subjects; raises as `read_people`."""
+        return replace(self, people=tuple(read_people(self.folder, self.paths, self.others)))
 
     def views(self) -> list[tuple[float, str]]:
         """Return the fields of view of the pictures' centre squares, assumed where they are not known; see `read_cameras`.
@@ -116,12 +134,14 @@ class SourceFolder:
         ]
 
 
-def hash_files(paths: list[Path], workers: int) -> list[SourceFile]:
-    """Compute the SHA-256 of the files in `workers` threads, in the order given."""
+def hash_files(folder: Path, paths: list[Path], workers: int) -> list[SourceFile]:
+    """Compute the SHA-256 of files in a folder in `workers` threads, in the order given."""
 
     def digest(path: Path) -> SourceFile:
+        inside = path.relative_to(folder)
         with path.open("rb") as file:
-            return SourceFile(path.stem, path.name, hashlib.file_digest(file, "sha256").hexdigest())
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        return SourceFile(inside.with_suffix("").as_posix(), inside.as_posix(), sha256, class_of(folder, path))
 
     with ThreadPoolExecutor(workers) as pool:
         return list(pool.map(digest, paths))
@@ -234,8 +254,9 @@ def write_sources(
     if figures:
         group.create_array("figure_shape", data=np.array(figure_shapes, np.uint16))
     if loose:
-        names = ", ".join(f"{path.name} ({loose[path]:,} pixels)" for path in sorted(loose))
-        log.warning("%s: left out specks and haze, which are not the subject: %s", foreground_paths[0].parent, names)
+        folder = Path(os.path.commonpath([path.parent for path in foreground_paths]))
+        names = ", ".join(f"{path.relative_to(folder)} ({loose[path]:,} pixels)" for path in sorted(loose))
+        log.warning("%s: left out specks and haze, which are not the subject: %s", folder, names)
     group.create_array("foreground_shape", data=np.array(shapes, np.uint16))
     return np.array(shapes, np.int64)
 

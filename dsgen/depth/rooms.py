@@ -42,7 +42,9 @@ def estimate_depth_with(
         depth_m, _ = labeller(batch, (side, side), (answered, answered), focal)
         depth = np.asarray(depth_m[0], np.float32)
         if not np.isfinite(depth).all():
-            raise DsgenError(labeller.name, "answers depth that is not finite", "the weights do not suit these pictures")
+            raise DsgenError(
+                labeller.name, "answers depth that is not finite", "the weights do not suit these pictures"
+            )
         return RoomDepth(depth, labeller.name, labeller.sha256)
 
     return estimate

@@ -137,10 +137,13 @@ def _repair_sources(
 
 def _find_originals(path: Path, manifest: Manifest, kind: str, folder: Path | None, workers: int) -> list[Path]:
     """Find the backgrounds or foregrounds a corpus was made from, by name and hash; return them in its order."""
-    hashes = {match_key(picture["file"]): picture["sha256"] for picture in picture_records(manifest, kind)}
+    records = picture_records(manifest, kind)
+    hashes = {match_key(record["file"]): record["sha256"] for record in records}
     folder = folder or asset(kind)
-    chosen = [picture for picture in list_pictures(folder, kind) if match_key(picture.name) in hashes]
-    found = {match_key(file.file): file.sha256 for file in hash_files(chosen, workers)}
+    listed = list_pictures(folder, kind, in_classes=any("class" in record for record in records))
+    paths = {match_key(path.relative_to(folder).as_posix()): path for path in listed}
+    chosen = {name: path for name, path in paths.items() if name in hashes}
+    found = {match_key(file.file): file.sha256 for file in hash_files(folder, list(chosen.values()), workers)}
     missing = sorted(name for name in hashes if found.get(name) != hashes[name])
     if missing:
         raise DamagedError(
@@ -149,7 +152,7 @@ def _find_originals(path: Path, manifest: Manifest, kind: str, folder: Path | No
             f"is {missing[0]})",
             f"pass the folder they are in with --{kind}",
         )
-    return sorted(chosen, key=lambda picture: list(hashes).index(match_key(picture.name)))
+    return [chosen[name] for name in hashes]
 
 
 def _replace_sources(path: Path, rebuilt: Path, manifest: Manifest, workers: int, log: RepairLog) -> None:
