@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dsgen.corpus.build import Parameters, composite
+    from dsgen.corpus.composed import label_composed
     from dsgen.corpus.corpus import Corpus
     from dsgen.depth.label_corpus import label_corpus
     from dsgen.depth.label_folder import label_folder
@@ -51,6 +52,7 @@ __all__ = [
     "estimate_depth_with",
     "evaluate",
     "export",
+    "label_composed",
     "label_corpus",
     "label_folder",
     "pack",
@@ -73,6 +75,7 @@ _HOMES = {
     "estimate_depth_with": "depth.rooms",
     "evaluate": "evaluation.evaluate",
     "export": "store.export.export:export_store",
+    "label_composed": "corpus.composed",
     "label_corpus": "depth.label_corpus",
     "label_folder": "depth.label_folder",
     "pack": "store.packing",

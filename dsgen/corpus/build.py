@@ -60,6 +60,7 @@ from dsgen.io.assets import asset
 from dsgen.io.atomic import final_name, write_folder
 from dsgen.io.cameras import check_fov
 from dsgen.io.filesystem import LocalFiles, hash_tree
+from dsgen.io.images import read_picture
 from dsgen.io.regular_files import regular
 from dsgen.parallel.locks import LOCK
 from dsgen.parallel.parts import Part, lock_setup, lock_stage
@@ -292,7 +293,13 @@ def composite(
     _check_rows(corpus, parameters, *sources)
     depths = None
     if parameters.place == FLOOR:
-        depths = DepthSource(sources[0].files, sources[0].paths, sources[0].views(), background_depths, estimate_depth)
+        depths = DepthSource(
+            sources[0].files,
+            sources[0].views(),
+            lambda number: read_picture(sources[0].paths[number]),
+            background_depths,
+            estimate_depth,
+        )
     elif background_depths is not None:
         raise InvalidValueError("--background-depths", "only used with --place floor", "leave it out")
     with lock_stage(corpus, "composite", part):

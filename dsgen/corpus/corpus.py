@@ -190,6 +190,14 @@ class Corpus:
             return None
         return Rooms(path, len(self.manifest["backgrounds"]), recorded)
 
+    @cached_property
+    def heights_m(self) -> list[float]:
+        """The heights of the foregrounds in metres, where people have places of their own or rooms are known."""
+        recorded = None if self.rooms is None else self.rooms.heights_m
+        if recorded is not None:
+            return recorded
+        return [record["height_m"] for record in self.manifest["foregrounds"]]
+
     def room(self, number: int, size: int | None = None) -> Room:
         """Return a background as a room that people are drawn into; `size` as for `background`."""
         scale = self._scale(size)
@@ -204,6 +212,8 @@ class Corpus:
         rows: np.ndarray,
         fields: Collection[str] = ("image", "mask"),
         size: int | None = None,
+        *,
+        depths: np.ndarray | None = None,
         out: Mapping[str, np.ndarray] | None = None,
     ) -> dict[str, np.ndarray]:
         """Draw rows of a plan with the column `people`; see `dsgen.corpus.scene.draw_scenes`."""
@@ -211,7 +221,7 @@ class Corpus:
         rooms = {b: self.room(b, self.size * scale) for b in np.unique(rows["background"]).tolist()}
         people = rows["people"][rows["people"]["height"] > 0]
         figures = {(f, m): self.figure(f, m) for f, m in np.unique(people[["foreground", "flip"]]).tolist()}
-        return draw_scenes(rows, rooms, figures, self.size, scale, fields=fields, out=out)
+        return draw_scenes(rows, rooms, figures, self.size, scale, fields=fields, depths=depths, out=out)
 
     def render(self, rows: np.ndarray, size: int | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Render rows of the plan: images (n,S,S,3) u1 RGB, masks (n,S,S) u1, 0 or 255; `size` as for `background`."""

@@ -147,7 +147,7 @@ def _encode_scenes(
             name = layout.composite_name(
                 *(int(row[column]) for column in ("background", "foreground", "flip", "position"))
             )
-            changed, inside = _window((image != below).any(axis=2)), _window(mask)
+            changed, inside = _window(image ^ below), _window(mask)
             yield (
                 name,
                 jpeg.encode_changed(image[changed], changed[0].start, changed[1].start),
@@ -156,10 +156,12 @@ def _encode_scenes(
 
 
 def _window(pixels: np.ndarray) -> tuple[slice, slice]:
-    """Return the smallest window of a picture (h,w) with all pixels that are not 0; an empty one if there are none."""
-    if not pixels.any():
+    """Return the smallest window of a picture (h,w,...) u1 with all pixels that are not 0; empty if there are none."""
+    lines = pixels.reshape(len(pixels), -1)
+    rows = np.flatnonzero(lines.max(axis=1))
+    if not len(rows):
         return slice(0, 0), slice(0, 0)
-    rows, columns = (np.flatnonzero(pixels.any(axis=axis)) for axis in (1, 0))
+    columns = np.flatnonzero(lines.max(axis=0)) * pixels.shape[1] // lines.shape[1]
     return slice(int(rows[0]), int(rows[-1]) + 1), slice(int(columns[0]), int(columns[-1]) + 1)
 
 

@@ -3,9 +3,9 @@
     depth_SIZE   (b,S,S) u2   planar depth in millimetres, 0 = not known, at every size that rows are drawn at
     floor_SIZE   (b,S,S) u1   255 where the floor itself is seen, else 0
 
-The attribute `rooms` has a record for every background, see `RoomRecord`; `metadata_sha256` and `files_sha256` vouch for
-all of it. A corpus with people on the floor is planned from this file. Another corpus has it once `dsgen depth
---composed` was asked for.
+The attribute `rooms` has a record for every background, see `RoomRecord`; `files_sha256` has the hash of every file, and
+`sha256` is the hash of both. A corpus with people on the floor is planned from this file. Another corpus has it once `dsgen depth
+--composed` was asked for; then the attribute `heights_m` has the heights of its foregrounds.
 """
 
 import hashlib
@@ -66,6 +66,7 @@ class RoomRecord(TypedDict):
 
 class _Attributes(TypedDict):
     rooms: list[RoomRecord]
+    heights_m: NotRequired[list[float]]
     files_sha256: dict[str, str]
     sha256: str
 
@@ -105,6 +106,7 @@ class Rooms:
         if sha256 not in (None, attributes["sha256"]):
             raise DamagedError(path / _ROOT, "damaged or replaced, differs from the hash in corpus.json", remedy)
         self.records: list[RoomRecord] = attributes["rooms"]
+        self.heights_m: list[float] | None = attributes.get("heights_m")
         self.sha256: str = attributes["sha256"]
         self.files: dict[str, str] = attributes["files_sha256"]
         self._remedy, self._backgrounds = remedy, backgrounds
@@ -153,8 +155,11 @@ def write_rooms(
     views: Sequence[tuple[float, str]],
     sizes: Sequence[int],
     depth_of: Callable[[int], RoomDepth],
+    heights_m: Sequence[float] | None = None,
 ) -> None:
     """Write `rooms.zarr`: of every background the name, the field of view and its source, and what `depth_of` answers.
+
+    `heights_m` are those of the foregrounds, where `corpus.json` does not have them.
 
     Errors of several backgrounds are raised together.
     """
@@ -211,12 +216,14 @@ def write_rooms(
             for file in sorted(unfinished.rglob("*"))
             if file.is_file() and file != unfinished / _ROOT
         }
-        attributes = {"rooms": records, "files_sha256": files, "sha256": ""}
+        attributes: dict[str, Any] = {"rooms": records, "files_sha256": files}
+        if heights_m is not None:
+            attributes["heights_m"] = list(heights_m)
         group.attrs.update(attributes | {"sha256": _hash(attributes)})
 
 
 def _hash(attributes: Any) -> str:
-    content = {"rooms": attributes["rooms"], "files_sha256": attributes["files_sha256"]}
+    content = {name: value for name, value in attributes.items() if name != "sha256"}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
@@ -248,8 +255,8 @@ class DepthFolder:
         """Whether there is a depth map of a background."""
         return match_key(name) in self._files
 
-    def read(self, name: str, picture: tuple[int, int]) -> RoomDepth:
-        """Read the depth map of the background of this name, whose picture has `picture` (height, width) pixels.
+    def read(self, name: str, picture: tuple[int, ...] | None) -> RoomDepth:
+        """Read the depth map of the background of this name, whose picture has `picture` (height, width) pixels, if known.
 
         Raises `DamagedError` for one that cannot be read, has other proportions, or knows no depth.
         """
@@ -266,7 +273,7 @@ class DepthFolder:
             reason = f"{depth_m.dtype} {'x'.join(map(str, depth_m.shape))}, expected a map of metres, (height, width)"
             raise DamagedError(path, reason, "replace it")
         height, width = depth_m.shape
-        if abs(height * picture[1] - width * picture[0]) > max(height, width, *picture):
+        if picture is not None and abs(height * picture[1] - width * picture[0]) > max(height, width, *picture):
             reason = f"{width}x{height} pixels, expected the proportions of its picture, {picture[1]}x{picture[0]}"
             raise DamagedError(path, reason, "replace it")
         square = images.centre_square(depth_m.astype(np.float32))
@@ -279,19 +286,22 @@ class DepthFolder:
 class DepthSource:
     """Where the depth of a corpus' backgrounds is from: a folder of the user's, what is bundled, or an estimate.
 
-    `files`, `paths` and `views` are those of the backgrounds, in order. Raises `DsgenError` where the depth of any is not to be
-    had.
+    `files` and `views` are those of the backgrounds, in order; `picture` returns one of them, (h,w,3) u1, whole or as
+    `square` the centre square. Raises `DsgenError` where the folder lacks any.
     """
 
     def __init__(
         self,
         files: Sequence[SourceFile],
-        paths: Sequence[Path],
         views: Sequence[tuple[float, str]],
+        picture: Callable[[int], np.ndarray],
         folder: Path | None,
         estimate: Estimator | None,
+        *,
+        square: bool = False,
     ):
-        self._files, self._paths, self._views, self._estimate = files, paths, views, estimate
+        self._files, self._views, self._picture = files, views, picture
+        self._estimate, self._square = estimate, square
         self._given = None if folder is None else DepthFolder(folder)
         if self._given is not None:
             lacking = [file.name for file in files if not self._given.has(file.name)]
@@ -306,22 +316,18 @@ class DepthSource:
     def _bundled(self) -> tuple[DepthFolder, dict[str, str]]:
         """The bundled depth maps, and the hashes of the pictures they belong to, by name."""
         pictures = asset("backgrounds")
-        hashes = {
-            path.stem: hashlib.sha256(path.read_bytes()).hexdigest()
-            for path in pictures.iterdir()
-            if path.suffix == ".jpg"
-        }
+        hashes = {path.stem: hashlib.sha256(path.read_bytes()).hexdigest() for path in pictures.glob("*.jpg")}
         return DepthFolder(asset("backgrounds_depth"), BUNDLED), hashes
 
     def read(self, number: int) -> RoomDepth:
-        """Return the depth of a background; raises as `DepthFolder.read`."""
-        file, path = self._files[number], self._paths[number]
-        if self._given is not None:
-            return self._given.read(file.name, images.read_picture(path).shape[:2])
-        folder, hashes = self._bundled
+        """Return the depth of a background.
+
+        Raises as `DepthFolder.read`, and `DsgenError` where the depth is not given and nothing estimates it.
+        """
+        file = self._files[number]
+        folder, hashes = (self._given, {file.name: file.sha256}) if self._given is not None else self._bundled
         if hashes.get(file.name) == file.sha256:
-            return folder.read(file.name, images.read_picture(path).shape[:2])
+            return folder.read(file.name, None if self._square else self._picture(number).shape[:2])
         if self._estimate is None:
-            raise DsgenError(path, "its depth is not known", "give background_depths or estimate_depth")
-        square = images.centre_square(images.read_picture(path))
-        return self._estimate(square, self._views[number][0])
+            raise DsgenError(file.file, "its depth is not known", "give background_depths or estimate_depth")
+        return self._estimate(images.centre_square(self._picture(number)), self._views[number][0])

@@ -11,7 +11,7 @@ multiplied by v / 255, how far the room leaves them in view, then pasted:
 Per pixel a person at distance z is hidden where the room is nearer than z - margin, except by the floor and by what has
 no depth. v is (255 n + 4) / 9, n the number of pixels, among the 3 x 3 around, that do not hide them, rounded down;
 pixels outside the picture hide nothing. People at distance 0 have none: they are drawn over all others, in the order of
-their slots, the first in front, and their depth must be filled in by `dsgen.corpus.composed`.
+their slots, the first in front; `dsgen.corpus.composed` has their depth.
 """
 
 from collections.abc import Collection, Mapping
@@ -68,17 +68,20 @@ def draw_scenes(
     scale: int = 1,
     *,
     fields: Collection[str] = ("image", "mask"),
+    depths: np.ndarray | None = None,
     out: Mapping[str, np.ndarray] | None = None,
 ) -> dict[str, np.ndarray]:
     """Draw rows of a plan with people, at `scale` times the stored `size`; return the `fields` asked for, by name.
 
     These are `image` (n,S,S,3) u1, `mask` (n,S,S) u1, `instance` (n,S,S) u1 and `depth` (n,S,S) u2. They are drawn into
-    the arrays of `out` where it has them. `rooms[background]` and `figures[foreground, flip]` are what rows show.
+    the arrays of `out` where it has them. `depths` (n, slots) u2 are the depths of people, in place of their distances,
+    which they replace where these are 0. `rooms[background]` and `figures[foreground, flip]` are what rows show.
     """
     drawn = {name: _memory(name, len(rows), size * scale, out) for name in ("image", *fields)}
     image, mask, instance, depth = (drawn.get(name) for name in DRAWN)
     assert image is not None
     backgrounds, people = rows["background"].tolist(), rows["people"].tolist()
+    shown = (rows["people"]["distance"] if depths is None else depths).tolist() if depth is not None else None
     for i, (background, slots) in enumerate(zip(backgrounds, people, strict=True)):
         room = rooms[background]
         image[i] = room.image
@@ -103,8 +106,8 @@ def draw_scenes(
                 mask[inside] |= solid
             if instance is not None:
                 _set(instance[inside], slot + 1, solid)
-            if depth is not None:
-                _set(depth[inside], distance, solid)
+            if depth is not None and shown is not None:
+                _set(depth[inside], shown[i][slot], solid)
     return {name: drawn[name] for name in fields}
 
 

@@ -45,6 +45,7 @@ from dsgen.io.atomic import is_unfinished, unfinished_path, write_bytes, write_f
 from dsgen.io.cameras import ASSUMED
 from dsgen.io.filesystem import LocalFiles, hash_tree
 from dsgen.io.folders import list_pictures, match_key
+from dsgen.io.images import read_picture
 from dsgen.parallel.locks import LOCK, held_locks
 from dsgen.parallel.parts import lock_stage
 from dsgen.parallel.pool import run_blocks
@@ -181,7 +182,7 @@ def _repair_rooms(
             for record in records
         ]
         files = [SourceFile(record["name"], record["file"], record["sha256"]) for record in records]
-        source = DepthSource(files, paths, views, depths, estimate_depth_with())
+        source = DepthSource(files, views, lambda number: read_picture(paths[number]), depths, estimate_depth_with())
         unfinished = unfinished_path(path / layout.ROOMS)
         sizes = sorted({parameters["size"], parameters["label_size"]})
         try:
