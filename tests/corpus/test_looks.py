@@ -1,0 +1,188 @@
+"""How pasted people meet the room: each look against a slow reference, one pixel at a time in Python's integers."""
+
+import numpy as np
+import pytest
+
+from dsgen.corpus import looks
+
+
+def slow_div255(x):
+    """Divide by 255 and round to the nearest, as looks.py defines it."""
+    return (x + 128 + (x + 128) // 256) // 256
+
+
+def some_person(rng, height, width):
+    """Colour and alpha of all kinds: opaque and empty regions, and any value between."""
+    alpha = rng.choice([0, 255, 255, rng.integers(256)], (height, width)).astype(np.uint8)
+    alpha = np.where(rng.random((height, width)) < 0.3, rng.integers(0, 256, (height, width)), alpha).astype(np.uint8)
+    colour = (rng.integers(0, 256, (height, width, 3)) * alpha[..., None] + 127) // 255
+    return colour.astype(np.uint8), alpha
+
+
+def standing_person(height=40, width=24):
+    """An opaque ellipse of one colour with a soft edge, in a window with a margin around it."""
+    y, x = np.mgrid[:height, :width] + 0.5
+    radius = np.hypot((y - height / 2) / (height / 2 - 4), (x - width / 2) / (width / 2 - 4))
+    alpha = np.clip((1.05 - radius) * 2000, 0, 255).astype(np.uint8)
+    return (np.array([200, 120, 60]) * alpha[..., None] // 255).astype(np.uint8), alpha
+
+
+def test_div255_rounds_every_product_to_the_nearest():
+    """Which no tie can upset, since 255 is odd."""
+    x = np.arange(65026, dtype=np.uint16)
+    assert (looks._div255(x.copy()) == (2 * x.astype(int) + 255) // 510).all()
+    assert [slow_div255(int(v)) for v in x[::97]] == looks._div255(x[::97].copy()).tolist()
+
+
+def test_a_person_is_drawn_over_a_background():
+    """Alpha 0 leaves the background and 255 shows the person, to the bit; between them, as defined."""
+    rng = np.random.default_rng(0)
+    colour, alpha = some_person(rng, 9, 7)
+    background = rng.integers(0, 256, (9, 7, 3), np.uint8)
+    drawn = looks.premultiplied_over(background, colour, alpha)
+    for at in np.ndindex(9, 7, 3):
+        behind = slow_div255(int(background[at]) * (255 - int(alpha[at[:2]])))
+        assert drawn[at] == behind + int(colour[at])
+    assert (drawn[alpha == 0] == background[alpha == 0]).all()
+    assert (drawn[alpha == 255] == colour[alpha == 255]).all()
+
+
+def slow_shadow(window, on_floor, centre_y64, centre_x64, radius_y64, radius_x64, strength):
+    """The contact shadow, one pixel at a time."""
+    out = window.copy()
+    for y, x in np.ndindex(on_floor.shape):
+        r = 4096 * (64 * y + 32 - centre_y64) ** 2 // radius_y64**2
+        r += 4096 * (64 * x + 32 - centre_x64) ** 2 // radius_x64**2
+        p = (5 * max(0, 4096 - r) ** 2 + 3 * max(0, 4096 - 4 * r) ** 2) // 2048
+        s = slow_div255(int(on_floor[y, x]) * ((strength * p + 32768) // 65536))
+        out[y, x] = [slow_div255(int(value) * (255 - s)) for value in window[y, x]]
+    return out
+
+
+def some_ellipse(rng):
+    """A centre in or beside a window of 14 x 20 pixels, and radii from a tenth of a pixel to more than the window."""
+    return {
+        "centre_y64": int(rng.integers(-300, 1200)),
+        "centre_x64": int(rng.integers(-300, 1600)),
+        "radius_y64": int(rng.integers(6, 900)),
+        "radius_x64": int(rng.integers(6, 1500)),
+    }
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_contact_shadow_equals_a_slow_loop(seed):
+    """To the bit, for centres and radii of any fraction of a pixel, and a floor that ends within pixels."""
+    rng = np.random.default_rng(seed)
+    window = rng.integers(0, 256, (14, 20, 3), np.uint8)
+    on_floor = rng.choice(np.array([0, 255, 255, rng.integers(256)], np.uint8), (14, 20))
+    ellipse, strength = some_ellipse(rng), int(rng.integers(256))
+    expected = slow_shadow(window, on_floor, strength=strength, **ellipse)
+    assert (looks.contact_shadow(window, on_floor, strength=strength, **ellipse) == expected).all()
+
+
+def test_contact_shadow_darkens_the_floor_alone():
+    """Nothing gets brighter, what is no floor stays, strength 0 changes nothing, and 255 is black at the centre."""
+    rng = np.random.default_rng(7)
+    window = rng.integers(0, 256, (15, 21, 3), np.uint8)
+    on_floor = rng.choice(np.array([0, 255], np.uint8), (15, 21))
+    on_floor[7, 10] = 255
+    ellipse = {"centre_y64": 7 * 64 + 32, "centre_x64": 10 * 64 + 32, "radius_y64": 300, "radius_x64": 500}
+    shaded = looks.contact_shadow(window, on_floor, strength=255, **ellipse)
+    assert (shaded <= window).all()
+    assert (shaded != window).any()
+    assert (shaded[on_floor == 0] == window[on_floor == 0]).all()
+    assert (shaded[7, 10] == 0).all()
+    assert (looks.contact_shadow(window, on_floor, strength=0, **ellipse) == window).all()
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_contact_shadow_stays_in_its_extent(seed):
+    """Every pixel it changes is in the box; a window that is cut to the box gets the same shadow."""
+    rng = np.random.default_rng(seed)
+    window, on_floor = np.full((14, 20, 3), 255, np.uint8), np.full((14, 20), 255, np.uint8)
+    ellipse = some_ellipse(rng)
+    shaded = looks.contact_shadow(window, on_floor, strength=255, **ellipse)
+    top, left, bottom, right = looks.shadow_extent(**ellipse)
+    outside = np.ones((14, 20), bool)
+    outside[max(top, 0) : max(bottom, 0), max(left, 0) : max(right, 0)] = False
+    assert (shaded[outside] == 255).all()
+    top, left, bottom, right = max(top, 0), max(left, 0), min(bottom, 14), min(right, 20)
+    if bottom > top and right > left:
+        cut = {
+            **ellipse,
+            "centre_y64": ellipse["centre_y64"] - 64 * top,
+            "centre_x64": ellipse["centre_x64"] - 64 * left,
+        }
+        box = np.s_[top:bottom, left:right]
+        assert (looks.contact_shadow(window[box], on_floor[box], strength=255, **cut) == shaded[box]).all()
+
+
+def test_extent_is_the_pixels_whose_centres_lie_in_the_ellipse():
+    """By trying every row, for centres and radii around the centres of pixels."""
+    for centre in range(-70, 71):
+        for radius in (1, 31, 32, 33, 63, 64, 65, 200):
+            rows = [y for y in range(-10, 11) if abs(64 * y + 32 - centre) < radius]
+            top, _, bottom, _ = looks.shadow_extent(
+                centre_y64=centre, centre_x64=0, radius_y64=radius, radius_x64=radius
+            )
+            assert list(range(top, bottom)) == rows
+
+
+def test_contact_shadow_is_symmetric_and_darkest_at_the_centre():
+    """A mirrored window has the mirrored shadow, and it never gets darker outwards."""
+    white, floor = np.full((21, 31, 3), 255, np.uint8), np.full((21, 31), 255, np.uint8)
+    shaded = looks.contact_shadow(
+        white, floor, centre_y64=672, centre_x64=992, radius_y64=500, radius_x64=900, strength=200
+    )
+    assert (shaded == shaded[::-1]).all()
+    assert (shaded == shaded[:, ::-1]).all()
+    assert (np.diff(shaded[10, 15:, 0].astype(int)) >= 0).all()
+    assert (np.diff(shaded[10:, 15, 0].astype(int)) >= 0).all()
+    assert shaded.min() == shaded[10, 15, 0] == 55
+
+
+def slow_feather(colour, alpha, radius):
+    """Feathering, one pixel at a time."""
+    height, width = alpha.shape
+    n = (2 * radius + 1) ** 2
+    out_colour, out_alpha = np.zeros_like(colour), np.zeros_like(alpha)
+    for y, x in np.ndindex(height, width):
+        total = 0
+        for v in range(max(0, y - radius), min(height, y + radius + 1)):
+            for u in range(max(0, x - radius), min(width, x + radius + 1)):
+                total += int(alpha[v, u])
+        g = (max(0, 2 * total - 255 * n) + n // 2) // n
+        out_colour[y, x] = [slow_div255(int(value) * g) for value in colour[y, x]]
+        out_alpha[y, x] = slow_div255(int(alpha[y, x]) * g)
+    return out_colour, out_alpha
+
+
+@pytest.mark.parametrize("radius", looks.FEATHER_RADII)
+@pytest.mark.parametrize("shape", [(13, 9), (2, 17), (1, 1)])
+def test_feather_equals_a_slow_loop(radius, shape):
+    """To the bit, also in windows smaller than the square that is averaged over."""
+    rng = np.random.default_rng(radius)
+    colour, alpha = some_person(rng, *shape)
+    alpha[rng.random(shape) < 0.5] = 255
+    expected = slow_feather(colour, alpha, radius)
+    softened = looks.feather(colour, alpha, radius)
+    assert [array.dtype for array in softened] == [np.uint8, np.uint8]
+    assert all((a == b).all() for a, b in zip(softened, expected, strict=True))
+
+
+@pytest.mark.parametrize("radius", looks.FEATHER_RADII)
+def test_feather_softens_inwards(radius):
+    """Nothing grows, what is deep inside stays, colour stays below alpha, and an edge becomes a ramp of equal steps."""
+    colour, alpha = standing_person()
+    soft_colour, soft_alpha = looks.feather(colour, alpha, radius)
+    assert (soft_alpha <= alpha).all()
+    assert (soft_colour <= soft_alpha[..., None]).all()
+    assert (soft_alpha[20, 12], *soft_colour[20, 12]) == (255, 200, 120, 60)
+    half_plane = np.zeros((20, 20), np.uint8)
+    half_plane[:, 10:] = 255
+    ramp = looks.feather(np.zeros((20, 20, 3), np.uint8), half_plane, radius)[1][10, 10 : 11 + radius]
+    steps = 2 * radius + 1
+    assert ramp.tolist() == [
+        (510 * (i * steps + steps * (radius + 1)) - 255 * steps**2 + steps**2 // 2) // steps**2
+        for i in range(radius + 1)
+    ]
