@@ -186,3 +186,62 @@ def test_feather_softens_inwards(radius):
         (510 * (i * steps + steps * (radius + 1)) - 255 * steps**2 + steps**2 // 2) // steps**2
         for i in range(radius + 1)
     ]
+
+
+def slow_gaussian(colour, alpha):
+    """The blend with a blurred outline, one pixel at a time."""
+    height, width = alpha.shape
+    kernel = (1, 4, 6, 4, 1)
+
+    def blurred(plane, y, x):
+        total = 128
+        for i, j in np.ndindex(5, 5):
+            v, u = y + i - 2, x + j - 2
+            if 0 <= v < height and 0 <= u < width:
+                total += kernel[i] * kernel[j] * int(plane[v, u])
+        return total // 256
+
+    out_colour = np.zeros((height + 4, width + 4, 3), np.uint8)
+    out_alpha = np.zeros((height + 4, width + 4), np.uint8)
+    for y, x in np.ndindex(height + 4, width + 4):
+        v, u = y - 2, x - 2
+        inside = 0 <= v < height and 0 <= u < width
+        a = int(alpha[v, u]) if inside else 0
+        out_alpha[y, x] = soft = blurred(alpha, v, u)
+        for channel in range(3):
+            c = int(colour[v, u, channel]) if inside else 0
+            out_colour[y, x, channel] = slow_div255(c * soft + (255 - a) * blurred(colour[..., channel], v, u))
+    return out_colour, out_alpha
+
+
+@pytest.mark.parametrize("shape", [(11, 8), (1, 1), (3, 16)])
+def test_gaussian_blend_equals_a_slow_loop(shape):
+    """To the bit, also in windows smaller than the kernel."""
+    colour, alpha = some_person(np.random.default_rng(3), *shape)
+    alpha[0, 0], colour[0, 0] = 255, 255
+    blended = looks.gaussian_blend(colour, alpha)
+    assert [array.dtype for array in blended] == [np.uint8, np.uint8]
+    assert all((a == b).all() for a, b in zip(blended, slow_gaussian(colour, alpha), strict=True))
+
+
+def test_gaussian_blend_blurs_the_outline_alone():
+    """A pattern stays sharp inside, the seam has the person's colours, and colour stays below alpha."""
+    rng = np.random.default_rng(4)
+    alpha = np.zeros((30, 20), np.uint8)
+    alpha[5:25, 5:15] = 255
+    colour = rng.integers(0, 256, (30, 20, 3), np.uint8) & alpha[..., None]
+    soft_colour, soft_alpha = looks.gaussian_blend(colour, alpha)
+    assert (soft_colour <= soft_alpha[..., None]).all()
+    assert (soft_colour[11:23, 11:13] == colour[9:21, 9:11]).all()
+    assert 0 < soft_alpha[15, 6] < 128 < soft_alpha[15, 7] < 255
+    one = np.where(alpha[..., None], np.array([200, 120, 60], np.uint8), np.uint8(0))
+    soft_colour, soft_alpha = looks.gaussian_blend(one, alpha)
+    straight = soft_colour[soft_alpha > 60] * 255.0 / soft_alpha[soft_alpha > 60][:, None]
+    assert np.abs(straight - [200, 120, 60]).max() < 5
+
+
+def test_gaussian_blend_keeps_colour_below_alpha_on_any_input():
+    """Whatever lies between opaque and transparent pixels."""
+    for seed in range(5):
+        soft_colour, soft_alpha = looks.gaussian_blend(*some_person(np.random.default_rng(seed), 16, 16))
+        assert (soft_colour <= soft_alpha[..., None]).all()
