@@ -1,5 +1,7 @@
 """How pasted people meet the room: each look against a slow reference, one pixel at a time in Python's integers."""
 
+import math
+
 import numpy as np
 import pytest
 
@@ -245,3 +247,72 @@ def test_gaussian_blend_keeps_colour_below_alpha_on_any_input():
     for seed in range(5):
         soft_colour, soft_alpha = looks.gaussian_blend(*some_person(np.random.default_rng(seed), 16, 16))
         assert (soft_colour <= soft_alpha[..., None]).all()
+
+
+def slow_poisson(background, colour, alpha, sweeps=12):
+    """The blend of differences, one pixel at a time; floats of Python are those of IEEE 754."""
+    height, width = alpha.shape
+    region = [(int(y), int(x)) for y, x in np.argwhere(alpha >= 128)]
+    out = background.copy()
+    for channel in range(3):
+        g = {p: (255 * int(colour[p][channel]) + int(alpha[p]) // 2) // int(alpha[p]) for p in region}
+        u = dict.fromkeys(region, 0.0)
+        for _ in range(sweeps):
+            for p in sorted(region, key=lambda p: (p[0] + p[1]) % 2):
+                y, x = p
+                around = [(y, x + 1), (y, x - 1), (y + 1, x), (y - 1, x)]
+                present = [q for q in around if 0 <= q[0] < height and 0 <= q[1] < width]
+                d = sum(int(background[q][channel]) - g[p] for q in present if q not in u)
+                right, left, below, above = (u.get(q, 0.0) for q in around)
+                total = (((right + left) + below) + above) + d
+                u[p] = -0.375 * u[p] + total * (1.375 / (len(present) + 0.5))
+        for p in region:
+            f = min(255, max(0, math.floor((g[p] + u[p]) + 0.5)))
+            out[p][channel] = slow_div255(int(background[p][channel]) * (255 - int(alpha[p])) + f * int(alpha[p]))
+    return out
+
+
+@pytest.mark.parametrize("shape", [(12, 9), (7, 10), (1, 1), (1, 6), (8, 1)])
+def test_poisson_blend_equals_a_slow_loop(shape):
+    """To the bit, in windows of odd and even sides, with regions that touch the border."""
+    rng = np.random.default_rng(5)
+    background = rng.integers(0, 256, (*shape, 3), np.uint8)
+    for _ in range(3):
+        colour, alpha = some_person(rng, *shape)
+        blended = looks.poisson_blend(background, colour, alpha)
+        assert blended.dtype == np.uint8
+        assert (blended == slow_poisson(background, colour, alpha)).all()
+
+
+def test_poisson_blend_is_solved():
+    """Ten times as many sweeps change no pixel by more than one level."""
+    rng = np.random.default_rng(6)
+    background = rng.integers(0, 256, (40, 24, 3), np.uint8)
+    colour, alpha = standing_person()
+    difference = looks.poisson_blend(background, colour, alpha).astype(int) - slow_poisson(
+        background, colour, alpha, 60
+    )
+    assert np.abs(difference).max() <= 1
+    assert (difference != 0).mean() < 0.01
+
+
+def test_poisson_blend_meets_the_background_at_the_seam():
+    """Half of the step at the seam goes, none of the person's middle and nothing outside the region."""
+    _, alpha = standing_person()
+    alpha = np.where(alpha >= 128, 255, 0).astype(np.uint8)
+    colour = np.where(alpha[..., None], np.array([200, 120, 60], np.uint8), np.uint8(0))
+    background = np.full((40, 24, 3), 90, np.uint8)
+    blended = looks.poisson_blend(background, colour, alpha).astype(int)
+    assert (blended[alpha == 0] == 90).all()
+    edge = int(np.argmax(alpha[20]))
+    step = np.abs(blended[20, edge] - 90) / np.abs(np.array([200, 120, 60]) - 90)
+    assert (step < 0.55).all()
+    assert np.abs(blended[20, 12] - [200, 120, 60]).max() <= 4
+
+
+def test_poisson_blend_of_a_person_of_the_background_s_colour_changes_nothing():
+    """There is no difference at the seam to even out."""
+    _, alpha = standing_person()
+    alpha = np.where(alpha >= 128, 255, 0).astype(np.uint8)
+    background = np.full((40, 24, 3), 90, np.uint8)
+    assert (looks.poisson_blend(background, background & alpha[..., None], alpha) == background).all()
