@@ -193,20 +193,20 @@ def test_feather_softens_inwards(radius):
 def slow_gaussian(colour, alpha):
     """The blend with a blurred outline, one pixel at a time."""
     height, width = alpha.shape
-    kernel = (1, 4, 6, 4, 1)
+    kernel = (1, 2, 1)
 
     def blurred(plane, y, x):
-        total = 128
-        for i, j in np.ndindex(5, 5):
-            v, u = y + i - 2, x + j - 2
+        total = 8
+        for i, j in np.ndindex(3, 3):
+            v, u = y + i - 1, x + j - 1
             if 0 <= v < height and 0 <= u < width:
                 total += kernel[i] * kernel[j] * int(plane[v, u])
-        return total // 256
+        return total // 16
 
-    out_colour = np.zeros((height + 4, width + 4, 3), np.uint8)
-    out_alpha = np.zeros((height + 4, width + 4), np.uint8)
-    for y, x in np.ndindex(height + 4, width + 4):
-        v, u = y - 2, x - 2
+    out_colour = np.zeros((height + 2, width + 2, 3), np.uint8)
+    out_alpha = np.zeros((height + 2, width + 2), np.uint8)
+    for y, x in np.ndindex(height + 2, width + 2):
+        v, u = y - 1, x - 1
         inside = 0 <= v < height and 0 <= u < width
         a = int(alpha[v, u]) if inside else 0
         out_alpha[y, x] = soft = blurred(alpha, v, u)
@@ -234,11 +234,11 @@ def test_gaussian_blend_blurs_the_outline_alone():
     colour = rng.integers(0, 256, (30, 20, 3), np.uint8) & alpha[..., None]
     soft_colour, soft_alpha = looks.gaussian_blend(colour, alpha)
     assert (soft_colour <= soft_alpha[..., None]).all()
-    assert (soft_colour[11:23, 11:13] == colour[9:21, 9:11]).all()
-    assert 0 < soft_alpha[15, 6] < 128 < soft_alpha[15, 7] < 255
+    assert (soft_colour[8:24, 8:14] == colour[7:23, 7:13]).all()
+    assert 0 < soft_alpha[15, 5] < 128 < soft_alpha[15, 6] < 255 == soft_alpha[15, 7]
     one = np.where(alpha[..., None], np.array([200, 120, 60], np.uint8), np.uint8(0))
     soft_colour, soft_alpha = looks.gaussian_blend(one, alpha)
-    straight = soft_colour[soft_alpha > 60] * 255.0 / soft_alpha[soft_alpha > 60][:, None]
+    straight = soft_colour[soft_alpha > 50] * 255.0 / soft_alpha[soft_alpha > 50][:, None]
     assert np.abs(straight - [200, 120, 60]).max() < 5
 
 
@@ -249,7 +249,7 @@ def test_gaussian_blend_keeps_colour_below_alpha_on_any_input():
         assert (soft_colour <= soft_alpha[..., None]).all()
 
 
-def slow_poisson(background, colour, alpha, sweeps=12):
+def slow_poisson(background, colour, alpha, sweeps=9):
     """The blend of differences, one pixel at a time; floats of Python are those of IEEE 754."""
     height, width = alpha.shape
     region = [(int(y), int(x)) for y, x in np.argwhere(alpha >= 128)]
@@ -265,7 +265,7 @@ def slow_poisson(background, colour, alpha, sweeps=12):
                 d = sum(int(background[q][channel]) - g[p] for q in present if q not in u)
                 right, left, below, above = (u.get(q, 0.0) for q in around)
                 total = (((right + left) + below) + above) + d
-                u[p] = -0.375 * u[p] + total * (1.375 / (len(present) + 0.5))
+                u[p] = -0.25 * u[p] + total * (1.25 / (len(present) + 1))
         for p in region:
             f = min(255, max(0, math.floor((g[p] + u[p]) + 0.5)))
             out[p][channel] = slow_div255(int(background[p][channel]) * (255 - int(alpha[p])) + f * int(alpha[p]))
@@ -297,7 +297,7 @@ def test_poisson_blend_is_solved():
 
 
 def test_poisson_blend_meets_the_background_at_the_seam():
-    """Half of the step at the seam goes, none of the person's middle and nothing outside the region."""
+    """A third of the step at the seam goes, none of the person's middle and nothing outside the region."""
     _, alpha = standing_person()
     alpha = np.where(alpha >= 128, 255, 0).astype(np.uint8)
     colour = np.where(alpha[..., None], np.array([200, 120, 60], np.uint8), np.uint8(0))
@@ -306,7 +306,7 @@ def test_poisson_blend_meets_the_background_at_the_seam():
     assert (blended[alpha == 0] == 90).all()
     edge = int(np.argmax(alpha[20]))
     step = np.abs(blended[20, edge] - 90) / np.abs(np.array([200, 120, 60]) - 90)
-    assert (step < 0.55).all()
+    assert (step < 0.67).all()
     assert np.abs(blended[20, 12] - [200, 120, 60]).max() <= 4
 
 
