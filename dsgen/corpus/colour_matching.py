@@ -76,9 +76,10 @@ def match_colours(
     """
     if strength == 0:
         return colour.copy()
-    seen = np.flatnonzero(alpha)
+    seen = np.flatnonzero(alpha != 0)
+    places = 3 * seen + np.arange(3)[:, None]  # of each channel in the flat array
     opacity = alpha.reshape(-1).take(seen)
-    premultiplied = colour.reshape(-1, 3).take(seen, axis=0).T
+    premultiplied = colour.reshape(-1).take(places)
     lab = _to_lab(_LINEAR_OF_PREMULTIPLIED.take((opacity.astype(np.intp) << 8) + premultiplied))
     for i, values in enumerate(lab):
         scale, offset = _transfer(target.mean[i], target.deviation[i], own.mean[i], own.deviation[i], strength)
@@ -90,7 +91,7 @@ def match_colours(
     product += product >> 8
     product >>= 8
     matched = np.zeros_like(colour)
-    matched.reshape(-1, 3)[seen] = product.T
+    matched.reshape(-1)[places] = product.astype(np.uint8)
     return matched
 
 

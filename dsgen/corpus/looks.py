@@ -97,6 +97,7 @@ def feather(colour: np.ndarray, alpha: np.ndarray, radius: int) -> tuple[np.ndar
     np.maximum(kept, 255 * n, out=kept)
     kept -= 255 * n - n // 2
     kept //= n
+    kept = kept[:, : alpha.shape[1]]
     return _scaled(colour, kept), _div255(kept * alpha).astype(np.uint8)
 
 
@@ -160,16 +161,17 @@ def poisson_blend(background: np.ndarray, colour: np.ndarray, alpha: np.ndarray)
     framed = np.zeros((9, rows, stride), np.int16)
     inner = framed[:, 1 : height + 1, 1 : width + 1]
     inner[0], inner[1], inner[2] = 1, ~region, region
-    own = (np.uint16(255) * colour + (alpha >> 1)[..., None]) // np.maximum(alpha, 1).astype(np.uint16)[..., None]
+    opacity = np.maximum(alpha, 1).astype(np.uint16)[..., None]
+    own = (colour.astype(np.uint16) * 255 + opacity // 2) // opacity
     inner[3:6], inner[6:9] = np.moveaxis(background, 2, 0), np.moveaxis(own, 2, 0)
     flat = framed.reshape(9, -1)
     in_window, outside, in_region = flat[:3]
     below, person = flat[3:6], flat[6:9]
     pull = (_neighbours(below * outside, stride) - person * _neighbours(outside, stride)) * in_region
-    step = in_region * (_OVER_RELAXATION / (_neighbours(in_window, stride) + _SCREENING))
+    step = in_region * (_OVER_RELAXATION / (_neighbours(in_window, stride).astype(np.float64) + _SCREENING))
     shown = np.floor(person + _relaxed(pull.astype(np.float64), step, stride) + 0.5)
     shown = np.clip(shown, 0, 255).reshape(3, rows, stride)[:, 1 : height + 1, 1 : width + 1]
-    mixed = _div255(shown.astype(np.uint16) * alpha + np.moveaxis(background, 2, 0) * (np.uint16(255) - alpha))
+    mixed = _div255(shown.astype(np.uint16) * alpha + np.moveaxis(background, 2, 0) * (255 - alpha.astype(np.uint16)))
     return np.where(region[..., None], np.moveaxis(mixed, 0, 2), background).astype(np.uint8)
 
 
@@ -209,7 +211,10 @@ def _relaxed(pull: np.ndarray, step: np.ndarray, stride: int) -> np.ndarray:
 
 
 def _box_sums(alpha: np.ndarray, radius: int) -> np.ndarray:
-    """Return the sums (h,w) u2 of the squares of side 2 * radius + 1 around every pixel, 0 outside the window."""
+    """Return the sums (h, w + 2 * radius) u2 of alpha (h,w), 0 outside, over the square around every pixel.
+
+    The last 2 * radius columns are of no use. The squares have sides of 2 * radius + 1.
+    """
     height, width = alpha.shape
     stride = width + 2 * radius  # so a shift within the flat array stays in its row, or meets zeros
     padded = np.zeros((height + 2 * radius, stride), np.uint16)
@@ -221,7 +226,7 @@ def _box_sums(alpha: np.ndarray, radius: int) -> np.ndarray:
     sums = columns.copy()
     for i in range(1, 2 * radius + 1):
         sums[: size - 2 * radius] += columns[i : i + size - 2 * radius]
-    return sums.reshape(height, stride)[:, :width]
+    return sums.reshape(height, stride)
 
 
 def _scaled(pixels: np.ndarray, factor: np.ndarray) -> np.ndarray:
