@@ -11,6 +11,7 @@ border: by the radius in `feather`, by `GAUSSIAN_PAD` in `gaussian_blend`. Masks
 """
 
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 
@@ -29,32 +30,84 @@ def premultiplied_over(background: np.ndarray, colour: np.ndarray, alpha: np.nda
     return _scaled(background, 255 - alpha) + colour
 
 
-def shadow_extent(*, centre_y64: int, centre_x64: int, radius_y64: int, radius_x64: int) -> tuple[int, int, int, int]:
-    """Return top, left, bottom and right (the last two exclusive) of the pixels that `contact_shadow` can change.
+class Ellipse(NamedTuple):
+    """An ellipse with level axes on a picture, in 1/64 pixel; pixel (y, x) has its centre at (64 y + 32, 64 x + 32)."""
 
-    These are the rows y with |64 y + 32 - centre_y64| < radius_y64 and the columns alike, of an endless picture.
+    centre_y64: int
+    centre_x64: int
+    radius_y64: int
+    radius_x64: int
+
+    def extent(self) -> tuple[int, int, int, int]:
+        """Return top, left, bottom and right (the last two exclusive) of the pixels that it can shade.
+
+        These are the rows y with |64 y + 32 - centre_y64| < radius_y64 and the columns alike, of an endless picture.
+        """
+        top, bottom = _inside(self.centre_y64, self.radius_y64)
+        left, right = _inside(self.centre_x64, self.radius_x64)
+        return top, left, bottom, right
+
+    def seen_from(self, top: int, left: int) -> "Ellipse":
+        """Return it in the coordinates of a window whose first pixel is the picture's (top, left)."""
+        return self._replace(centre_y64=self.centre_y64 - 64 * top, centre_x64=self.centre_x64 - 64 * left)
+
+
+class Contact(NamedTuple):
+    """Where a cut-out stands: columns `left` to `right` and rows up to `bottom`, exclusive, in pixels."""
+
+    left: int
+    right: int
+    bottom: int
+
+    def ellipse(self, cutout_height: int, top64: int, left64: int, height64: int, flatness1024: int) -> Ellipse:
+        """Return the ellipse of the contact's shadow for a cut-out of `cutout_height` rows that is drawn in a picture.
+
+        The cut-out is drawn with its upper left corner at (top64, left64), `height64` high, all in 1/64 pixel.
+        `flatness1024` / 1024 is the ratio of height to width of a circle on the floor: the camera's height over the
+        floor divided by the distance. The radius is 1.2 times half the contact's width, plus a tenth of the height, and
+        the centre is a quarter of a radius above the lowest pixel, within the feet. With divisions rounded down and H
+        the cut-out's height:
+
+            radius_x64 = 3 (right - left) height64 / (5 H) + height64 / 10
+            radius_y64 = radius_x64 flatness1024 / 1024, both at least 1
+            centre_x64 = left64 + (left + right) height64 / (2 H)
+            centre_y64 = top64 + bottom height64 / H - radius_y64 / 4
+        """
+        radius_x64 = max(1, 3 * (self.right - self.left) * height64 // (5 * cutout_height) + height64 // 10)
+        radius_y64 = max(1, radius_x64 * flatness1024 // 1024)
+        return Ellipse(
+            centre_y64=top64 + self.bottom * height64 // cutout_height - radius_y64 // 4,
+            centre_x64=left64 + (self.left + self.right) * height64 // (2 * cutout_height),
+            radius_y64=radius_y64,
+            radius_x64=radius_x64,
+        )
+
+
+def ground_contacts(alpha: np.ndarray) -> tuple[Contact, ...]:
+    """Find where a cut-out (h,w) u1 touches the floor, from left to right: at a person's feet, at a chair's legs.
+
+    A column touches it if its lowest pixel of alpha >= 128 is at most 12 h / 100 rows above the lowest of all columns.
+    Columns with at most 6 h / 100 others between them are one contact, whose `bottom` is the lowest of them. Divisions
+    are rounded down. A cut-out without such pixels has no contact.
     """
-    top, left = ((c - r + 32) // 64 for c, r in ((centre_y64, radius_y64), (centre_x64, radius_x64)))
-    bottom, right = ((c + r + 31) // 64 for c, r in ((centre_y64, radius_y64), (centre_x64, radius_x64)))
-    return top, left, bottom, right
+    height = len(alpha)
+    opaque = alpha >= 128
+    bottoms = np.where(opaque.any(axis=0), height - np.argmax(opaque[::-1], axis=0), 0)
+    if not bottoms.any():
+        return ()
+    columns = np.flatnonzero((bottoms > 0) & (bottoms >= bottoms.max() - 12 * height // 100))
+    gaps = np.flatnonzero(np.diff(columns) > 6 * height // 100 + 1)
+    runs = np.split(columns, gaps + 1)
+    return tuple(Contact(int(run[0]), int(run[-1]) + 1, int(bottoms[run].max())) for run in runs)
 
 
-def contact_shadow(
-    window: np.ndarray,
-    on_floor: np.ndarray,
-    *,
-    centre_y64: int,
-    centre_x64: int,
-    radius_y64: int,
-    radius_x64: int,
-    strength: int,
-) -> np.ndarray:
+def contact_shadow(window: np.ndarray, on_floor: np.ndarray, ellipse: Ellipse, strength: int) -> np.ndarray:
     """Darken the floor (h,w,3) u1 under a person's feet with a soft ellipse; return (h,w,3) u1.
 
-    `on_floor` (h,w) u1 says how much of a pixel is floor: 255 all, 0 none. Centre and radii, at least 1, are in 1/64
-    pixel of the window, whose pixel (y, x) has its centre at (64 y + 32, 64 x + 32). `strength` in 0..255 is the share
-    of the light that the centre loses. The shade falls off smoothly to the rim, in two parts: a core of half the
-    radius, where the body keeps all light away, and a wide penumbra. With divisions rounded down and n+ = max(0, n):
+    `on_floor` (h,w) u1 says how much of a pixel is floor: 255 all, 0 none. The ellipse is in the window's coordinates,
+    with radii of at least 1. `strength` in 0..255 is the share of the light that the centre loses. The shade falls off
+    smoothly to the rim, in two parts: a core of half the radius, where the body keeps all light away, and a wide
+    penumbra. With divisions rounded down and n+ = max(0, n):
 
         r = 4096 (64 y + 32 - centre_y64)^2 / radius_y64^2 + 4096 (64 x + 32 - centre_x64)^2 / radius_x64^2
         p = (5 ((4096 - r)+)^2 + 3 ((4096 - 4 r)+)^2) / 2048                              in 0..65536
@@ -62,12 +115,17 @@ def contact_shadow(
         out = div255(window * (255 - s))
     """
     height, width = on_floor.shape
-    down = 64 * np.arange(height, dtype=np.int64) + (32 - centre_y64)
-    across = 64 * np.arange(width, dtype=np.int64) + (32 - centre_x64)
-    down = _ONE * (down * down) // radius_y64**2
-    across = _ONE * (across * across) // radius_x64**2
+    down = 64 * np.arange(height, dtype=np.int64) + (32 - ellipse.centre_y64)
+    across = 64 * np.arange(width, dtype=np.int64) + (32 - ellipse.centre_x64)
+    down = _ONE * (down * down) // ellipse.radius_y64**2
+    across = _ONE * (across * across) // ellipse.radius_x64**2
     shade = _shades(strength).take(np.add.outer(down, across), mode="clip")
     return _scaled(window, 255 - _div255(shade * on_floor))
+
+
+def _inside(centre64: int, radius64: int) -> tuple[int, int]:
+    """Return the first pixel whose centre is less than a radius away, and the one after the last."""
+    return (centre64 - radius64 + 32) // 64, (centre64 + radius64 + 31) // 64
 
 
 @lru_cache(maxsize=256)

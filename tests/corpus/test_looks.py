@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from dsgen.corpus import looks
+from dsgen.corpus.looks import Contact, Ellipse
 
 
 def slow_div255(x):
@@ -49,8 +50,9 @@ def test_a_person_is_drawn_over_a_background():
     assert (drawn[alpha == 255] == colour[alpha == 255]).all()
 
 
-def slow_shadow(window, on_floor, centre_y64, centre_x64, radius_y64, radius_x64, strength):
+def slow_shadow(window, on_floor, ellipse, strength):
     """The contact shadow, one pixel at a time."""
+    centre_y64, centre_x64, radius_y64, radius_x64 = ellipse
     out = window.copy()
     for y, x in np.ndindex(on_floor.shape):
         r = 4096 * (64 * y + 32 - centre_y64) ** 2 // radius_y64**2
@@ -63,12 +65,12 @@ def slow_shadow(window, on_floor, centre_y64, centre_x64, radius_y64, radius_x64
 
 def some_ellipse(rng):
     """A centre in or beside a window of 14 x 20 pixels, and radii from a tenth of a pixel to more than the window."""
-    return {
-        "centre_y64": int(rng.integers(-300, 1200)),
-        "centre_x64": int(rng.integers(-300, 1600)),
-        "radius_y64": int(rng.integers(6, 900)),
-        "radius_x64": int(rng.integers(6, 1500)),
-    }
+    return Ellipse(
+        centre_y64=int(rng.integers(-300, 1200)),
+        centre_x64=int(rng.integers(-300, 1600)),
+        radius_y64=int(rng.integers(6, 900)),
+        radius_x64=int(rng.integers(6, 1500)),
+    )
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -78,8 +80,8 @@ def test_contact_shadow_equals_a_slow_loop(seed):
     window = rng.integers(0, 256, (14, 20, 3), np.uint8)
     on_floor = rng.choice(np.array([0, 255, 255, rng.integers(256)], np.uint8), (14, 20))
     ellipse, strength = some_ellipse(rng), int(rng.integers(256))
-    expected = slow_shadow(window, on_floor, strength=strength, **ellipse)
-    assert (looks.contact_shadow(window, on_floor, strength=strength, **ellipse) == expected).all()
+    expected = slow_shadow(window, on_floor, ellipse, strength)
+    assert (looks.contact_shadow(window, on_floor, ellipse, strength) == expected).all()
 
 
 def test_contact_shadow_darkens_the_floor_alone():
@@ -88,13 +90,13 @@ def test_contact_shadow_darkens_the_floor_alone():
     window = rng.integers(0, 256, (15, 21, 3), np.uint8)
     on_floor = rng.choice(np.array([0, 255], np.uint8), (15, 21))
     on_floor[7, 10] = 255
-    ellipse = {"centre_y64": 7 * 64 + 32, "centre_x64": 10 * 64 + 32, "radius_y64": 300, "radius_x64": 500}
-    shaded = looks.contact_shadow(window, on_floor, strength=255, **ellipse)
+    ellipse = Ellipse(centre_y64=7 * 64 + 32, centre_x64=10 * 64 + 32, radius_y64=300, radius_x64=500)
+    shaded = looks.contact_shadow(window, on_floor, ellipse, 255)
     assert (shaded <= window).all()
     assert (shaded != window).any()
     assert (shaded[on_floor == 0] == window[on_floor == 0]).all()
     assert (shaded[7, 10] == 0).all()
-    assert (looks.contact_shadow(window, on_floor, strength=0, **ellipse) == window).all()
+    assert (looks.contact_shadow(window, on_floor, ellipse, 0) == window).all()
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -103,20 +105,17 @@ def test_contact_shadow_stays_in_its_extent(seed):
     rng = np.random.default_rng(seed)
     window, on_floor = np.full((14, 20, 3), 255, np.uint8), np.full((14, 20), 255, np.uint8)
     ellipse = some_ellipse(rng)
-    shaded = looks.contact_shadow(window, on_floor, strength=255, **ellipse)
-    top, left, bottom, right = looks.shadow_extent(**ellipse)
+    shaded = looks.contact_shadow(window, on_floor, ellipse, 255)
+    top, left, bottom, right = ellipse.extent()
     outside = np.ones((14, 20), bool)
     outside[max(top, 0) : max(bottom, 0), max(left, 0) : max(right, 0)] = False
     assert (shaded[outside] == 255).all()
     top, left, bottom, right = max(top, 0), max(left, 0), min(bottom, 14), min(right, 20)
     if bottom > top and right > left:
-        cut = {
-            **ellipse,
-            "centre_y64": ellipse["centre_y64"] - 64 * top,
-            "centre_x64": ellipse["centre_x64"] - 64 * left,
-        }
         box = np.s_[top:bottom, left:right]
-        assert (looks.contact_shadow(window[box], on_floor[box], strength=255, **cut) == shaded[box]).all()
+        assert (
+            looks.contact_shadow(window[box], on_floor[box], ellipse.seen_from(top, left), 255) == shaded[box]
+        ).all()
 
 
 def test_extent_is_the_pixels_whose_centres_lie_in_the_ellipse():
@@ -124,23 +123,72 @@ def test_extent_is_the_pixels_whose_centres_lie_in_the_ellipse():
     for centre in range(-70, 71):
         for radius in (1, 31, 32, 33, 63, 64, 65, 200):
             rows = [y for y in range(-10, 11) if abs(64 * y + 32 - centre) < radius]
-            top, _, bottom, _ = looks.shadow_extent(
-                centre_y64=centre, centre_x64=0, radius_y64=radius, radius_x64=radius
-            )
-            assert list(range(top, bottom)) == rows
+            top, left, bottom, right = Ellipse(centre, centre, radius, radius).extent()
+            assert list(range(top, bottom)) == list(range(left, right)) == rows
 
 
 def test_contact_shadow_is_symmetric_and_darkest_at_the_centre():
     """A mirrored window has the mirrored shadow, and it never gets darker outwards."""
     white, floor = np.full((21, 31, 3), 255, np.uint8), np.full((21, 31), 255, np.uint8)
-    shaded = looks.contact_shadow(
-        white, floor, centre_y64=672, centre_x64=992, radius_y64=500, radius_x64=900, strength=200
-    )
+    shaded = looks.contact_shadow(white, floor, Ellipse(672, 992, 500, 900), 200)
     assert (shaded == shaded[::-1]).all()
     assert (shaded == shaded[:, ::-1]).all()
     assert (np.diff(shaded[10, 15:, 0].astype(int)) >= 0).all()
     assert (np.diff(shaded[10:, 15, 0].astype(int)) >= 0).all()
     assert shaded.min() == shaded[10, 15, 0] == 55
+
+
+def slow_contacts(alpha):
+    """Where a cut-out stands, column by column."""
+    height, width = alpha.shape
+    bottoms = {}
+    for x in range(width):
+        rows = [y + 1 for y in range(height) if alpha[y, x] >= 128]
+        if rows:
+            bottoms[x] = rows[-1]
+    contacts = []
+    for x, bottom in bottoms.items():
+        if bottom < max(bottoms.values()) - 12 * height // 100:
+            continue
+        if contacts and x - contacts[-1].right <= 6 * height // 100:
+            contacts[-1] = Contact(contacts[-1].left, x + 1, max(contacts[-1].bottom, bottom))
+        else:
+            contacts.append(Contact(x, x + 1, bottom))
+    return tuple(contacts)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_contacts_equal_a_slow_loop(seed):
+    """Of blocks of all heights side by side, at any size, with empty columns between them."""
+    rng = np.random.default_rng(seed)
+    height, width = int(rng.integers(1, 90)), int(rng.integers(1, 60))
+    bottoms = np.repeat(height - rng.integers(0, height // 5 + 1, width), rng.integers(1, 4, width))[:width]
+    alpha = np.where(np.arange(height)[:, None] < bottoms, 255, 0) * (rng.random(width) < 0.8)
+    assert looks.ground_contacts(alpha.astype(np.uint8)) == slow_contacts(alpha)
+
+
+def test_contacts_are_the_feet():
+    """Two feet apart are two contacts, close ones are one; a hand above the floor is none, nor is nothing."""
+    alpha = np.zeros((100, 60), np.uint8)
+    alpha[:70, 10:50] = 255  # the body
+    alpha[70:98, 12:20] = alpha[70:100, 40:46] = 255  # the legs
+    alpha[:60, 50:58] = 255  # an arm
+    assert looks.ground_contacts(alpha) == (Contact(12, 20, 98), Contact(40, 46, 100))
+    alpha[70:98, 24:36] = 255
+    assert looks.ground_contacts(alpha) == (Contact(12, 46, 100),)
+    assert looks.ground_contacts(np.zeros_like(alpha)) == ()
+
+
+def test_contact_s_ellipse_lies_under_the_feet():
+    """By its definition, for a cut-out drawn at half of its size; as flat as the camera is low."""
+    contact, place = Contact(10, 30, 90), {"top64": 640, "left64": -100, "height64": 50 * 64}
+    ellipse = contact.ellipse(100, **place, flatness1024=512)
+    assert ellipse.centre_x64 == -100 + 20 * 32
+    assert ellipse.radius_x64 == 6 * 64 + 5 * 64
+    assert ellipse.radius_y64 == ellipse.radius_x64 // 2
+    assert ellipse.centre_y64 == 640 + 45 * 64 - ellipse.radius_y64 // 4
+    assert contact.ellipse(100, **place, flatness1024=0).radius_y64 == 1
+    assert contact.ellipse(100, 0, 0, 1, 512)[2:] == (1, 1)
 
 
 def slow_feather(colour, alpha, radius):
