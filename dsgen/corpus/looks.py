@@ -64,16 +64,16 @@ class Contact(NamedTuple):
 
         The cut-out is drawn with its upper left corner at (top64, left64), `height64` high, all in 1/64 pixel.
         `flatness1024` / 1024 is the ratio of height to width of a circle on the floor: the camera's height over the
-        floor divided by the distance. The radius is 1.2 times half the contact's width, plus a tenth of the height, and
+        floor divided by the distance. The radius is 1.2 times half the contact's width, plus a seventh of the height, and
         the centre is a quarter of a radius above the lowest pixel, within the feet. With divisions rounded down and H
         the cut-out's height:
 
-            radius_x64 = 3 (right - left) height64 / (5 H) + height64 / 10
+            radius_x64 = 3 (right - left) height64 / (5 H) + height64 / 7
             radius_y64 = radius_x64 flatness1024 / 1024, both at least 1
             centre_x64 = left64 + (left + right) height64 / (2 H)
             centre_y64 = top64 + bottom height64 / H - radius_y64 / 4
         """
-        radius_x64 = max(1, 3 * (self.right - self.left) * height64 // (5 * cutout_height) + height64 // 10)
+        radius_x64 = max(1, 3 * (self.right - self.left) * height64 // (5 * cutout_height) + height64 // 7)
         radius_y64 = max(1, radius_x64 * flatness1024 // 1024)
         return Ellipse(
             centre_y64=top64 + self.bottom * height64 // cutout_height - radius_y64 // 4,

@@ -184,7 +184,7 @@ def test_contact_s_ellipse_lies_under_the_feet():
     contact, place = Contact(10, 30, 90), {"top64": 640, "left64": -100, "height64": 50 * 64}
     ellipse = contact.ellipse(100, **place, flatness1024=512)
     assert ellipse.centre_x64 == -100 + 20 * 32
-    assert ellipse.radius_x64 == 6 * 64 + 5 * 64
+    assert ellipse.radius_x64 == 6 * 64 + 50 * 64 // 7
     assert ellipse.radius_y64 == ellipse.radius_x64 // 2
     assert ellipse.centre_y64 == 640 + 45 * 64 - ellipse.radius_y64 // 4
     assert contact.ellipse(100, **place, flatness1024=0).radius_y64 == 1
