@@ -64,9 +64,9 @@ class Contact(NamedTuple):
 
         The cut-out is drawn with its upper left corner at (top64, left64), `height64` high, all in 1/64 pixel.
         `flatness1024` / 1024 is the ratio of height to width of a circle on the floor: the camera's height over the
-        floor divided by the distance. The radius is 1.2 times half the contact's width, plus a seventh of the height, and
-        the centre is a quarter of a radius above the lowest pixel, within the feet. With divisions rounded down and H
-        the cut-out's height:
+        floor divided by the distance. The radius is 1.2 times half the contact's width plus a seventh of the height,
+        and the centre is a quarter of a radius above the lowest pixel, within the feet. With divisions rounded down
+        and H for the cut-out's height:
 
             radius_x64 = 3 (right - left) height64 / (5 H) + height64 / 7
             radius_y64 = radius_x64 flatness1024 / 1024, both at least 1
@@ -146,8 +146,8 @@ def feather(colour: np.ndarray, alpha: np.ndarray, radius: int) -> tuple[np.ndar
 
         g = floor(((2 S - 255 n)+ + floor(n / 2)) / n);  colour' = div255(colour * g);  alpha' = div255(alpha * g)
 
-    Along a straight edge g is 1 / (2 radius + 1), 3 / (2 radius + 1)... of 255. What is thinner than `radius` pixels
-    vanishes.
+    Along a straight edge g is 1 / (2 radius + 1), 3 / (2 radius + 1)... of 255. What is `radius` pixels wide or
+    less vanishes.
     """
     n = (2 * radius + 1) ** 2
     kept = _box_sums(alpha, radius)
@@ -172,10 +172,7 @@ def gaussian_blend(colour: np.ndarray, alpha: np.ndarray) -> tuple[np.ndarray, n
     """
     height, width = alpha.shape
     pad = GAUSSIAN_PAD
-    rows, stride = (
-        height + 4 * pad,
-        width + 4 * pad,
-    )  # so a shift within the flat array stays in its row, or meets zeros
+    rows, stride = height + 4 * pad, width + 4 * pad  # wide enough that no sum of the flat array takes in another row
     planes = np.zeros((4, rows, stride), np.uint16)
     inside = planes[:, 2 * pad : 2 * pad + height, 2 * pad : 2 * pad + width]
     inside[:3], inside[3] = np.moveaxis(colour, 2, 0), alpha
@@ -201,8 +198,8 @@ def poisson_blend(background: np.ndarray, colour: np.ndarray, alpha: np.ndarray)
     outside, where the background b stays, and is drawn to g with a weight of 1 (the screened equation of Bhat et al.
     2008): without it a whole person takes the colours around them, and what is thin dissolves. So f is the least of
 
-        sum over neighbours p, q in the region of (f(p) - f(q) - g(p) + g(q))^2
-        + sum over p in the region, q outside, of (f(p) - b(q))^2 + sum over p in the region of (f(p) - g(p))^2
+        sum over pairs of neighbours p, q in the region of (f(p) - f(q) - g(p) + g(q))^2
+        + sum over pairs of p in the region and q outside of (f(p) - b(q))^2 + sum over p of (f(p) - g(p))^2
 
     g is the colour without its alpha, floor((255 colour + floor(alpha / 2)) / alpha). With u = f - g, 0 outside the
     region, N the number of p's neighbours in the window, at most 4, and d the sum of b(q) - g(p) over those outside the

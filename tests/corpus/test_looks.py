@@ -364,3 +364,29 @@ def test_poisson_blend_of_a_person_of_the_background_s_colour_changes_nothing():
     alpha = np.where(alpha >= 128, 255, 0).astype(np.uint8)
     background = np.full((40, 24, 3), 90, np.uint8)
     assert (looks.poisson_blend(background, background & alpha[..., None], alpha) == background).all()
+
+
+def test_poisson_blend_is_the_least_of_its_functional():
+    """Two levels more or less of any pixel are worse by the sum of squares that defines the blend, but for rounding."""
+    rng = np.random.default_rng(8)
+    alpha = np.where(rng.random((9, 8)) < 0.7, 255, 0).astype(np.uint8)
+    colour = rng.integers(90, 160, (9, 8, 3), np.uint8) & alpha[..., None]
+    background = rng.integers(90, 160, (9, 8, 3), np.uint8)
+    blended = looks.poisson_blend(background, colour, alpha).astype(float)
+    inside = alpha == 255
+
+    def cost(f):
+        total = ((f - colour)[inside] ** 2).sum()
+        for axis in (0, 1):
+            first, second = (np.take(inside, range(a, b), axis) for a, b in ((0, -1 + 9 - axis), (1, 9 - axis)))
+            step = np.diff(f, axis=axis)
+            wanted = np.where((first & second)[..., None], np.diff(colour.astype(float), axis=axis), 0)
+            total += ((step - wanted)[first | second] ** 2).sum()
+        return total
+
+    best = cost(blended)
+    for y, x in np.argwhere(inside):
+        for change in (-2, 2):
+            other = blended.copy()
+            other[y, x, 1] += change
+            assert cost(other) > best
