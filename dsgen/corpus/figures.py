@@ -112,19 +112,26 @@ class Figure:
         number = 0
         while number + 1 < len(self._levels) and self.height * UNIT >= height << (number + 1):
             number += 1
-        level, ratio = self._levels[number], (256 * self.height, height << number)
-        y = 32 * (2 * np.arange(window.top, window.bottom) + 1) - top
-        x = 32 * (2 * np.arange(window.left, window.right) + 1) - left
+        level, step, divisor = self._levels[number], 256 * self.height, height << number
         if tilt:
-            return self._draw_turned(level, ratio, y, x, height, tilt)
-        rows, row_weights = _samples(y * ratio[0] // ratio[1] - 128, level.shape[0])
-        columns, column_weights = _samples(x * ratio[0] // ratio[1] - 128, level.shape[1])
-        along_y = _mix(level.pixels.take(rows, axis=0), level.steps.take(rows, axis=0), row_weights[:, None])
-        whole = along_y.view(np.uint64)  # the four channels of a pixel are moved together
-        first, second = (whole.take(columns + k, axis=1).view(np.uint16) for k in (0, 1))
+            y = 32 * (2 * np.arange(window.top, window.bottom) + 1) - top
+            x = 32 * (2 * np.arange(window.left, window.right) + 1) - left
+            return self._draw_turned(level, (step, divisor), y, x, height, tilt)
+        rows, row_weights = _samples(window.top, window.bottom, top, step, divisor, level.shape[0])
+        columns, column_weights = _samples(window.left, window.right, left, step, divisor, level.shape[1])
+        mixed = level.steps.take(rows, axis=0)  # along y first
+        mixed *= row_weights[:, None]
+        mixed += level.pixels.take(rows, axis=0)
+        mixed >>= 8
+        whole = mixed.view(np.uint64)  # the four channels of a pixel are moved together
+        first, second = whole.take(columns, axis=1).view(np.uint16), whole.take(columns + 1, axis=1).view(np.uint16)
         second -= first
-        mixed = _mix(first, second, np.repeat(column_weights, 4))
-        return mixed.astype(np.uint8).reshape(len(rows), len(columns), 4)
+        second *= column_weights.repeat(4)
+        first <<= 8
+        first += 128
+        first += second
+        first >>= 8
+        return first.astype(np.uint8).reshape(len(rows), len(columns), 4)
 
     def _draw_turned(
         self, level: "_Level", ratio: tuple[int, int], y: np.ndarray, x: np.ndarray, height: int, tilt: int
@@ -136,18 +143,20 @@ class Figure:
         turned_x = across * cosine + along * sine + half * _TURN
         turned_y = along * cosine - across * sine + height * _TURN
         divisor = ratio[1] * _TURN
-        rows, row_weights = _samples(turned_y * ratio[0] // divisor - 128, level.shape[0])
-        columns, column_weights = _samples(turned_x * ratio[0] // divisor - 128, level.shape[1])
+        rows, row_weights = _between(turned_y * ratio[0] // divisor - 128, level.shape[0])
+        columns, column_weights = _between(turned_x * ratio[0] // divisor - 128, level.shape[1])
         pixels, steps = level.pixels.reshape(-1, 4), level.steps.reshape(-1, 4)
         start = rows * level.shape[1] + columns
-        first, second = (_mix(pixels[start + k], steps[start + k], row_weights[..., None]) for k in (0, 1))
-        second -= first
-        return _mix(first, second, column_weights[..., None]).astype(np.uint8)
+        first, second = ((steps[start + k] * row_weights[..., None] + pixels[start + k]) >> 8 for k in (0, 1))
+        return ((((second - first) * column_weights[..., None] + (first << 8)) + 128) >> 8).astype(np.uint8)
 
 
 @dataclass(frozen=True)
 class _Level:
-    """A level, padded to `shape` (H,W): `pixels` (H,4W) u2, and `steps`, what the next row has more, mod 2^16."""
+    """A level, padded to `shape` (H,W): `pixels` (H,4W) u2 are 256 times the values, plus 128.
+
+    `steps` are the values of the next row less those of the row, mod 2^16.
+    """
 
     shape: tuple[int, int]
     pixels: np.ndarray
@@ -156,31 +165,29 @@ class _Level:
     @classmethod
     def of(cls, level: np.ndarray) -> "_Level":
         padded = np.pad(level, ((_PAD, _PAD), (_PAD, _PAD), (0, 0)))
-        pixels = np.ascontiguousarray(padded.reshape(len(padded), -1))
-        return cls(padded.shape[:2], pixels, np.roll(pixels, -1, axis=0) - pixels)
+        values = np.ascontiguousarray(padded.reshape(len(padded), -1))
+        return cls(padded.shape[:2], (values << 8) + 128, np.roll(values, -1, axis=0) - values)
 
     @property
     def nbytes(self) -> int:
         return self.pixels.nbytes + self.steps.nbytes
 
 
-def _samples(position: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
+def _samples(first: int, last: int, corner: int, step: int, divisor: int, length: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return where the pixels `first` to `last`, exclusive, of a row or column lie in a level, as `_between` does."""
+    position = np.arange((64 * first + 32 - corner) * step, (64 * last + 32 - corner) * step, 64 * step)
+    position //= divisor
+    position += 256 * _PAD - 128
+    weights = (position & 255).astype(np.uint16)
+    position >>= 8
+    if position[0] < 0 or position[-1] > length - 2:
+        np.clip(position, 0, length - 2, out=position)
+    return position, weights
+
+
+def _between(position: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
     """Return the first of the two padded pixels of a level between which positions lie, and the second's weight u2."""
-    first = np.maximum(np.minimum((position >> 8) + _PAD, length - 2), 0)
-    return first, (position & 255).astype(np.uint16)
-
-
-def _mix(first: np.ndarray, step: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    """Interpolate u2 values of at most 255 into the memory of the first: (256 a + (b - a) w + 128) >> 8.
-
-    `step` is b - a mod 2^16, and is overwritten.
-    """
-    step *= weight
-    step += 128
-    first <<= 8
-    first += step
-    first >>= 8
-    return first
+    return np.clip((position >> 8) + _PAD, 0, length - 2), (position & 255).astype(np.uint16)
 
 
 def _halve(level: np.ndarray) -> np.ndarray:
