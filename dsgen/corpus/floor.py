@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-_BAND_PIXELS = 2**18  # of a map at a time
+_BAND_PIXELS = 2**17  # of a map at a time
 _LEAST_SIDE = 3  # of a map, and of the grid
 _GRID = 112  # samples along the longer side that the plane is looked for in
 _DRAWS, _FITS = 300, 3
@@ -38,7 +38,7 @@ class Floor:
 
     def depth_m(self, focal_px: float) -> np.ndarray:
         """Return the plane's depth (h,w) f8 at every pixel of the mask's picture, inf at and above its horizon."""
-        downwards = -_along_rays(self.normal, self.mask.shape, focal_px)
+        downwards = -_along_rays(self.normal, *_ray_slopes(self.mask.shape, focal_px))
         with np.errstate(divide="ignore"):
             return np.where(downwards > 1e-6, self.height_m / np.maximum(downwards, 1e-6), np.inf)
 
@@ -48,7 +48,7 @@ class Floor:
         A pixel's solid angle, 1 / (f^2 |r|^3) with r its ray of z = 1, times distance squared over the cosine of the
         angle of incidence: Z^2 / (f^2 (-n . r)).
         """
-        downwards = -_along_rays(self.normal, self.mask.shape, focal_px)
+        downwards = -_along_rays(self.normal, *_ray_slopes(self.mask.shape, focal_px))
         area = self.depth_m(focal_px) ** 2 / (focal_px**2 * np.maximum(downwards, 1e-6))
         return np.where(self.mask, area, 0.0)
 
@@ -66,32 +66,38 @@ def find_floor(depth_m: np.ndarray, focal_px: float, seed: int = 0) -> Floor | N
     step = max(1, round(max(depth_m.shape) / _GRID))
     x, y = _ray_slopes(depth_m.shape, focal_px)
     grid = slice(step // 2, None, step)
-    points = _points(depth_m[grid, grid], x[grid], y[grid])
-    if min(points.shape[:2]) < _LEAST_SIDE:
+    coarse = depth_m[grid, grid], x[grid], y[grid]
+    if min(coarse[0].shape) < _LEAST_SIDE:
         return None
-    normals = _normals(points, *np.indices(points.shape[:2]))
-    points, normals = points.reshape(-1, 3), normals.reshape(-1, 3)
+    pixels = np.indices(coarse[0].shape).reshape(2, -1)
+    points, normals = _points(*coarse, *pixels), _normals(*coarse, *pixels)
     valid = points[:, 2] > 0
     candidates = np.flatnonzero(valid & (normals[:, 1] < -_STEEPEST))
     if len(candidates) < max(8, _LEAST_SHARE * len(points)):
         return None
     plane = _best_plane(points[valid], normals[normals.any(axis=1)], points[candidates], normals[candidates], seed)
-    return None if plane is None else Floor(*plane, _find_pixels(depth_m, x, y, *plane))
+    return None if plane is None else Floor(*plane, _find_pixels(depth_m, x, y, step, *plane))
 
 
-def _find_pixels(depth_m: np.ndarray, x: np.ndarray, y: np.ndarray, normal: np.ndarray, height_m: float) -> np.ndarray:
-    """Return the pixels (h,w) bool of a plane: those near it where the surface has its direction."""
+def _find_pixels(
+    depth_m: np.ndarray, x: np.ndarray, y: np.ndarray, step: int, normal: np.ndarray, height_m: float
+) -> np.ndarray:
+    """Return the pixels (h,w) bool of a plane: those near it where the surface has its direction.
+
+    That is measured from pixel to pixel, which is right up to edges, or over `step` pixels, where noise and rounding to
+    millimetres matter less.
+    """
     mask = np.zeros(depth_m.shape, bool)
-    last, rows_each = len(depth_m), max(1, _BAND_PIXELS // depth_m.shape[1])
-    for start in range(0, last, rows_each):
-        first, end = max(0, start - 2), min(last, start + rows_each + 2)  # a pixel's normal needs its neighbours
-        points = _points(depth_m[first:end], x, y[first:end])
-        near = np.abs(points @ normal + height_m) < _NEAR_M + _NEAR_SHARE * points[..., 2]
-        rows, columns = np.nonzero(near & (points[..., 2] > 0))
-        alike = _normals(points, rows, columns) @ normal > _ALIKE
-        band = np.zeros(near.shape, bool)
-        band[rows[alike], columns[alike]] = True
-        mask[start : start + rows_each] = band[start - first :][:rows_each]
+    rows_each = max(1, _BAND_PIXELS // depth_m.shape[1])
+    for start in range(0, len(depth_m), rows_each):
+        known = _known(depth_m[start : start + rows_each])
+        distance = known * _along_rays(normal, x, y[start : start + rows_each]) + height_m
+        rows, columns = np.nonzero((np.abs(distance) < _NEAR_M + _NEAR_SHARE * known) & (known > 0))
+        rows += start
+        for reach in dict.fromkeys((1, step)):
+            alike = _normals(depth_m, x, y, rows, columns, reach) @ normal > _ALIKE
+            mask[rows[alike], columns[alike]] = True
+            rows, columns = rows[~alike], columns[~alike]
     return mask
 
 
@@ -101,34 +107,41 @@ def _ray_slopes(shape: tuple[int, ...], focal_px: float) -> tuple[np.ndarray, np
     return (np.arange(width) - (width - 1) / 2) / focal_px, (np.arange(height) - (height - 1) / 2) / focal_px
 
 
-def _along_rays(normal: np.ndarray, shape: tuple[int, ...], focal_px: float) -> np.ndarray:
-    """Return the product (h,w) f8 of a vector and the ray (x, y, 1) of every pixel."""
-    x, y = _ray_slopes(shape, focal_px)
+def _along_rays(normal: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Return the product (h,w) f8 of a vector and all rays (x, y, 1)."""
     product: np.ndarray = normal[0] * x + (normal[1] * y + normal[2])[:, None]
     return product
 
 
-def _points(depth_m: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Return the points (h,w,3) f8 that pixels of the rays (x, y, 1) show; all 0 where the depth is not known."""
-    known = np.where(np.isfinite(depth_m) & (depth_m > 0), depth_m, 0).astype(np.float64)
-    return np.dstack([known * x, known * y[:, None], known])
+def _known(depth_m: np.ndarray) -> np.ndarray:
+    """Return depth as f8, 0 for all that is none."""
+    return np.where(np.isfinite(depth_m) & (depth_m > 0), depth_m, 0).astype(np.float64)
 
 
-def _normals(points: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
-    """Return the unit normals (...,3) f8 at pixels (...) of points (h,w,3), by their neighbours; 0 where unknown.
+def _points(depth_m: np.ndarray, x: np.ndarray, y: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """Return the points (n,3) f8 that pixels of a map (h,w) with the rays (x, y, 1) show; 0 where depth is none."""
+    z = _known(depth_m[rows, columns])
+    return np.stack([z * x[columns], z * y[rows], z], axis=1)
 
-    They look at the camera. Pixels at the border have the normals of those beside them.
+
+def _normals(
+    depth_m: np.ndarray, x: np.ndarray, y: np.ndarray, rows: np.ndarray, columns: np.ndarray, reach: int = 1
+) -> np.ndarray:
+    """Return the unit normals (n,3) f8 at pixels of a map (h,w) with the rays (x, y, 1); 0 where unknown.
+
+    They are those of the neighbours `reach` pixels away, and look at the camera. Pixels at the border have the normals
+    of those beside them.
     """
-    height, width = points.shape[:2]
-    rows, columns = rows.clip(1, height - 2), columns.clip(1, width - 2)
-    here = points[rows, columns]
-    left, right = points[rows, columns - 1], points[rows, columns + 1]
-    above, below = points[rows - 1, columns], points[rows + 1, columns]
+    height, width = depth_m.shape
+    rows, columns = rows.clip(reach, height - 1 - reach), columns.clip(reach, width - 1 - reach)
+    here = _points(depth_m, x, y, rows, columns)
+    left, right = (_points(depth_m, x, y, rows, columns + offset) for offset in (-reach, reach))
+    above, below = (_points(depth_m, x, y, rows + offset, columns) for offset in (-reach, reach))
     normals = np.cross(below - above, right - left)
-    length = np.linalg.norm(normals, axis=-1)
-    usable = (length > 0) & np.all([part[..., 2] > 0 for part in (here, left, right, above, below)], axis=0)
-    normals = np.where(usable[..., None], normals / np.maximum(length, 1e-12)[..., None], 0.0)
-    normals[(normals * here).sum(axis=-1) > 0] *= -1
+    length = np.linalg.norm(normals, axis=1)
+    usable = (length > 0) & np.all([points[:, 2] > 0 for points in (here, left, right, above, below)], axis=0)
+    normals = np.where(usable[:, None], normals / np.maximum(length, 1e-12)[:, None], 0.0)
+    normals[(normals * here).sum(axis=1) > 0] *= -1
     return normals
 
 
