@@ -6,6 +6,7 @@ Once all blocks are there, `labels.json` or `data.yaml` is written from their re
 rows and bytes of every block; then `exporting` is removed.
 """
 
+import json
 import os
 import re
 import shutil
@@ -20,7 +21,7 @@ import numpy as np
 
 from dsgen.errors import DsgenError
 from dsgen.io.atomic import clear_unfinished, fill_folder, name_in_errors, write_bytes, write_json
-from dsgen.io.json_files import encode_json, read_as
+from dsgen.io.json_files import read_as
 from dsgen.parallel.pool import run_blocks
 from dsgen.store.export import coco, yolo
 from dsgen.store.export.instances import TINY_PIXELS, Labels
@@ -177,7 +178,7 @@ def export_block(store: Path | str, sha256: str, out: Path, block: ExportFile, s
                 with name_in_errors(path):
                     path.write_bytes(code)
                 record["bytes"][kind] += len(code)
-    write_bytes(out / block.name, encode_json(record), apart=True)
+    write_bytes(out / block.name, json.dumps(record).encode(), apart=True)
     return len(rows)
 
 
@@ -250,7 +251,7 @@ def _check_space(store: Store, out: Path, files: PictureFiles, missing: list[Exp
         codes = _encode_row(row, arrays, store.size, labels, files, record)
         blocks_per_row += sum(-(-len(code) // _DISK_BLOCK_BYTES) for code in codes.values()) / len(np.unique(some))
     # labels.json, and the records that it is made of
-    nbytes = len(rows) * (blocks_per_row * _DISK_BLOCK_BYTES + 2 * len(encode_json(record)) / len(np.unique(some)))
+    nbytes = len(rows) * (blocks_per_row * _DISK_BLOCK_BYTES + 2 * len(json.dumps(record)) / len(np.unique(some)))
     remedy = "free some space, choose another folder, or export one --split"
     free = shutil.disk_usage(out).free
     if nbytes > free:
