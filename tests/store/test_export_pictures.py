@@ -17,7 +17,7 @@ from PIL import Image
 from pycocotools import mask as coco_masks
 from pycocotools.coco import COCO
 from support.corpora import draw_background, draw_cutout, files
-from torchvision.datasets import CocoDetection
+from torchvision.datasets import CocoDetection, wrap_dataset_for_transforms_v2
 from typer.testing import CliRunner
 
 from dsgen.cli.app import app
@@ -124,7 +124,7 @@ def test_pycocotools_reads_every_mask(tmp_path: Path, opened: Store, capsys: pyt
 
 
 def test_torchvision_reads_it(tmp_path: Path, opened: Store, capsys: pytest.CaptureFixture[str]) -> None:
-    """`CocoDetection` gives every picture with its annotations."""
+    """`CocoDetection` gives every picture with its annotations, and the wrapper for transforms their masks."""
     export_store(opened.path, tmp_path / "out", "coco", split="train", jobs=1)
     assert not (tmp_path / "out" / "validation").exists()
     dataset = CocoDetection(tmp_path / "out/train/data", tmp_path / "out/train/labels.json")
@@ -134,6 +134,10 @@ def test_torchvision_reads_it(tmp_path: Path, opened: Store, capsys: pytest.Capt
         truth = opened.read(row, row + 1)
         np.testing.assert_array_equal(np.asarray(image), truth["image"][0])
         np.testing.assert_array_equal(dataset.coco.annToMask(annotations[0]), truth["mask"][0] > 0)
+    _, target = wrap_dataset_for_transforms_v2(dataset, target_keys=("boxes", "labels", "masks"))[0]
+    np.testing.assert_array_equal(target["masks"][0], opened.read(rows[0], rows[0] + 1)["mask"][0] > 0)
+    assert target["labels"].tolist() == [1]
+    assert target["boxes"].shape == (1, 4)
     capsys.readouterr()
 
 

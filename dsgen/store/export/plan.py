@@ -1,7 +1,7 @@
 """What an export writes: its settings, and the files that the rows of a store are divided into."""
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, NotRequired
@@ -215,14 +215,18 @@ def check_out(out: Path, made_from: dict[str, Any], is_known: Callable[[str], bo
                 remedy = "remove this folder and export again, or choose another"
             raise ConflictError(out, reason, remedy, differences, "export")
         started = True
-    existing = (
-        (Path(folder) / name).relative_to(out).as_posix() for folder, _, names in os.walk(out) for name in names
-    )
-    others = sorted(name for name in existing if not _belongs(name, started, is_known))
+    others = sorted(name for name in _list_files(out) if not _belongs(name, started, is_known))
     if others:
         raise InvalidValueError(
             out, f"holds other files ({', '.join(others[:5])})", "move them, or choose another name"
         )
+
+
+def _list_files(out: Path) -> Iterator[str]:
+    """Yield every file below a folder by its relative name; there may be a million."""
+    for folder, _, names in os.walk(out):
+        below = os.path.relpath(folder, out).replace(os.sep, "/")
+        yield from names if below == "." else (f"{below}/{name}" for name in names)
 
 
 def _belongs(name: str, started: bool, is_known: Callable[[str], bool]) -> bool:
