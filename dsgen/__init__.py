@@ -18,9 +18,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dsgen.corpus.build import Parameters, composite
+    from dsgen.corpus.composed import label_composed
     from dsgen.corpus.corpus import Corpus
     from dsgen.depth.label_corpus import label_corpus
     from dsgen.depth.label_folder import label_folder
+    from dsgen.depth.rooms import estimate_depth_with
     from dsgen.errors import DsgenError
     from dsgen.evaluation.evaluate import evaluate
     from dsgen.evaluation.predict import predict
@@ -47,8 +49,10 @@ __all__ = [
     "StoreDataset",
     "UNet",
     "composite",
+    "estimate_depth_with",
     "evaluate",
     "export",
+    "label_composed",
     "label_corpus",
     "label_folder",
     "pack",
@@ -68,8 +72,10 @@ _HOMES = {
     "StoreDataset": "store.dataset",
     "UNet": "training.unet",
     "composite": "corpus.build",
+    "estimate_depth_with": "depth.rooms",
     "evaluate": "evaluation.evaluate",
     "export": "store.export.export:export_store",
+    "label_composed": "corpus.composed",
     "label_corpus": "depth.label_corpus",
     "label_folder": "depth.label_folder",
     "pack": "store.packing",

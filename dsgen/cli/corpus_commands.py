@@ -1,7 +1,7 @@
 """The commands that make a corpus, and those that show what a corpus or a store holds."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -22,6 +22,11 @@ from dsgen.cli.results import Reply, as_dict, counts, plural
 from dsgen.cli.settings_options import FieldsOf
 from dsgen.errors import InvalidValueError
 
+if TYPE_CHECKING:
+    import numpy as np
+
+    from dsgen.corpus.rooms import Estimator, RoomDepth
+
 
 def composite(
     context: typer.Context,
@@ -31,7 +36,11 @@ def composite(
         Path | None, typer.Option(help="Folder of backgrounds; the bundled ones by default.")
     ] = None,
     foregrounds: Annotated[
-        Path | None, typer.Option(help="Folder of cut-outs with an alpha channel; the bundled ones by default.")
+        Path | None,
+        typer.Option(
+            help="Folder of cut-outs with an alpha channel, or with a sub-folder of them for each class; the bundled "
+            "ones by default."
+        ),
     ] = None,
     parameters: Annotated[Any, FieldsOf("dsgen.corpus.build:Parameters")] = None,
     max_backgrounds: Annotated[
@@ -46,6 +55,17 @@ def composite(
             help="Field of view in degrees, along the width, of backgrounds that do not say theirs in a CSV file or by "
             "EXIF; not recorded by default."
         ),
+    ] = None,
+    background_depths: Annotated[
+        Path | None,
+        typer.Option(
+            help="With --place floor: folder of the backgrounds' depth maps, NAME.png (16 bits, mm) or NAME.npy (m); "
+            "without it, that of bundled ones is bundled, that of others is estimated."
+        ),
+    ] = None,
+    depth_weights: Annotated[
+        Path | None,
+        typer.Option(help="With --place floor: weights of the network that estimates depth; bundled by default."),
     ] = None,
     pictures: Annotated[
         bool, typer.Option("--pictures/--no-pictures", help="Write picture files; later stages do not need them.")
@@ -63,6 +83,10 @@ def composite(
 
     if not pictures:
         refuse_ignored(context, "no pictures are written (--no-pictures)", "part", "backend", "scheduler")
+    if parameters.place != "floor":
+        refuse_ignored(
+            context, "people are put at random places (--place random)", "background_depths", "depth_weights"
+        )
     work, cluster = parse_part_of(part), dask_address(context, backend, scheduler)
     result = make(
         _choose_corpus(context, corpus, corpus_option),
@@ -76,6 +100,8 @@ def composite(
         part=work,
         cluster=cluster,
         fov_deg=fov,
+        background_depths=background_depths,
+        estimate_depth=_estimate_depth(depth_weights),
     )
     drawn = "no picture files drawn (--no-pictures)"
     if pictures:
@@ -86,6 +112,21 @@ def composite(
         f"{drawn}{left_to_others(result.left, part)}"
     )
     return Reply(text, as_dict(result))
+
+
+def _estimate_depth(weights: Path | None) -> "Estimator":
+    """Return what estimates the depth of backgrounds whose depth is not given; its network is loaded when it is used."""
+
+    def estimate(picture: "np.ndarray", fov_deg: float) -> "RoomDepth":
+        nonlocal loaded
+        if loaded is None:
+            from dsgen.depth.rooms import estimate_depth_with
+
+            loaded = estimate_depth_with(weights)
+        return loaded(picture, fov_deg)
+
+    loaded: Estimator | None = None
+    return estimate
 
 
 def _explain_unused(splits: dict[str, int]) -> str:
@@ -138,6 +179,7 @@ COMPOSITE = Command(
         "dsgen composite",
         "dsgen composite small --positions 2 --max-backgrounds 5",
         "dsgen composite mine --backgrounds rooms",
+        "dsgen composite office --place floor --people 1-3",
         "dsgen composite again --config corpus/corpus.json",
     ),
     config="parameters",

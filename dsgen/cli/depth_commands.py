@@ -77,6 +77,18 @@ def depth(
             "do not say theirs; 63 along the longer side by default. For networks with a canonical camera."
         ),
     ] = None,
+    composed: Annotated[
+        bool,
+        typer.Option(
+            "--composed",
+            help="Label with the depth that the composition implies: the background's, and people's distance. The network "
+            "is only asked for the depth of backgrounds that is not known.",
+        ),
+    ] = False,
+    background_depths: Annotated[
+        Path | None,
+        typer.Option(help="With --composed: folder of the backgrounds' depth, NAME.png (16 bits, mm) or NAME.npy (m)."),
+    ] = None,
     pictures: Annotated[
         bool, typer.Option("--pictures", help="Draw views too: 8-bit, 0 to 10 m; for a folder in colour, with a scale.")
     ] = False,
@@ -110,14 +122,39 @@ def depth(
         "fov_deg": fov,
     }
     if _is_folder_of_pictures(path):
-        unused = ("part", "backend", "scheduler", "jobs", "check_flip", "metric_reference")
+        unused = (
+            "part",
+            "backend",
+            "scheduler",
+            "jobs",
+            "check_flip",
+            "metric_reference",
+            "composed",
+            "background_depths",
+        )
         refuse_ignored(context, "a folder of pictures is labelled", *unused)
         return _label_folder(path, out, file_format, pictures, network)
     from dsgen.io.places import not_a_corpus
 
+    if not composed:
+        refuse_ignored(context, "a network labels (no --composed)", "background_depths")
     if path.is_file() or (is_given(context, "path") and not path.exists()):
         raise not_a_corpus(path, "a folder of pictures")
     refuse_ignored(context, "a corpus is labelled", "out", "file_format")
+    if composed:
+        unused = (
+            "batch_size",
+            "compile_network",
+            "precision",
+            "average_flip",
+            "check_flip",
+            "metric_reference",
+            "kind",
+        )
+        refuse_ignored(context, "depth is composed (--composed)", *unused, "max_depth")
+        return _compose(
+            context, path, weights, model, device, fov, background_depths, pictures, part, backend, scheduler, jobs
+        )
     from dsgen.depth.label_corpus import label_corpus
 
     work, cluster = parse_part_of(part), dask_address(context, backend, scheduler)
@@ -137,6 +174,40 @@ def depth(
         f"{result.corpus}: {result.rows:,} {what}; {result.labelled:,} labelled now{rate} by {result.model} on "
         f"{result.device}, {result.already_there:,} already existed{left_to_others(result.left, part)}"
         f"{_assumed(result.fov_assumed, ' backgrounds')}"
+    )
+    return Reply(text, as_dict(result))
+
+
+def _compose(
+    context: typer.Context,
+    path: Path,
+    weights: Path | None,
+    model: str | None,
+    device: str,
+    fov: float | None,
+    background_depths: Path | None,
+    pictures: bool,
+    part: str | None,
+    backend: str,
+    scheduler: str | None,
+    jobs: int | None,
+) -> Reply:
+    from dsgen.corpus.composed import label_composed
+    from dsgen.depth.rooms import estimate_depth_with
+
+    result = label_composed(
+        path,
+        background_depths=background_depths,
+        estimate_depth=estimate_depth_with(weights, model, device),
+        fov_deg=fov,
+        pictures=pictures,
+        jobs=jobs,
+        part=parse_part_of(part),
+        cluster=dask_address(context, backend, scheduler),
+    )
+    text = (
+        f"{result.corpus}: {result.rows:,} depth labels; {result.labelled:,} composed now, {result.already_there:,} "
+        f"already existed{left_to_others(result.left, part)}"
     )
     return Reply(text, as_dict(result))
 
@@ -305,6 +376,7 @@ DEPTH = Command(
         "dsgen depth",
         "dsgen depth corpus --device cuda --compile",
         "dsgen depth corpus --part 3/8",
+        "dsgen depth corpus --composed",
         "dsgen depth holiday-pictures --pictures --format npy",
     ),
 )

@@ -42,6 +42,8 @@ class FieldsOf:
         flag = option(each.name)
         if kind is bool and default:
             flag += f"/--no-{flag.removeprefix('--')}"
+        if kind is str and default is not None:
+            default = str(default)
         if isinstance(default, tuple):
             kind, default = str, ",".join(map(str, default))
         elif default is None:
@@ -66,6 +68,8 @@ class FieldsOf:
             value = arguments.pop(each.name)
             if isinstance(each.default, tuple):
                 value = parse_numbers(each.name, value)
+            elif isinstance(each.default, int) and _kind(hints[each.name]) is str:  # a number or a range
+                value = int(value) if value.isdecimal() else value
             elif value == 0 and _is_optional(hints[each.name]) and each.default is not None:
                 value = None
             values[each.name] = value
@@ -84,7 +88,9 @@ def _is_optional(hint: Any) -> bool:
 
 
 def _kind(hint: Any) -> Any:
-    """Return the type of a field without None."""
+    """Return the type of a field without None; that of a number or a range is text."""
+    if str in typing.get_args(hint):
+        return str
     if _is_optional(hint):
         return next(kind for kind in typing.get_args(hint) if kind is not types.NoneType)
     return hint

@@ -225,6 +225,12 @@ def repair(
     foregrounds: Annotated[
         Path | None, typer.Option(help="For a corpus: its cut-outs, should sources be damaged; bundled by default.")
     ] = None,
+    background_depths: Annotated[
+        Path | None,
+        typer.Option(
+            help="For a corpus with people on floors: the folder of depth maps that it was made with, if any."
+        ),
+    ] = None,
     jobs: Jobs = None,
 ) -> Reply:
     """Rebuild what is damaged in a corpus or a store, and only that.
@@ -235,10 +241,10 @@ def repair(
     from dsgen.integrity.verify import is_store
 
     if is_store(path):
-        refuse_ignored(context, "a store is repaired", "backgrounds", "foregrounds")
+        refuse_ignored(context, "a store is repaired", "backgrounds", "foregrounds", "background_depths")
     else:
         refuse_ignored(context, "a corpus is repaired", "corpus")
-    done = rebuild(path, corpus, backgrounds, foregrounds, jobs=jobs)
+    done = rebuild(path, corpus, backgrounds, foregrounds, background_depths, jobs=jobs)
     changes = done.changes()
     table = f"{changes}\n" if changes else ""
     if done.after is not None and done.remaining:

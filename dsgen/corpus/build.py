@@ -6,10 +6,14 @@ folder at the same time, each on a part: the first makes the corpus, then each d
 """
 
 import logging
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, Self, cast
+
+import numpy as np
+import zarr
 
 from dsgen import __version__
 from dsgen.corpus import layout
@@ -19,25 +23,30 @@ from dsgen.corpus.manifest import (
     MAX_POSITIONS,
     MAX_SIZE,
     MIN_SIZE,
+    SCENE_FORMAT,
     Manifest,
-    ParameterRecord,
     PictureRecord,
     parse_manifest,
+    parse_range,
     picture_records,
+    record_heights,
     write_manifest,
 )
 from dsgen.corpus.pictures import DrawnRows, draw_missing_composites, draw_missing_sources
+from dsgen.corpus.placement import FLOOR, PLACES, RANDOM, SPREADS
 from dsgen.corpus.plan import (
+    MAX_PEOPLE,
     SPLIT_BY,
     SPLITS,
     assign_splits,
-    make_plan,
     planned_splits,
     save_plan,
     split_counts,
     split_pairs,
 )
-from dsgen.corpus.sources import SourceFolder, write_sources
+from dsgen.corpus.planning import LEAVE_OUT, plan_rows
+from dsgen.corpus.rooms import DepthSource, Estimator, Rooms, write_rooms
+from dsgen.corpus.sources import SourceFolder, read_figures, write_sources
 from dsgen.errors import (
     ConflictError,
     DamagedError,
@@ -51,6 +60,7 @@ from dsgen.io.assets import asset
 from dsgen.io.atomic import final_name, write_folder
 from dsgen.io.cameras import check_fov
 from dsgen.io.filesystem import LocalFiles, hash_tree
+from dsgen.io.images import read_picture
 from dsgen.io.regular_files import regular
 from dsgen.parallel.locks import LOCK
 from dsgen.parallel.parts import Part, lock_setup, lock_stage
@@ -72,7 +82,13 @@ class Parameters:
     label_size: int = field(
         default=448, metadata={"help": "Side at which depth is labelled, in pixels; a multiple of --size."}
     )
-    fg_height: int = field(default=110, metadata={"help": "Height of the foregrounds in the stored images, in pixels."})
+    fg_height: int | str = field(
+        default=110,
+        metadata={
+            "help": "Height of the foregrounds in the stored images, in pixels; or a range, such as 80-160, of which each "
+            "has a height of its own. On a floor the distance decides."
+        },
+    )
     flip: bool = field(default=True, metadata={"help": "Paste mirror images too."})
     seed: int = field(default=0, metadata={"help": "Seed of the positions and splits."})
     quality: int = field(default=95, metadata={"help": "JPEG quality of the picture files."})
@@ -94,6 +110,52 @@ class Parameters:
         default=False, metadata={"help": "Leave out the rows that are in no split, instead of drawing them as unused."}
     )
 
+    place: str = field(
+        default=RANDOM,
+        metadata={
+            "help": "Where people are put: random, anywhere in the picture; or floor, on the floor of the room, as large "
+            "as their distance makes them, behind what is nearer."
+        },
+    )
+    people: int | str = field(
+        default=1,
+        metadata={"help": "People in a picture: a number, or a range such as 1-3; the others are of the same split."},
+    )
+    spread: str = field(
+        default="area",
+        metadata={"help": "How people are spread over a floor: evenly by area in square metres, or by pixels."},
+    )
+    min_visible: float = field(
+        default=0.5,
+        metadata={"help": "Least share of a person on a floor to be in view; with less, another place is drawn."},
+    )
+    truncate: bool = field(default=False, metadata={"help": "Let people on a floor stick out of the picture."})
+    without_floor: str = field(
+        default=RANDOM,
+        metadata={"help": "What is done with backgrounds without a floor: random places, or leave-out."},
+    )
+    tilt: float = field(default=0.0, metadata={"help": "Turn people by up to so many degrees, either way."})
+    height_jitter: float = field(
+        default=0.0, metadata={"help": "Change the height of people on a floor by up to this share, either way."}
+    )
+
+    @property
+    def fg_heights(self) -> tuple[int, int]:
+        """The least and the largest height of the foregrounds in the stored images, in pixels."""
+        return parse_range(self.fg_height)
+
+    @property
+    def scenes(self) -> bool:
+        """Whether people have sizes and places of their own, so that rows have the column `people`."""
+        return any(getattr(self, name) != getattr(type(self), name) for name in _OF_SCENES) or (
+            self.fg_heights[0] != self.fg_heights[1]
+        )
+
+    def as_record(self) -> dict[str, Any]:
+        """Return the parameters as `corpus.json` records them: those of scenes only where there are any."""
+        values = asdict(self)
+        return values if self.scenes else {name: values[name] for name in values if name not in _OF_SCENES}
+
     @classmethod
     def recorded(cls, values: Mapping[str, Any]) -> Self:
         """Return the parameters that a `corpus.json` records; those that earlier versions lack have their defaults."""
@@ -107,6 +169,7 @@ class Parameters:
     def check(self) -> None:
         """Raise `InvalidValueError` for an invalid value, `SeveralErrors` for several."""
         sized = MIN_SIZE <= self.size <= MAX_SIZE  # what depends on a value is checked only if that value is right
+        heights = _valid_range(self.fg_height, self.size if sized else MAX_SIZE)
         multiple = not sized or (self.size <= self.label_size <= 2 * MAX_SIZE and self.label_size % self.size == 0)
         shared = 0 <= self.validation_share < 1
         rest = 1 - self.validation_share if shared else 1
@@ -114,11 +177,18 @@ class Parameters:
             (1 <= self.positions <= MAX_POSITIONS, "positions", f"1 to {MAX_POSITIONS}"),
             (sized, "size", f"{MIN_SIZE} to {MAX_SIZE} pixels"),
             (multiple, "label_size", f"a multiple of --size {self.size}, at most {2 * MAX_SIZE}"),
-            (1 <= self.fg_height <= self.size or not sized, "fg_height", f"1 to --size {self.size} pixels"),
+            (heights or not sized, "fg_height", f"1 to --size {self.size} pixels, or a range such as 80-160"),
             (1 <= self.quality <= 100, "quality", "1 to 100"),
             (shared, "validation_share", "0 to below 1"),
             (0 <= self.test_share < rest, "test_share", f"0 to below {rest:g}, 1 less --validation-share"),
             (self.split_by in SPLIT_BY, "split_by", "both, background or foreground"),
+            (self.place in PLACES, "place", " or ".join(PLACES)),
+            (_valid_range(self.people, MAX_PEOPLE), "people", f"1 to {MAX_PEOPLE}, or a range such as 1-3"),
+            (self.spread in SPREADS, "spread", " or ".join(SPREADS)),
+            (0 <= self.min_visible < 1, "min_visible", "a share of 0 to below 1"),
+            (self.without_floor in WITHOUT_FLOOR, "without_floor", " or ".join(WITHOUT_FLOOR)),
+            (0 <= self.tilt <= 180, "tilt", "0 to 180 degrees"),
+            (0 <= self.height_jitter < 1, "height_jitter", "a share of 0 to below 1"),
         )
         check_rules((holds, name, self._told(name), rule) for holds, name, rule in rules)
 
@@ -128,7 +198,27 @@ class Parameters:
         return f"{value}, the default" if value == getattr(type(self), name) else str(value)
 
 
-_ADDED = ("split_by", "skip_unused")  # parameters that earlier versions did not have
+def _valid_range(value: int | str, most: int) -> bool:
+    """Whether a value is a number, or a range such as "1-3", within 1 to `most`."""
+    if not re.fullmatch(r"[1-9]\d{0,6}(-[1-9]\d{0,6})?", str(value)):
+        return False
+    low, high = parse_range(value)
+    return low <= high <= most
+
+
+WITHOUT_FLOOR = (RANDOM, LEAVE_OUT)
+# parameters of corpora whose people have sizes and places of their own
+_OF_SCENES = (
+    "place",
+    "people",
+    "spread",
+    "min_visible",
+    "truncate",
+    "without_floor",
+    "tilt",
+    "height_jitter",
+)
+_ADDED = ("split_by", "skip_unused", *_OF_SCENES)  # parameters that earlier versions did not have
 MAX_ROWS = 100_000_000  # a plan of 1.6 GB
 
 
@@ -163,6 +253,8 @@ def composite(
     part: Part | None = None,
     cluster: str | None = None,
     fov_deg: float | None = None,
+    background_depths: Path | None = None,
+    estimate_depth: Estimator | None = None,
 ) -> CompositeResult:
     """Make a corpus of composites with masks, or resume an unfinished one.
 
@@ -172,6 +264,10 @@ def composite(
 
     The backgrounds' fields of view are recorded where they are known, see `dsgen.io.cameras`; `fov_deg` is that of
     backgrounds that do not say theirs, along their width.
+
+    With the parameter `place` "floor" the depth of the backgrounds is needed. It is read from `background_depths`, a
+    folder with NAME.png (16 bits, millimetres) or NAME.npy (metres) for every background; that of bundled backgrounds
+    is bundled. `estimate_depth` is called for others, such as `dsgen.estimate_depth_with()`.
 
     With `part` only that part of the backgrounds is drawn; parts may run at the same time in one folder on a shared
     file system. `cluster` is the address of a dask scheduler whose workers draw instead of local processes.
@@ -191,17 +287,26 @@ def composite(
     check_fov(fov_deg)
     workers = worker_count(jobs)
     rooms = SourceFolder.read(backgrounds or asset("backgrounds"), "backgrounds", max_backgrounds, workers)
-    sources = (
-        rooms.with_cameras(fov_deg, workers),
-        SourceFolder.read(foregrounds or asset("foregrounds"), "foregrounds", max_foregrounds, workers),
-    )
+    people = SourceFolder.read(foregrounds or asset("foregrounds"), "foregrounds", max_foregrounds, workers)
+    sources = (rooms.with_cameras(fov_deg, workers), people.with_people() if parameters.scenes else people)
     _check_existing(corpus, parameters, *sources)
     _check_rows(corpus, parameters, *sources)
+    depths = None
+    if parameters.place == FLOOR:
+        depths = DepthSource(
+            sources[0].files,
+            sources[0].views(),
+            lambda number: read_picture(sources[0].paths[number]),
+            background_depths,
+            estimate_depth,
+        )
+    elif background_depths is not None:
+        raise InvalidValueError("--background-depths", "only used with --place floor", "leave it out")
     with lock_stage(corpus, "composite", part):
         with lock_setup(corpus, part):
             _check_existing(corpus, parameters, *sources)
             if not (corpus / layout.CORPUS_JSON).exists():
-                _make(corpus, parameters, *sources, workers)
+                _make(corpus, parameters, *sources, depths, workers)
             opened = Corpus(corpus)
             if sources[0].fields_of_view() and not _recorded_views(opened.manifest):
                 log.warning(
@@ -228,7 +333,7 @@ def _check_existing(path: Path, parameters: Parameters, backgrounds: SourceFolde
     if path.exists() and not path.is_dir():
         raise InvalidValueError(path, "a file, expected a folder or nothing", "choose another name for the corpus")
     if not (path / layout.CORPUS_JSON).exists():
-        own = {layout.CORPUS_JSON, layout.SOURCES, layout.PLAN, layout.DEPTH, *layout.FOLDERS}
+        own = {layout.CORPUS_JSON, layout.SOURCES, layout.PLAN, layout.DEPTH, layout.ROOMS, *layout.FOLDERS}
         names = [p.name for p in path.iterdir() if not p.name.startswith(LOCK)] if path.is_dir() else []
         others = [name for name in names if final_name(name) not in own]
         if others:
@@ -309,47 +414,59 @@ def _counts_by(split_by: str, parameters: Parameters, names: tuple[list[str], li
 
 
 def _make(
-    path: Path, parameters: Parameters, backgrounds: SourceFolder, foregrounds: SourceFolder, workers: int
+    path: Path,
+    parameters: Parameters,
+    backgrounds: SourceFolder,
+    foregrounds: SourceFolder,
+    depths: DepthSource | None,
+    workers: int,
 ) -> None:
-    """Write the sources, the plan, and last the manifest."""
+    """Write the sources, the rooms if people stand in them, the plan, and last the manifest."""
+    scale = parameters.label_size // parameters.size
     with write_folder(path / layout.SOURCES) as unfinished:
-        shapes = write_sources(
+        write_sources(
             unfinished,
             backgrounds.paths,
             foregrounds.paths,
             size=parameters.size,
-            scales=tuple(sorted({1, parameters.label_size // parameters.size})),
-            fg_height=parameters.fg_height,
+            scales=tuple(sorted({1, scale})),
+            fg_height=parameters.fg_heights[1],
             errors=[*backgrounds.name_errors(), *foregrounds.name_errors()],
             workers=workers,
+            figures=parameters.scenes,
         )
-    plan = make_plan(
-        backgrounds.names,
-        foregrounds.names,
-        shapes,
-        size=parameters.size,
-        positions=parameters.positions,
-        flip=parameters.flip,
-        seed=parameters.seed,
-        validation_share=parameters.validation_share,
-        test_share=parameters.test_share,
-        split_by=parameters.split_by,
-        skip_unused=parameters.skip_unused,
+    rooms = None
+    if depths is not None:
+        sizes = sorted({parameters.size, parameters.label_size})
+        write_rooms(path / layout.ROOMS, backgrounds.names, backgrounds.views(), sizes, depths.read)
+        rooms = Rooms(path / layout.ROOMS, len(backgrounds.files))
+    records = {
+        "backgrounds": _records(backgrounds, "background", parameters),
+        "foregrounds": _records(foregrounds, "foreground", parameters),
+    }
+    sources = zarr.open_group(path / layout.SOURCES, mode="r")
+    plan = plan_rows(
+        asdict(parameters),
+        records["backgrounds"],
+        records["foregrounds"],
+        np.asarray(sources["foreground_shape"][:], np.int64),
+        read_figures(sources) if parameters.scenes else None,
+        rooms,
     )
     save_plan(path / layout.PLAN, plan)
-    write_manifest(
-        path / layout.CORPUS_JSON,
-        {
-            "format": FORMAT,
-            "dsgen": __version__,
-            "rows": len(plan),
-            "splits": split_counts(plan),
-            "parameters": cast(ParameterRecord, asdict(parameters)),
-            "sha256": _hash_corpus(path, workers),
-            "backgrounds": _records(backgrounds, "background", parameters),
-            "foregrounds": _records(foregrounds, "foreground", parameters),
-        },
-    )
+    manifest = {
+        "format": SCENE_FORMAT if parameters.scenes else FORMAT,
+        "dsgen": __version__,
+        "rows": len(plan),
+        "splits": split_counts(plan),
+        "parameters": parameters.as_record(),
+        "sha256": _hash_corpus(path, workers),
+    }
+    if rooms is not None:
+        manifest["rooms_sha256"] = rooms.sha256
+    if parameters.scenes:
+        manifest["figure_frame"] = list(sources["figure"].shape[1:3])
+    write_manifest(path / layout.CORPUS_JSON, cast(Manifest, manifest | records))
 
 
 def _records(folder: SourceFolder, kind: str, parameters: Parameters) -> list[PictureRecord]:
@@ -361,10 +478,14 @@ def _records(folder: SourceFolder, kind: str, parameters: Parameters) -> list[Pi
         for file, split in zip(folder.files, splits, strict=True)
     ]
     views = folder.fields_of_view()
-    for record in records:
+    for record, file in zip(records, folder.files, strict=True):
+        if file.label is not None:
+            record["class"] = file.label
         if record["file"] in views:
             record["fov_deg"], source = views[record["file"]]
             record["fov_from"] = cast(Literal["csv", "exif", "option"], source)
+    if folder.people:
+        record_heights(records, folder.people)
     return records
 
 

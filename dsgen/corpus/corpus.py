@@ -6,6 +6,7 @@ when it is read.
 
 import hashlib
 from bisect import bisect_left, bisect_right
+from collections.abc import Collection, Mapping
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,13 @@ import numpy as np
 import zarr
 
 from dsgen.corpus import layout
+from dsgen.corpus.figures import Figure
 from dsgen.corpus.labels import Block, Labels, count_rows
-from dsgen.corpus.manifest import parse_manifest, plan_hash, source_hashes, source_layouts
+from dsgen.corpus.manifest import parse_manifest, people_slots, plan_hash, source_hashes, source_layouts
 from dsgen.corpus.plan import SPLITS, load_plan
 from dsgen.corpus.render import Cutout, render
+from dsgen.corpus.rooms import Rooms
+from dsgen.corpus.scene import Room, draw_scenes
 from dsgen.corpus.vouched import named_damage, open_array, open_vouched
 from dsgen.errors import DamagedError, DsgenError
 from dsgen.io.cache import Cache
@@ -31,7 +35,8 @@ class Corpus:
 
     `plan` is the table of all rows (see `dsgen.corpus.plan`), `manifest` the content of `corpus.json` and `sha256` its
     hash. `size` and `label_size` are the sizes in pixels of the stored images and of those that are labelled,
-    `positions` the number of positions per (background, foreground, flip). Raises `NotFoundError` if there is no
+    `positions` the number of positions per (background, foreground, flip). `people` is the number of slots for people in
+    a row, 0 where the plan has no column `people`. Raises `NotFoundError` if there is no
     corpus at `path`, `DamagedError` if it cannot be read or is not what its hashes say; so do all methods that read.
 
     >>> corpus = Corpus("corpus")  # doctest: +SKIP
@@ -46,7 +51,9 @@ class Corpus:
         content = manifest.read_bytes()
         self.sha256 = hashlib.sha256(content).hexdigest()
         self.manifest = parse_manifest(content, manifest)
-        self.plan = load_plan(self.path / layout.PLAN, self.manifest["rows"], plan_hash(self.manifest))
+        self.people = people_slots(self.manifest)
+        plan = self.path / layout.PLAN
+        self.plan = load_plan(plan, self.manifest["rows"], plan_hash(self.manifest), self.people)
         parameters = self.manifest["parameters"]
         self.size: int = parameters["size"]
         self.label_size: int = parameters["label_size"]
@@ -80,6 +87,8 @@ class Corpus:
                 raise DamagedError(
                     self.path / layout.PLAN, f"damaged, {name} {found:,}, expected below {bound:,}", self._remedy
                 )
+        if self.people and int(self.plan["people"]["foreground"].max()) >= bounds["foreground"]:
+            raise DamagedError(self.path / layout.PLAN, "damaged, a person is no foreground", self._remedy)
 
     @property
     def _remedy(self) -> str:
@@ -107,7 +116,7 @@ class Corpus:
         with named_damage(self.path / layout.SOURCES / "foreground_shape", self._sources_remedy):
             shapes = np.asarray(array[:], np.int64)
         ends = shapes[self.plan["foreground"]] + np.stack([self.plan["top"], self.plan["left"]], axis=1)
-        if ends.max() > self.size or shapes.min() < 1:
+        if (ends.max() > self.size and not self.people) or shapes.min() < 1:
             raise DamagedError(
                 self.path / layout.PLAN, "damaged, a foreground lies partly outside its image", self._remedy
             )
@@ -155,8 +164,70 @@ class Corpus:
         key = ("cutout", number, flip, scale)
         return self._cache.get(key, lambda: Cutout.from_rgba(self.foreground(number, bool(flip), self.size * scale)))
 
+    def figure(self, number: int, flip: int = 0) -> Figure:
+        """Return a foreground prepared to be drawn at any size; only where the plan has the column `people`."""
+
+        def make() -> Figure:
+            array = self._source_array("figure")
+            height, width = self._figure_shapes[number].tolist()
+            with named_damage(self.path / layout.SOURCES / "figure", self._sources_remedy):
+                rgba = np.asarray(array[number, :height, :width])
+            return Figure(np.ascontiguousarray(rgba[:, ::-1]) if flip else rgba)
+
+        return self._cache.get(("figure", number, flip), make)
+
+    @cached_property
+    def _figure_shapes(self) -> np.ndarray:
+        array = self._source_array("figure_shape")
+        with named_damage(self.path / layout.SOURCES / "figure_shape", self._sources_remedy):
+            return np.asarray(array[:], np.int64)
+
+    @cached_property
+    def rooms(self) -> Rooms | None:
+        """What is known of the backgrounds as rooms, their depth above all, or None."""
+        path, recorded = self.path / layout.ROOMS, self.manifest.get("rooms_sha256")
+        if recorded is None and not path.is_dir():
+            return None
+        return Rooms(path, len(self.manifest["backgrounds"]), recorded)
+
+    @cached_property
+    def heights_m(self) -> list[float]:
+        """The heights of the foregrounds in metres, where people have places of their own or rooms are known."""
+        recorded = None if self.rooms is None else self.rooms.heights_m
+        if recorded is not None:
+            return recorded
+        return [record["height_m"] for record in self.manifest["foregrounds"]]
+
+    def room(self, number: int, size: int | None = None) -> Room:
+        """Return a background as a room that people are drawn into; `size` as for `background`."""
+        scale = self._scale(size)
+        image = self.background(number, self.size * scale)
+        if self.rooms is None:
+            return Room(image)
+        rooms = self.rooms
+        return self._cache.get(("room", number, scale), lambda: rooms.room(number, image))
+
+    def draw(
+        self,
+        rows: np.ndarray,
+        fields: Collection[str] = ("image", "mask"),
+        size: int | None = None,
+        *,
+        depths: np.ndarray | None = None,
+        out: Mapping[str, np.ndarray] | None = None,
+    ) -> dict[str, np.ndarray]:
+        """Draw rows of a plan with the column `people`; see `dsgen.corpus.scene.draw_scenes`."""
+        scale = self._scale(size)
+        rooms = {b: self.room(b, self.size * scale) for b in np.unique(rows["background"]).tolist()}
+        people = rows["people"][rows["people"]["height"] > 0]
+        figures = {(f, m): self.figure(f, m) for f, m in np.unique(people[["foreground", "flip"]]).tolist()}
+        return draw_scenes(rows, rooms, figures, self.size, scale, fields=fields, depths=depths, out=out)
+
     def render(self, rows: np.ndarray, size: int | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Render rows of the plan: images (n,S,S,3) u1 RGB, masks (n,S,S) u1, 0 or 255; `size` as for `background`."""
+        if self.people:
+            drawn = self.draw(rows, ("image", "mask"), size)
+            return drawn["image"], drawn["mask"]
         scale = self._scale(size)
         backgrounds = {b: self.background(b, self.size * scale) for b in np.unique(rows["background"]).tolist()}
         pairs = np.unique(rows[["foreground", "flip"]])

@@ -86,12 +86,19 @@ class JpegPatcher:
     def encode(self, cutout: Cutout, top: int, left: int) -> bytes:
         """Encode the background with a foreground blended over it at the given position."""
         height, width = cutout.shape
+        below = self._background[top : top + height, left : left + width]
+        return self.encode_changed(blend(below, cutout), top, left)
+
+    def encode_changed(self, changed: np.ndarray, top: int, left: int) -> bytes:
+        """Encode the background with other pixels (h,w,3) u1 at the given position."""
+        height, width = changed.shape[:2]
+        if not changed.size:
+            return b"".join(self._code)
         first_row, first_column = top // _MCU, left // _MCU
         last_row, last_column = (top + height - 1) // _MCU, (left + width - 1) // _MCU
         y, x = first_row * _MCU, first_column * _MCU
         window = self._background[y : (last_row + 1) * _MCU, x : (last_column + 1) * _MCU].copy()
-        covered = window[top - y : top - y + height, left - x : left - x + width]
-        covered[...] = blend(covered, cutout)
+        window[top - y : top - y + height, left - x : left - x + width] = changed
         _, units = _split_units(encode_jpeg(window, self._quality, restart=1))
         code = self._code.copy()
         columns = last_column - first_column + 1

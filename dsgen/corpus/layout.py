@@ -7,6 +7,7 @@ CORPUS_JSON = "corpus.json"
 PLAN = "plan.npy"
 SOURCES = "sources.zarr"
 DEPTH = "depth.zarr"
+ROOMS = "rooms.zarr"
 SOURCE_FOLDERS = ("bg", "fg", "fg_mask")
 COMPOSITE_FOLDERS = ("bg_fg", "bg_fg_mask")
 PICTURE_SUFFIXES = {"bg_fg": ".jpeg", "bg_fg_mask": "_mask.png", "bg_fg_depth": ".jpeg"}

@@ -23,6 +23,7 @@ from dsgen.parallel.parts import Part, select_part
 from dsgen.parallel.pool import run_blocks
 
 _DISK_BLOCK_BYTES = 4096
+_DRAWN_ROWS = 20  # at once, of those with the column `people`
 _SPACE_SAMPLES = 8  # rows from which the space that all take is estimated
 
 
@@ -126,10 +127,42 @@ def encode_composites(corpus: Corpus, background: int) -> Iterator[tuple[str, by
     rows = corpus.rows_of(background)
     jpeg = JpegPatcher(corpus.background(background), corpus.manifest["parameters"]["quality"])
     png = MaskEncoder(corpus.size)
+    if corpus.people:
+        yield from _encode_scenes(corpus, background, jpeg, png)
+        return
     for _, foreground, flip, position, top, left, _ in corpus.plan[rows.start : rows.stop].tolist():
         cutout = corpus.cutout(foreground, flip)
         name = layout.composite_name(background, foreground, flip, position)
         yield name, jpeg.encode(cutout, top, left), png.encode(cutout.mask, top, left)
+
+
+def _encode_scenes(
+    corpus: Corpus, background: int, jpeg: JpegPatcher, png: MaskEncoder
+) -> Iterator[tuple[str, bytes, bytes]]:
+    """Do what `encode_composites` does for rows with the column `people`."""
+    numbers, below = corpus.rows_of(background), corpus.background(background)
+    for start in range(numbers.start, numbers.stop, _DRAWN_ROWS):
+        rows = corpus.plan[start : min(start + _DRAWN_ROWS, numbers.stop)]
+        for row, image, mask in zip(rows, *corpus.render(rows), strict=True):
+            name = layout.composite_name(
+                *(int(row[column]) for column in ("background", "foreground", "flip", "position"))
+            )
+            changed, inside = _window(image ^ below), _window(mask)
+            yield (
+                name,
+                jpeg.encode_changed(image[changed], changed[0].start, changed[1].start),
+                png.encode(mask[inside], inside[0].start, inside[1].start),
+            )
+
+
+def _window(pixels: np.ndarray) -> tuple[slice, slice]:
+    """Return the smallest window of a picture (h,w,...) u1 with all pixels that are not 0; empty if there are none."""
+    lines = pixels.reshape(len(pixels), -1)
+    rows = np.flatnonzero(lines.max(axis=1))
+    if not len(rows):
+        return slice(0, 0), slice(0, 0)
+    columns = np.flatnonzero(lines.max(axis=0)) * pixels.shape[1] // lines.shape[1]
+    return slice(int(rows[0]), int(rows[-1]) + 1), slice(int(columns[0]), int(columns[-1]) + 1)
 
 
 def draw_missing_sources(corpus: Corpus) -> None:

@@ -4,6 +4,8 @@ Row `((background * foregrounds + foreground) * flips + flip) * positions + posi
 on a background; where unused pairs are skipped, their rows are left out and the others move up. The locations of a
 (background, foreground, flip) depend only on the seed, on the names of the two pictures and on the number of possible
 locations. Other pictures, workers or machines change no row's content.
+
+Rows whose people have a size of their own have one more column, `people`, see `dsgen.corpus.placement`.
 """
 
 import hashlib
@@ -32,8 +34,26 @@ DTYPE = np.dtype(
         ("split", "u1"),
     ]
 )
+PERSON = np.dtype(
+    [
+        ("foreground", "<u4"),
+        ("flip", "u1"),
+        ("look", "u1"),
+        ("height", "<u4"),
+        ("top", "<i4"),
+        ("left", "<i4"),
+        ("distance", "<u2"),
+        ("tilt", "<i2"),
+    ]
+)
+MAX_PEOPLE = 16  # in a row
 _DRAWS_AT_ONCE = 2**19
 _BLOCK_BITS = 5  # blocks of at most 32 draws
+
+
+def plan_dtype(people: int) -> np.dtype:
+    """Return the columns of a plan: `DTYPE`, and with `people` above 0 so many slots of `PERSON` in each row."""
+    return np.dtype([*DTYPE.descr, ("people", PERSON, (people,))]) if people else DTYPE
 
 
 def make_plan(
@@ -72,7 +92,9 @@ def make_plan(
     for start in range(0, len(background), pairs_at_once):
         part = slice(start, start + pairs_at_once)
         names = [(backgrounds[b], foregrounds[f]) for b, f in zip(background[part], foreground[part], strict=True)]
-        keys = np.array([_key("place", seed, b, f, mirrored) for b, f in names for mirrored in range(flips)], np.uint64)
+        keys = np.array(
+            [key_of("place", seed, b, f, mirrored) for b, f in names for mirrored in range(flips)], np.uint64
+        )
         counts = np.repeat((tops * lefts)[foreground[part]], flips)
         locations = draw_locations(keys, counts, positions).reshape(-1, flips, positions)
         plan["top"][part], plan["left"][part] = np.divmod(locations, lefts[foreground[part]][:, None, None])
@@ -115,7 +137,7 @@ def assign_splits(names: list[str], kind: str, seed: int, validation_share: floa
     on average. Only if a split with a share above 0 would be empty, the training picture with the lowest draw is moved
     to it, provided that another one is left to train on.
     """
-    draws = np.array([_key(f"split {kind}", seed, name) / 2**64 for name in names])
+    draws = np.array([key_of(f"split {kind}", seed, name) / 2**64 for name in names])
     splits = np.zeros(len(names), np.uint8)
     splits[draws < validation_share + test_share] = 2
     splits[draws < validation_share] = 1
@@ -133,7 +155,7 @@ def draw_locations(keys: np.ndarray, counts: np.ndarray, positions: int) -> np.n
     (keys, positions) i8, a pure function of each (key, count). Takes time in O(n log² n) for n positions.
     """
     left = counts[:, None] - np.arange(positions) % counts[:, None]  # a new round starts when none is left
-    hashes = _scramble(keys[:, None] + np.arange(1, positions + 1, dtype=np.uint64))
+    hashes = scramble(keys[:, None] + np.arange(1, positions + 1, dtype=np.uint64))
     # the high half of a 64-bit hash times the number of locations left: biased by less than 2**-32 * left
     ranks = ((hashes >> np.uint64(32)) * left.astype(np.uint64) >> np.uint64(32)).astype(np.int64)
     rounds = np.minimum(counts, positions)  # the draws of a round, all distinct
@@ -183,12 +205,12 @@ def _take_free_of_block(ranks: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(locations.T)
 
 
-def _key(*values: object) -> int:
+def key_of(*values: object) -> int:
     """Return 64 bits that depend on every value: the start of a SHA-256."""
     return int.from_bytes(hashlib.sha256("\0".join(map(str, values)).encode()).digest()[:8], "little")
 
 
-def _scramble(x: np.ndarray) -> np.ndarray:
+def scramble(x: np.ndarray) -> np.ndarray:
     """Apply SplitMix64's finalizer (Steele, Lea and Flood, OOPSLA 2014) to a Weyl sequence: u8 -> u8."""
     with np.errstate(over="ignore"):
         x = x * np.uint64(0x9E3779B97F4A7C15)
@@ -215,8 +237,10 @@ def save_plan(path: Path, plan: np.ndarray) -> None:
     write_bytes(path, encode_plan(plan))
 
 
-def load_plan(path: Path, rows: int, sha256: str | None) -> np.ndarray:
+def load_plan(path: Path, rows: int, sha256: str | None, people: int = 0) -> np.ndarray:
     """Memory-map the plan, read-only; raise `DamagedError` unless it has `rows` rows and, if recorded, this SHA-256.
+
+    `people` is the number of slots that its rows have.
 
     A header that asks for more than the file holds is found before any memory is allocated.
     """
@@ -240,7 +264,8 @@ def load_plan(path: Path, rows: int, sha256: str | None) -> np.ndarray:
         raise
     except Exception as error:  # numpy raises errors of any class on damaged headers
         raise DamagedError(path, f"damaged ({reason_of(error, path)})", remedy) from error
-    if plan.dtype != DTYPE or plan.shape != (rows,):
+    dtype = plan_dtype(people)
+    if plan.dtype != dtype or plan.shape != (rows,):
         found = f"got {plan.shape} of {plan.dtype.names or plan.dtype}"
-        raise DamagedError(path, f"damaged, {found}, expected ({rows},) of {DTYPE.names}", remedy)
+        raise DamagedError(path, f"damaged, {found}, expected ({rows},) of {dtype.names}", remedy)
     return plan

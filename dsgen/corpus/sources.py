@@ -4,67 +4,106 @@
 - `foreground_SIZE`: (f,H,W,4) u1 RGBA with straight alpha, each foreground in the top left corner of its frame.
 - `foreground_shape`: (f,2) u2, height and width at the stored size.
 
+Where people have sizes of their own:
+
+- `figure`: (f,H,W,4) u1 RGBA, each foreground as large as its file has it, `MAX_FIGURE` pixels at most.
+- `figure_shape`: (f,2) u2, their heights and widths.
+
 At scale k a foreground is exactly k times as large, so that a location in stored pixels holds at every size. All
 pictures are checked in one pass, and all errors are raised together.
 """
 
+import contextlib
 import hashlib
 import logging
 import math
+import os
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Self
+from typing import Self, cast
 
 import numpy as np
 import zarr
 from zarr.codecs import ZstdCodec
 
-from dsgen.errors import DamagedError, DsgenError, raise_all
+from dsgen.camera import ASSUMED_FOV_DEG
+from dsgen.errors import DamagedError, DsgenError, InvalidValueError, raise_all
 from dsgen.io import images
 from dsgen.io.cameras import ASSUMED, Camera, read_cameras
 from dsgen.io.cutouts import SOLID, drop_loose_pixels
-from dsgen.io.folders import list_pictures, match_key
-from dsgen.io.picture_files import share_memory
+from dsgen.io.folders import class_of, list_pictures, match_key
+from dsgen.io.people import Person, read_people
+from dsgen.io.picture_files import read_size_and_fov, share_memory
 
+MAX_FIGURE = 1024  # pixels along the longer side
+MIN_FRAME = 16
 _CHUNK_BYTES = 4 * 2**20
 log = logging.getLogger("dsgen")
 
 
 @dataclass(frozen=True)
 class SourceFile:
-    """A picture file of a source folder; `name` is the file name without its ending, `file` with it."""
+    """A picture file of a source folder; `name` is its name within the folder without the ending, `file` with it.
+
+    `label` is the class of a picture in a folder that has classes, else None, see `dsgen.io.folders.class_of`.
+    """
 
     name: str
     file: str
     sha256: str
+    label: str | None = None
 
 
 @dataclass(frozen=True)
 class SourceFolder:
     """A folder of backgrounds or foregrounds: its pictures' `paths` and `files`, both in order of name.
 
-    `cameras`, in the same order, are those of backgrounds, see `with_cameras`.
+    `others` are its pictures beyond the limit. `cameras` and `people`, in the order of the files, are those of
+    backgrounds and of foregrounds, see `with_cameras` and `with_people`.
     """
 
     folder: Path
     paths: list[Path]
     files: list[SourceFile]
+    others: tuple[Path, ...] = ()
     cameras: tuple[Camera | None, ...] = ()
+    people: tuple[Person, ...] = ()
 
     @classmethod
     def read(cls, folder: Path, kind: str, limit: int | None, workers: int) -> "SourceFolder":
-        """List and hash the pictures of a folder; `kind` and `limit` as for `list_pictures`."""
-        paths = list_pictures(folder, kind, limit)
-        return cls(folder, paths, hash_files(paths, workers))
+        """List and hash the pictures of a folder of "backgrounds" or "foregrounds", the first `limit` only.
+
+        Foregrounds may lie in sub-folders, one for each class. Raises as `list_pictures`, and `InvalidValueError` for a
+        `limit` below 1.
+        """
+        found = list_pictures(folder, kind, in_classes=kind == "foregrounds")
+        if limit is not None and limit < 1:
+            raise InvalidValueError.expected(f"max_{kind}", limit, "1 or more")
+        paths = found[:limit]
+        return cls(folder, paths, hash_files(folder, paths, workers), tuple(found[len(paths) :]))
 
     def with_cameras(self, fov_deg: float | None, workers: int) -> Self:
         """Return the folder with the cameras of its pictures; raises as `read_cameras`, as which `fov_deg` is."""
-        others = [path for path in self.folder.iterdir() if path.suffix.lower() in images.SUFFIXES]
-        cameras = read_cameras(self.folder, self.paths, fov_deg, workers, others)
-        return replace(self, cameras=tuple(cameras))
+        return replace(self, cameras=tuple(read_cameras(self.folder, self.paths, fov_deg, workers, self.others)))
+
+    def with_people(self) -> Self:
+        """Return the folder with the heights and classes of its subjects; raises as `read_people`."""
+        return replace(self, people=tuple(read_people(self.folder, self.paths, self.others)))
+
+    def views(self) -> list[tuple[float, str]]:
+        """Return the fields of view of the pictures' centre squares, assumed where they are not known; see `read_cameras`.
+
+        Those that cannot be read have the assumed one: decoding them raises the error to report.
+        """
+        return [
+            (ASSUMED_FOV_DEG, ASSUMED)
+            if camera is None or camera.fov_from == ASSUMED
+            else (camera.square_fov_deg(), camera.fov_from)
+            for camera in self.cameras
+        ]
 
     def fields_of_view(self) -> dict[str, tuple[float, str]]:
         """Return the fields of view of the pictures' centre squares that are known, and their sources, by file."""
@@ -95,12 +134,14 @@ class SourceFolder:
         ]
 
 
-def hash_files(paths: list[Path], workers: int) -> list[SourceFile]:
-    """Compute the SHA-256 of the files in `workers` threads, in the order given."""
+def hash_files(folder: Path, paths: list[Path], workers: int) -> list[SourceFile]:
+    """Compute the SHA-256 of files in a folder in `workers` threads, in the order given."""
 
     def digest(path: Path) -> SourceFile:
+        inside = path.relative_to(folder)
         with path.open("rb") as file:
-            return SourceFile(path.stem, path.name, hashlib.file_digest(file, "sha256").hexdigest())
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        return SourceFile(inside.with_suffix("").as_posix(), inside.as_posix(), sha256, class_of(folder, path))
 
     with ThreadPoolExecutor(workers) as pool:
         return list(pool.map(digest, paths))
@@ -114,34 +155,57 @@ def normalise_background(path: Path, sizes: tuple[int, ...]) -> list[np.ndarray]
 
 
 def normalise_foreground(
-    path: Path, fg_height: int, size: int, scales: tuple[int, ...], loose: dict[Path, int] | None = None
+    path: Path,
+    fg_height: int,
+    size: int,
+    scales: tuple[int, ...],
+    loose: dict[Path, int] | None = None,
+    *,
+    figure: bool = False,
 ) -> list[np.ndarray]:
     """Read a foreground, trim it to what counts and resize it to `fg_height` rows times every scale: (h,w,4) u1 each.
 
     A foreground that would be wider than `size` pixels is reduced to that width, keeping its proportions. `loose` is
-    told how many pixels of the file did not count, as `dsgen.io.cutouts` defines.
+    told how many pixels of the file did not count, as `dsgen.io.cutouts` defines. With `figure` the trimmed cut-out as
+    the file has it is the last.
     """
     with share_memory(path):
-        rgba = images.read_cutout(path)
-        least, most = rgba[..., 3].min(), rgba[..., 3].max()
-        if most == 0:
-            raise DamagedError(path, "empty alpha (nothing is visible), expected a cut-out", "replace it")
-        if least >= SOLID:
-            reason = f"alpha is {'' if least == most else 'at least '}{least} everywhere, so nothing of it is cut out"
-            remedy = "remove its background, or give it a transparent border of one pixel to paste it whole"
-            raise DamagedError(path, reason, remedy)
-        dropped = drop_loose_pixels(rgba)
-        if dropped and loose is not None:
-            loose[path] = dropped
-        rgba = images.trim(rgba)
+        rgba = read_trimmed(path, loose)
         height, width = fg_height, max(1, round(rgba.shape[1] * fg_height / rgba.shape[0]))
         if width > size:
             height, width = max(1, round(rgba.shape[0] * size / rgba.shape[1])), size
         scaled = [images.resize_cutout(rgba, height * scale, width * scale) for scale in scales]
+        if figure:
+            scaled.append(_limited(rgba))
     if not all((s[..., 3] >= SOLID).any() for s in scaled):
         reason = f"alpha is below 128 everywhere at {width}x{height} pixels, so the mask would be empty"
         raise DsgenError(path, reason, "replace it or use a larger --fg-height")
     return scaled
+
+
+def read_trimmed(path: Path, loose: dict[Path, int] | None = None) -> np.ndarray:
+    """Read a foreground and trim it to what counts, (h,w,4) u1; `loose` as for `normalise_foreground`."""
+    rgba = images.read_cutout(path)
+    least, most = rgba[..., 3].min(), rgba[..., 3].max()
+    if most == 0:
+        raise DamagedError(path, "empty alpha (nothing is visible), expected a cut-out", "replace it")
+    if least >= SOLID:
+        reason = f"alpha is {'' if least == most else 'at least '}{least} everywhere, so nothing of it is cut out"
+        remedy = "remove its background, or give it a transparent border of one pixel to paste it whole"
+        raise DamagedError(path, reason, remedy)
+    dropped = drop_loose_pixels(rgba)
+    if dropped and loose is not None:
+        loose[path] = dropped
+    return images.trim(rgba)
+
+
+def _limited(rgba: np.ndarray) -> np.ndarray:
+    """Scale a cut-out down to `MAX_FIGURE` pixels along its longer side, if it has more."""
+    height, width = rgba.shape[:2]
+    most = max(height, width)
+    if most <= MAX_FIGURE:
+        return rgba
+    return images.resize_cutout(rgba, *(max(1, round(side * MAX_FIGURE / most)) for side in (height, width)))
 
 
 def write_sources(
@@ -154,11 +218,12 @@ def write_sources(
     fg_height: int,
     errors: list[DsgenError],
     workers: int,
+    figures: bool = False,
 ) -> np.ndarray:
     """Check and normalise all pictures and write them to the zarr group at `path`.
 
     `scales` are the multiples of `size` to write. Returns the foregrounds' heights and widths at the stored size,
-    (f,2) i8. Raises all errors together: those already found, `errors`, and one for every picture that cannot be used.
+    (f,2) i8. With `figures` it also writes the cut-outs as the files have them. Raises all errors together: those already found, `errors`, and one for every picture that cannot be used.
     Pictures with the same pixels are logged as a warning.
     """
     errors = list(errors)
@@ -171,19 +236,50 @@ def write_sources(
         workers,
     )
     loose: dict[Path, int] = {}
+    frames = [
+        _create(group, f"foreground_{size * k}", (len(foreground_paths), fg_height * k, size * k, 4)) for k in scales
+    ]
+    figure_shapes: list[tuple[int, int]] = []
+    if figures:
+        frames.append(_create(group, "figure", (len(foreground_paths), *figure_frame(foreground_paths), 4)))
     shapes = _write_all(
         foreground_paths,
-        lambda p: normalise_foreground(p, fg_height, size, scales, loose),
-        [_create(group, f"foreground_{size * k}", (len(foreground_paths), fg_height * k, size * k, 4)) for k in scales],
+        lambda p: normalise_foreground(p, fg_height, size, scales, loose, figure=figures),
+        frames,
         errors,
         workers,
+        figure_shapes if figures else None,
     )
     raise_all(errors)
+    if figures:
+        group.create_array("figure_shape", data=np.array(figure_shapes, np.uint16))
     if loose:
-        names = ", ".join(f"{path.name} ({loose[path]:,} pixels)" for path in sorted(loose))
-        log.warning("%s: left out specks and haze, which are not the subject: %s", foreground_paths[0].parent, names)
+        folder = Path(os.path.commonpath([path.parent for path in foreground_paths]))
+        names = ", ".join(f"{path.relative_to(folder)} ({loose[path]:,} pixels)" for path in sorted(loose))
+        log.warning("%s: left out specks and haze, which are not the subject: %s", folder, names)
     group.create_array("foreground_shape", data=np.array(shapes, np.uint16))
     return np.array(shapes, np.int64)
+
+
+def figure_frame(paths: list[Path]) -> tuple[int, int]:
+    """Return the height and width of a frame in which every cut-out fits as `MAX_FIGURE` limits it."""
+    sides = [(MIN_FRAME, MIN_FRAME)]
+    for path in paths:
+        with contextlib.suppress(DsgenError):  # reading the pixels raises the error to report
+            (height, width), _ = read_size_and_fov(path)
+            sides.append((min(height, MAX_FIGURE), min(width, MAX_FIGURE)))
+    return max(height for height, _ in sides), max(width for _, width in sides)
+
+
+def read_figures(sources: zarr.Group) -> Iterator[np.ndarray]:
+    """Yield every cut-out of the array `figure`, (h,w,4) u1, in order."""
+    figure, shapes = (cast(zarr.Array, sources[name]) for name in ("figure", "figure_shape"))
+    length = figure.chunks[0]
+    sides = np.asarray(shapes[:]).tolist()
+    for start in range(0, len(sides), length):
+        frames = np.asarray(figure[start : start + length])
+        for frame, (height, width) in zip(frames, sides[start : start + length], strict=True):
+            yield frame[:height, :width]
 
 
 def _create(group: zarr.Group, name: str, shape: tuple[int, ...]) -> zarr.Array:
@@ -199,10 +295,11 @@ def _write_all(
     arrays: list[zarr.Array],
     errors: list[DsgenError],
     workers: int,
+    last_shapes: list[tuple[int, int]] | None = None,
 ) -> list[tuple[int, int]]:
     """Normalise pictures in threads, a few in memory at a time, and write each at its index; return their shapes.
 
-    `arrays` has one array for each size. Errors are appended to `errors`, and the other pictures still checked.
+    `arrays` has one array for each size; `last_shapes` is told the shapes in the last of them. Errors are appended to `errors`, and the other pictures still checked.
     """
     shapes: list[tuple[int, int]] = []
     seen: dict[bytes, Path] = {}
@@ -220,6 +317,8 @@ def _write_all(
                 array[start : index + 1] = buffer[: index + 1 - start]
                 buffer[...] = 0
         shapes.append(result[0].shape[:2])
+        if last_shapes is not None:
+            last_shapes.append(result[-1].shape[:2])
         digest = hashlib.sha256(repr(result[0].shape).encode() + result[0].tobytes()).digest()
         if digest in seen:
             log.warning("%s and %s show the same picture; both are used", seen[digest], path)

@@ -14,9 +14,9 @@ from dsgen.errors import DamagedError, DsgenError, InvalidValueError, NotFoundEr
 from dsgen.io import images
 from dsgen.io.csv_files import read_csv
 from dsgen.io.folders import attempt, list_files, match_key
+from dsgen.io.people import SEATED_M, STANDING_M
 
 FOV_DEG = 61.0  # of frames that do not say theirs
-STANDING_M, SEATED_M = 1.7, 1.3
 LAYOUT = (
     "a folder of frames holds rgb/NAME.jpg or .png, depth/NAME.png (16-bit, millimetres) and frames.csv (UTF-8) with "
     "the columns name, room and, if known, fov_deg"

@@ -14,15 +14,21 @@ from dsgen.corpus import layout
 from dsgen.corpus.build import MAX_ROWS, Parameters, count_rows
 from dsgen.corpus.corpus import Corpus
 from dsgen.corpus.manifest import (
+    SCENE_FORMAT,
     Manifest,
     is_vouched,
     parse_manifest,
+    people_slots,
     picture_names,
     plan_hash,
     source_hashes,
     source_layouts,
 )
-from dsgen.corpus.plan import DTYPE, encode_plan, make_plan, split_counts
+from dsgen.corpus.placement import RANDOM
+from dsgen.corpus.plan import encode_plan, plan_dtype, split_counts
+from dsgen.corpus.planning import plan_rows
+from dsgen.corpus.rooms import Rooms
+from dsgen.corpus.sources import read_figures
 from dsgen.corpus.vouched import named_damage, open_array, open_vouched
 from dsgen.errors import DamagedError, DsgenError, is_system_error, reason_of
 from dsgen.integrity.check_labels import check_labels
@@ -50,9 +56,10 @@ def check_corpus(path: Path, fast: bool, jobs: int, report: ReportBuilder) -> No
         return
     before = len(report.findings)
     check_sources(path, manifest, jobs, report)
+    check_rooms(path, manifest, report)
     check_plan(path, manifest, report)
     damaged = {finding.component for finding in report.findings[before:] if finding.what not in KEPT}
-    if damaged - {layout.SOURCES}:
+    if damaged - {layout.SOURCES, layout.ROOMS}:
         report.notes.append("pictures and labels were not checked, since the plan is damaged")
         return
     try:
@@ -61,7 +68,7 @@ def check_corpus(path: Path, fast: bool, jobs: int, report: ReportBuilder) -> No
         report.find(layout.PLAN, f"damaged ({error.reason})")
         return
     if damaged:
-        report.notes.append("pictures were not compared with the plan, since the sources are damaged")
+        report.notes.append("pictures were not compared with the plan, since what they are drawn from is damaged")
     check_pictures(corpus, fast or bool(damaged), jobs, report)
     if fast:
         report.notes.append("pictures not compared with the plan, labels not decoded (--fast)")
@@ -108,23 +115,57 @@ def check_counts(manifest: Manifest) -> None:
     rows = sum(counts.values())
     if rows > MAX_ROWS:
         raise DamagedError(layout.CORPUS_JSON, f"its parameters make {rows:,} rows, expected at most {MAX_ROWS:,}")
+    if parameters.without_floor != RANDOM and manifest["rows"] <= rows:
+        return  # which rows there are depends on the rooms: the plan is computed again anyway
     if (manifest["rows"], manifest["splits"]) != (rows, counts):
         raise DamagedError(layout.CORPUS_JSON, f"its row counts are not those of its parameters, {rows:,} rows")
 
 
 def check_top(path: Path, report: ReportBuilder) -> None:
     """Find what lies in the folder of a corpus and is not part of it."""
-    known = {layout.CORPUS_JSON, layout.PLAN, layout.SOURCES, layout.DEPTH, *layout.FOLDERS}
+    known = {layout.CORPUS_JSON, layout.PLAN, layout.SOURCES, layout.ROOMS, layout.DEPTH, *layout.FOLDERS}
     for entry in sorted(path.iterdir(), key=lambda entry: entry.name):
         if entry.name not in known and not entry.name.startswith(LOCK):
             report.find(entry.name, EXTRA if final_name(entry.name) in known else FOREIGN)
 
 
-def expected_plan(manifest: Manifest, shapes: np.ndarray) -> np.ndarray:
-    """Compute the plan again; `shapes` are the foregrounds' heights and widths, (f,2)."""
+def expected_plan(path: Path, manifest: Manifest) -> np.ndarray:
+    """Compute the plan again, from the manifest, the foregrounds' shapes, and the rooms where people stand in them."""
     options = asdict(Parameters.recorded(cast(dict[str, Any], manifest["parameters"])))
-    names = ("size", "positions", "flip", "seed", "validation_share", "test_share", "split_by", "skip_unused")
-    return make_plan(*picture_names(manifest), shapes, **{name: options[name] for name in names})
+    shapes = read_shapes(path, manifest)
+    figures = rooms = None
+    if manifest["format"] == SCENE_FORMAT:
+        hashes = {name.partition("/")[2]: digest for name, digest in source_hashes(manifest).items()}
+        figures = read_figures(open_vouched(path / layout.SOURCES, hashes, f"run dsgen repair {path}"))
+    if "rooms_sha256" in manifest:
+        rooms = Rooms(path / layout.ROOMS, len(manifest["backgrounds"]), manifest["rooms_sha256"])
+    return plan_rows(options, manifest["backgrounds"], manifest["foregrounds"], shapes, figures, rooms, quiet=True)
+
+
+def check_rooms(path: Path, manifest: Manifest, report: ReportBuilder) -> None:
+    """Compare what is known of the backgrounds as rooms with its hashes, where there is any."""
+    recorded, folder = manifest.get("rooms_sha256"), path / layout.ROOMS
+    if recorded is None and not folder.exists():
+        return
+    if not folder.is_dir():
+        report.find(layout.ROOMS, MISSING)
+        return
+    sizes = LocalFiles(folder).sizes()
+    report.files += len(sizes)
+    report.bytes += sum(sizes.values())
+    try:
+        rooms = Rooms(folder, len(manifest["backgrounds"]), recorded)
+    except DsgenError as error:
+        report.find(_relative(error, path), error.reason)
+        return
+    for name in sorted(rooms.files.keys() | sizes.keys()):
+        if name not in sizes:
+            report.find(f"{layout.ROOMS}/{name}", MISSING)
+        elif name not in rooms.files:
+            if name != "zarr.json":
+                report.find(f"{layout.ROOMS}/{name}", classify_extra(name))
+        elif hashlib.sha256((folder / name).read_bytes()).hexdigest() != rooms.files[name]:
+            report.find(f"{layout.ROOMS}/{name}", _other_hash(sizes[name]))
 
 
 def check_plan(path: Path, manifest: Manifest, report: ReportBuilder) -> None:
@@ -149,17 +190,19 @@ def check_plan(path: Path, manifest: Manifest, report: ReportBuilder) -> None:
     if recorded not in (None, hashlib.sha256(content).hexdigest()):
         report.find(layout.PLAN, _other_hash(len(content)))
         return
-    if any(finding.component == layout.SOURCES and finding.what not in KEPT for finding in report.findings):
-        return  # the shapes cannot be relied on
-    if not 0 < len(content) - manifest["rows"] * DTYPE.itemsize < _HEADER_BYTES:  # before any row is drawn
+    from_them = (layout.SOURCES, layout.ROOMS)
+    if any(finding.component in from_them and finding.what not in KEPT for finding in report.findings):
+        return  # what the plan is made from cannot be relied on
+    if (
+        not 0 < len(content) - manifest["rows"] * plan_dtype(people_slots(manifest)).itemsize < _HEADER_BYTES
+    ):  # before any row is drawn
         report.find(layout.PLAN, f"{len(content):,} bytes do not hold {manifest['rows']:,} rows")
         return
     try:
-        shapes = read_shapes(path, manifest)
+        plan = expected_plan(path, manifest)
     except DsgenError as error:
         report.find(_relative(error, path), error.reason)
         return
-    plan = expected_plan(manifest, shapes)
     if encode_plan(plan) != content:
         if recorded is None:
             report.find(layout.PLAN, f"differs from the plan that follows from {layout.CORPUS_JSON}")

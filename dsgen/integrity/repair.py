@@ -12,6 +12,7 @@ def repair(
     corpus: Path = Path("corpus"),
     backgrounds: Path | None = None,
     foregrounds: Path | None = None,
+    background_depths: Path | None = None,
     *,
     jobs: int | None = None,
 ) -> RepairResult:
@@ -19,7 +20,8 @@ def repair(
 
     A store is rebuilt from `corpus`, and only if that gives the hashes the store was finished with; otherwise an error
     is raised and the store stays as it is. A corpus draws its pictures and its plan itself; its sources are normalised
-    again from the pictures in the folders `backgrounds` and `foregrounds`, by default the bundled ones. Damaged labels
+    again from the pictures in the folders `backgrounds` and `foregrounds`, by default the bundled ones; what it knows
+    of rooms is made again from the depth maps in `background_depths`, those bundled, or the bundled network. Damaged labels
     are removed, and recreated where the bundled network made them. Files that dsgen did not write are left alone.
     A repair that was killed can be repeated. `jobs` is the number of processes or threads, by default one per core.
 
@@ -37,4 +39,4 @@ def repair(
         return repair_store(place, corpus, workers)
     from dsgen.integrity.repair_corpus import repair_corpus
 
-    return repair_corpus(Path(place), backgrounds, foregrounds, workers)
+    return repair_corpus(Path(place), backgrounds, foregrounds, workers, background_depths)

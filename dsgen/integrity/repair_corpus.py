@@ -12,38 +12,57 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from dsgen.camera import ASSUMED_FOV_DEG
 from dsgen.corpus import layout
 from dsgen.corpus.corpus import Corpus
 from dsgen.corpus.labels import DEPTH, FLIP_ERROR, RELATIVE, block_file, restored_metadata
-from dsgen.corpus.manifest import REMEDY, Manifest, picture_records, plan_hash, source_hashes
+from dsgen.corpus.manifest import (
+    REMEDY,
+    SCENE_FORMAT,
+    Manifest,
+    parse_range,
+    picture_records,
+    plan_hash,
+    source_hashes,
+)
 from dsgen.corpus.pictures import draw_composites, draw_missing_sources, encode_sources
 from dsgen.corpus.plan import encode_plan
-from dsgen.corpus.sources import hash_files, write_sources
+from dsgen.corpus.rooms import DepthSource, Rooms, write_rooms
+from dsgen.corpus.sources import SourceFile, hash_files, write_sources
 from dsgen.errors import BusyError, DamagedError, DsgenError
 from dsgen.integrity.check_corpus import (
     check_plan,
+    check_rooms,
     check_sources,
     expected_plan,
     read_manifest,
-    read_shapes,
 )
 from dsgen.integrity.check_pictures import NOT_A_FOLDER, VIEWS, all_unlike, drawn_files, unlabelled_rows
 from dsgen.integrity.findings import EXTRA, FOREIGN, KEPT, Finding, RepairLog, RepairResult, ReportBuilder
 from dsgen.integrity.verify import verify
 from dsgen.io.assets import asset
 from dsgen.io.atomic import is_unfinished, unfinished_path, write_bytes, write_folder
+from dsgen.io.cameras import ASSUMED
 from dsgen.io.filesystem import LocalFiles, hash_tree
 from dsgen.io.folders import list_pictures, match_key
+from dsgen.io.images import read_picture
 from dsgen.parallel.locks import LOCK, held_locks
 from dsgen.parallel.parts import lock_stage
 from dsgen.parallel.pool import run_blocks
 
 
-def repair_corpus(path: Path, backgrounds: Path | None, foregrounds: Path | None, workers: int) -> RepairResult:
+def repair_corpus(
+    path: Path,
+    backgrounds: Path | None,
+    foregrounds: Path | None,
+    workers: int,
+    background_depths: Path | None = None,
+) -> RepairResult:
     """Restore the damaged files of a corpus; see `repair`."""
     log = RepairLog(str(path))
     with _lock(path):
-        _repair_foundation(path, {"backgrounds": backgrounds, "foregrounds": foregrounds}, workers, log)
+        folders = {"backgrounds": backgrounds, "foregrounds": foregrounds}
+        _repair_foundation(path, folders, background_depths, workers, log)
     report = verify(path, jobs=workers)
     log.found += len(report.findings)
     if not log.found:
@@ -74,8 +93,10 @@ def _lock(path: Path) -> Iterator[None]:
         yield
 
 
-def _repair_foundation(path: Path, folders: dict[str, Path | None], workers: int, log: RepairLog) -> None:
-    """Restore what everything else is drawn from: the sources, from pictures in `folders`, and the plan."""
+def _repair_foundation(
+    path: Path, folders: dict[str, Path | None], depths: Path | None, workers: int, log: RepairLog
+) -> None:
+    """Restore what everything else is drawn from: the sources, from pictures in `folders`, the rooms, and the plan."""
     report = ReportBuilder(str(path), "corpus")
     manifest = read_manifest(path, report)
     if manifest is None:
@@ -83,6 +104,11 @@ def _repair_foundation(path: Path, folders: dict[str, Path | None], workers: int
     check_sources(path, manifest, workers, report)
     if report.findings:
         _repair_sources(path, manifest, report.findings, folders, workers, log)
+    log.found += len(report.findings)
+    report = ReportBuilder(str(path), "corpus")
+    check_rooms(path, manifest, report)
+    if report.findings:
+        _repair_rooms(path, manifest, report.findings, folders["backgrounds"], depths, workers, log)
     log.found += len(report.findings)
     report = ReportBuilder(str(path), "corpus")
     check_plan(path, manifest, report)
@@ -122,9 +148,10 @@ def _repair_sources(
                 *paths,
                 size=parameters["size"],
                 scales=tuple(sorted({1, parameters["label_size"] // parameters["size"]})),
-                fg_height=parameters["fg_height"],
+                fg_height=parse_range(parameters["fg_height"])[1],
                 errors=[],
                 workers=workers,
+                figures=manifest["format"] == SCENE_FORMAT,
             )
         try:
             _replace_sources(path, unfinished, manifest, workers, log)
@@ -135,12 +162,60 @@ def _repair_sources(
         log.removed.append(file)
 
 
+def _repair_rooms(
+    path: Path,
+    manifest: Manifest,
+    findings: list[Finding],
+    backgrounds: Path | None,
+    depths: Path | None,
+    workers: int,
+    log: RepairLog,
+) -> None:
+    """Make the rooms again from the depth of the backgrounds, if any of it is damaged, and remove what is extra."""
+    if any(finding.what not in KEPT for finding in findings):
+        from dsgen.depth.rooms import estimate_depth_with
+
+        paths = _find_originals(path, manifest, "backgrounds", backgrounds, workers)
+        records, parameters = manifest["backgrounds"], manifest["parameters"]
+        views = [
+            (float(record["fov_deg"]), str(record["fov_from"])) if "fov_deg" in record else (ASSUMED_FOV_DEG, ASSUMED)
+            for record in records
+        ]
+        files = [SourceFile(record["name"], record["file"], record["sha256"]) for record in records]
+        source = DepthSource(files, views, lambda number: read_picture(paths[number]), depths, estimate_depth_with())
+        unfinished = unfinished_path(path / layout.ROOMS)
+        sizes = sorted({parameters["size"], parameters["label_size"]})
+        try:
+            write_rooms(unfinished, [record["name"] for record in records], views, sizes, source.read)
+            made = Rooms(unfinished, len(records))
+            recorded = manifest.get("rooms_sha256")
+            if recorded not in (None, made.sha256):
+                raise DamagedError(
+                    path / layout.ROOMS,
+                    "damaged, and made again it is another: its depth came from other files or another network",
+                    "pass the folder of depth maps with --background-depths",
+                )
+            _clear(path / layout.ROOMS)
+            unfinished.rename(path / layout.ROOMS)
+        finally:
+            LocalFiles(path).remove(unfinished.name)
+        log.replaced.append(layout.ROOMS)
+        return
+    for finding in findings:
+        if finding.what == EXTRA:
+            LocalFiles(path).remove(finding.file)
+            log.removed.append(finding.file)
+
+
 def _find_originals(path: Path, manifest: Manifest, kind: str, folder: Path | None, workers: int) -> list[Path]:
     """Find the backgrounds or foregrounds a corpus was made from, by name and hash; return them in its order."""
-    hashes = {match_key(picture["file"]): picture["sha256"] for picture in picture_records(manifest, kind)}
+    records = picture_records(manifest, kind)
+    hashes = {match_key(record["file"]): record["sha256"] for record in records}
     folder = folder or asset(kind)
-    chosen = [picture for picture in list_pictures(folder, kind) if match_key(picture.name) in hashes]
-    found = {match_key(file.file): file.sha256 for file in hash_files(chosen, workers)}
+    listed = list_pictures(folder, kind, in_classes=any("class" in record for record in records))
+    paths = {match_key(path.relative_to(folder).as_posix()): path for path in listed}
+    chosen = {name: path for name, path in paths.items() if name in hashes}
+    found = {match_key(file.file): file.sha256 for file in hash_files(folder, list(chosen.values()), workers)}
     missing = sorted(name for name in hashes if found.get(name) != hashes[name])
     if missing:
         raise DamagedError(
@@ -149,7 +224,7 @@ def _find_originals(path: Path, manifest: Manifest, kind: str, folder: Path | No
             f"is {missing[0]})",
             f"pass the folder they are in with --{kind}",
         )
-    return sorted(chosen, key=lambda picture: list(hashes).index(match_key(picture.name)))
+    return [chosen[name] for name in hashes]
 
 
 def _replace_sources(path: Path, rebuilt: Path, manifest: Manifest, workers: int, log: RepairLog) -> None:
@@ -185,8 +260,8 @@ def _clear(path: Path) -> None:
 
 
 def _repair_plan(path: Path, manifest: Manifest, findings: list[Finding], log: RepairLog) -> None:
-    """Write the plan again, which needs only the manifest and the foregrounds' shapes."""
-    content = encode_plan(expected_plan(manifest, read_shapes(path, manifest)))
+    """Write the plan again, which needs only the manifest, the sources and the rooms."""
+    content = encode_plan(expected_plan(path, manifest))
     recorded = plan_hash(manifest)
     if findings[0].file != layout.PLAN or recorded not in (None, hashlib.sha256(content).hexdigest()):
         raise DamagedError(

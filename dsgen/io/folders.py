@@ -24,6 +24,7 @@ FORMATS = ("png", "npy")  # of depth maps: uint16 millimetres, float32 metres
 DEPTH_SUFFIXES = frozenset({".png", ".npy"})
 DEPTH_JSON, PREDICTIONS_JSON = "depth.json", "predictions.json"  # what a folder of answers was made with
 _ANSWERS = {DEPTH_JSON, PREDICTIONS_JSON}
+_CORPUS_JSON = "corpus.json"
 _OWN = {*_ANSWERS, "depth.csv", "predictions.csv"}
 _OWN_ENDING = ".view.jpg"
 _OF_SYSTEMS = {"__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "Thumbs.db", "desktop.ini"}
@@ -32,22 +33,65 @@ _SHOWN = 5  # names in a message
 log = logging.getLogger("dsgen")
 
 
-def list_pictures(folder: Path, kind: str, limit: int | None = None) -> list[Path]:
-    """List the picture files of a folder in order of name, the first `limit` only; warn about other entries.
+def list_pictures(folder: Path, kind: str, *, in_classes: bool = False) -> list[Path]:
+    """List the picture files of a folder in order of name; warn about other entries.
 
-    `kind`, such as backgrounds, is the option that names the folder in errors. Raises `NotFoundError` if the folder
-    does not exist, `InvalidValueError` if it has no pictures or `limit` is below 1, and `DsgenError` as `list_files`.
+    `kind`, such as backgrounds, is the option that names the folder in errors. With `in_classes` the pictures may lie
+    in sub-folders of it instead, one for each class, see `class_of`. Raises `NotFoundError` if the folder does not
+    exist, `InvalidValueError` if it has no pictures, or some in sub-folders and some not, and `DsgenError` as
+    `list_files`.
     """
     if not folder.is_dir():
         raise NotFoundError(f"--{kind}", f"{folder} is no folder, expected one with pictures", "check the path")
-    pictures = list_files(folder, images.SUFFIXES)
+    pictures = _list_classes(folder, kind) if in_classes and _has_classes(folder) else list_files(folder)
     if not pictures:
         raise InvalidValueError(
             f"--{kind}", f"{folder} has no pictures, expected files ending in {endings_in_words()}", "check the path"
         )
-    if limit is not None and limit < 1:
-        raise InvalidValueError.expected(f"max_{kind}", limit, "1 or more")
-    return pictures[:limit]
+    return pictures
+
+
+def class_of(folder: Path, path: Path) -> str | None:
+    """Return the class of a picture: the name of the sub-folder of `folder` that it is in, None if it is in none.
+
+    >>> class_of(Path("cutouts"), Path("cutouts/chair/stool.png")), class_of(Path("cutouts"), Path("cutouts/ann.png"))
+    ('chair', None)
+    """
+    inside = path.relative_to(folder).parts
+    return match_key(inside[0]) if len(inside) > 1 else None
+
+
+def _has_classes(folder: Path) -> bool:
+    """Return whether any sub-folder of a folder has pictures."""
+    found = _Listing(images.SUFFIXES, below=True, with_answers=False, seen=set(map(_identity, _corpora(folder))))
+    try:
+        found.add(folder)
+    except DsgenError:  # of a folder that cannot be read, which concerns only those without pictures of their own
+        return all(class_of(folder, path) for path in found.files)
+    return any(class_of(folder, path) for path in found.files)
+
+
+def _list_classes(folder: Path, kind: str) -> list[Path]:
+    """List the pictures in all sub-folders of a folder but corpora; raise for pictures that are in none."""
+    pictures = list_files(folder, below=True, skip=_corpora(folder))
+    by_class = defaultdict(list)
+    for path in pictures:
+        by_class[class_of(folder, path)].append(path.name)
+    loose = by_class.pop(None, [])
+    if loose:
+        reason = f"{folder} has pictures ({names_in_words(loose)}) and sub-folders with pictures"
+        raise InvalidValueError(
+            f"--{kind}",
+            f"{reason} ({names_in_words([name for name in by_class if name])}), expected one or the other",
+            f"move the pictures into a sub-folder that is named like their class, such as {folder / 'person'}, or the "
+            "sub-folders out of it",
+        )
+    return pictures
+
+
+def _corpora(folder: Path) -> list[Path]:
+    """Return the corpora in a folder, whose pictures are no sources."""
+    return [path for path in _entries(folder) if path.is_dir() and _is_own_json(path / _CORPUS_JSON)]
 
 
 def list_files(

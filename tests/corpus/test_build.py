@@ -234,7 +234,7 @@ def test_verify_refuses_another_number_of_positions_at_once(tmp_path: Path, pict
     parameters = {**Corpus(tmp_path / "c").manifest["parameters"], "positions": 65535}
     (tmp_path / "c/corpus.json").write_bytes(earlier_manifest(tmp_path / "c", parameters=parameters))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("dsgen.integrity.check_corpus.make_plan", lambda *_, **__: pytest.fail("drawn"))
+        patch.setattr("dsgen.integrity.check_corpus.plan_rows", lambda *_, **__: pytest.fail("drawn"))
         (finding,) = verify(tmp_path / "c", jobs=1).findings
     assert "72 rows, expected 1,179,630 as pictures and parameters say" in finding.what
 

@@ -12,8 +12,9 @@ from support.corpora import earlier_manifest
 
 from dsgen.corpus.build import Parameters, composite
 from dsgen.corpus.corpus import Corpus
-from dsgen.corpus.manifest import MAX_POSITIONS, MAX_SIZE, encode_manifest, parse_manifest
+from dsgen.corpus.manifest import MAX_POSITIONS, MAX_SIZE, encode_manifest, parse_manifest, record_heights
 from dsgen.errors import DamagedError, DsgenError, InvalidValueError, SeveralErrors
+from dsgen.io.people import Person
 
 
 def test_the_manifest_has_its_own_hash(corpus: Path):
@@ -98,3 +99,22 @@ def test_the_schema_has_the_bounds_of_the_parameters(corpus: Path):
     largest = {"size": MAX_SIZE, "label_size": MAX_SIZE, "quality": 100, "validation_share": 0}
     Parameters(**(manifest["parameters"] | largest)).check()
     parse_manifest(encode_manifest(manifest | {"parameters": manifest["parameters"] | largest}), "corpus.json")
+
+
+def test_heights_are_recorded_where_they_are_wanted(corpus: Path):
+    """In metres, with where they are from; what is no height or class is refused."""
+    manifest: Any = parse_manifest((corpus / "corpus.json").read_bytes(), "corpus.json")
+    people = [Person(1.8, "csv", "person"), Person(0.2, "assumed", "person"), Person(3, "csv", "person")]
+    record_heights(manifest["foregrounds"], people)
+    manifest["foregrounds"][0]["class"] = "chair"
+    read = parse_manifest(encode_manifest(manifest), "corpus.json")["foregrounds"]
+    assert [(record["height_m"], record["height_from"]) for record in read] == [
+        (1.8, "csv"),
+        (0.2, "assumed"),
+        (3, "csv"),
+    ]
+    assert read[0]["class"] == "chair"
+    for key, value in (("height_m", 0.1), ("height_m", "1.7"), ("height_from", "guess"), ("class", ""), ("class", 1)):
+        foreground = manifest["foregrounds"][0] | {key: value}
+        with pytest.raises(DamagedError, match=key):
+            parse_manifest(encode_manifest(manifest | {"foregrounds": [foreground]}), "corpus.json")

@@ -10,12 +10,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from support.corpora import SMALL, draw_background, draw_cutout
+from support.corpora import SMALL, draw_background, draw_cutout, files
 from support.picture_files import write_keyed_png
 
 from dsgen.corpus.build import composite
 from dsgen.corpus.corpus import Corpus
+from dsgen.corpus.sources import SourceFolder
 from dsgen.errors import DsgenError
+from dsgen.integrity.repair import repair
+from dsgen.integrity.verify import verify
+from dsgen.io.people import Person
 
 
 def test_all_bad_pictures_are_listed_before_anything_is_made(tmp_path: Path, pictures: Path):
@@ -138,6 +142,83 @@ def test_names_of_one_spelling_are_refused(tmp_path: Path, pictures: Path):
     assert not (tmp_path / "c").exists()
     with pytest.raises(DsgenError, match=r"--backgrounds: .*nosuch is no folder, expected .*; check the path"):
         composite(tmp_path / "c", tmp_path / "nosuch", tmp_path / "p" / "foregrounds", SMALL)
+
+
+def in_classes(folder: Path, pictures: Path) -> Path:
+    """Make a folder of the fixture's foregrounds with the classes person and chair, each with a picture of one name."""
+    for n, name in enumerate(("person/ann.png", "chair/ann.png", "chair/stool.png")):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(pictures / "foregrounds" / f"person{n}.png", folder / name)
+    return folder
+
+
+def test_the_limit_takes_the_first_in_order_of_name(tmp_path: Path, pictures: Path):
+    """Names are those within the folder, so that classes share none."""
+    folder = in_classes(tmp_path / "fg", pictures)
+    found = SourceFolder.read(folder, "foregrounds", None, 1)
+    assert [(file.name, file.file, file.label) for file in found.files] == [
+        ("chair/ann", "chair/ann.png", "chair"),
+        ("chair/stool", "chair/stool.png", "chair"),
+        ("person/ann", "person/ann.png", "person"),
+    ]
+    assert not found.name_errors()
+    first = SourceFolder.read(folder, "foregrounds", 2, 1)
+    assert first.files == found.files[:2]
+    assert first.others == (folder / "person" / "ann.png",)
+    with pytest.raises(DsgenError, match="--max-foregrounds: got 0, expected 1 or more"):
+        SourceFolder.read(folder, "foregrounds", 0, 1)
+
+
+def test_heights_of_pictures_beyond_the_limit_are_no_mistake(tmp_path: Path, pictures: Path):
+    """The table describes the whole folder."""
+    folder = in_classes(tmp_path / "fg", pictures)
+    (tmp_path / "fg.csv").write_text("name,height_m\nchair/ann,0.9\nchair/stool,0.5\nperson/ann,1.8\n")
+    people = SourceFolder.read(folder, "foregrounds", 2, 1).with_people().people
+    assert people == (Person(0.9, "csv", "chair"), Person(0.5, "csv", "chair"))
+
+
+def test_classes_are_recorded_and_flat_folders_have_none(tmp_path: Path, pictures: Path, corpus: Path):
+    """The corpus of the same pictures in a flat folder has neither classes nor heights; verify finds nothing."""
+    folder = in_classes(tmp_path / "fg", pictures)
+    (tmp_path / "fg.csv").write_text("name,height_m\nnobody,0\n")  # heights are not asked for
+    composite(tmp_path / "c", pictures / "backgrounds", folder, SMALL, jobs=1)
+    records = Corpus(tmp_path / "c").manifest["foregrounds"]
+    assert [(record["name"], record["class"]) for record in records] == [
+        ("chair/ann", "chair"),
+        ("chair/stool", "chair"),
+        ("person/ann", "person"),
+    ]
+    assert not any("height_m" in record for record in records)
+    flat = Corpus(corpus).manifest["foregrounds"]
+    assert all(record.keys() == {"name", "file", "sha256", "split"} for record in flat)
+    assert not verify(tmp_path / "c", jobs=1).findings
+    with pytest.raises(DsgenError, match=r"foregrounds.*different: chair/ann.png, chair/stool.png, person.*"):
+        composite(tmp_path / "c", pictures / "backgrounds", pictures / "foregrounds", SMALL, jobs=1)
+
+
+def test_sources_in_classes_are_repaired(tmp_path: Path, pictures: Path):
+    """From the same folder, found by their names within it."""
+    folder = in_classes(tmp_path / "fg", pictures)
+    composite(tmp_path / "c", pictures / "backgrounds", folder, SMALL, jobs=1)
+    before = files(tmp_path / "c")
+    shutil.rmtree(tmp_path / "c" / "sources.zarr" / "foreground_48")
+    repair(tmp_path / "c", backgrounds=pictures / "backgrounds", foregrounds=folder, jobs=1)
+    assert files(tmp_path / "c") == before
+
+
+def test_same_names_and_loose_pixels_in_classes_are_told_by_class(
+    tmp_path: Path, pictures: Path, caplog: pytest.LogCaptureFixture
+):
+    """Two files of one name within a class are refused; a warning names the class of what it is about."""
+    folder = in_classes(tmp_path / "fg", pictures)
+    speckled = draw_cutout(5, height=200, width=200)
+    speckled[:3, :3] = 255
+    Image.fromarray(speckled).save(folder / "chair" / "speckled.png")
+    composite(tmp_path / "c", pictures / "backgrounds", folder, SMALL, pictures=False, jobs=1)
+    assert f"{folder}: left out specks and haze, which are not the subject: chair/speckled.png (9" in caplog.text
+    shutil.copy(folder / "chair" / "ann.png", folder / "chair" / "ann.webp")
+    with pytest.raises(DsgenError, match=r"chair/ann.png and chair/ann.webp have the same name 'chair/ann'"):
+        composite(tmp_path / "d", pictures / "backgrounds", folder, SMALL, jobs=1)
 
 
 @pytest.mark.slow

@@ -15,6 +15,7 @@ from dsgen.io.folders import (
     DEPTH_JSON,
     beside,
     check_answers_folder,
+    class_of,
     endings_in_words,
     is_answers,
     list_files,
@@ -182,10 +183,69 @@ def test_a_folder_without_pictures_says_which_are(tmp_path: Path):
         list_pictures(tmp_path / "nowhere", "backgrounds")
     with pytest.raises(DsgenError, match=r"--masks: .* has no pictures, expected files ending in .bmp .jfif .*; check"):
         list_pictures(tmp_path, "masks")
-    touch(tmp_path, "a.png", "b.png")
-    assert len(list_pictures(tmp_path, "masks", 1)) == 1
-    with pytest.raises(DsgenError, match="--max-masks: got 0, expected 1 or more"):
-        list_pictures(tmp_path, "masks", 0)
+
+
+def test_classes_are_sub_folders(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    """However deep the pictures in them lie; what is no picture is said as everywhere."""
+    names = ["person/b.png", "person/old/a.png", "chair/a.jpg", "chair/notes.txt", ".cache/x.png", "empty/notes.txt"]
+    folder = touch(tmp_path / "in", *names)
+    found = list_pictures(folder, "foregrounds", in_classes=True)
+    assert [path.relative_to(folder).as_posix() for path in found] == [
+        "chair/a.jpg",
+        "person/b.png",
+        "person/old/a.png",
+    ]
+    assert [class_of(folder, path) for path in found] == ["chair", "person", "person"]
+    assert "skipped, not picture files: chair/notes.txt, empty/notes.txt" in caplog.text
+    with pytest.raises(DsgenError, match="has no pictures"):
+        list_pictures(folder, "backgrounds")
+
+
+def test_links_to_folders_are_classes(tmp_path: Path):
+    """With the link's name, composed."""
+    folder = touch(tmp_path / "in", "chair/a.png")
+    (folder / "cafe\u0301").symlink_to(touch(tmp_path / "elsewhere", "b.png"))
+    found = list_pictures(folder, "foregrounds", in_classes=True)
+    assert [class_of(folder, path) for path in found] == ["caf\u00e9", "chair"]
+
+
+def test_pictures_beside_classes_are_refused(tmp_path: Path):
+    """In one error that names some of both and what to do, which then works."""
+    folder = touch(tmp_path / "in", "a.png", "z.png", "chair/b.png", "person/c.png")
+    message = (
+        r"--foregrounds: .*in has pictures \(a.png, z.png\) and sub-folders with pictures \(chair, person\), expected "
+        r"one or the other; move the pictures into a sub-folder that is named like their class, such as .*in/person, "
+    )
+    with pytest.raises(DsgenError, match=message):
+        list_pictures(folder, "foregrounds", in_classes=True)
+    for name in ("a.png", "z.png"):
+        (folder / name).rename(folder / "person" / name)
+    assert len(list_pictures(folder, "foregrounds", in_classes=True)) == 4
+
+
+def test_a_folder_without_classes_is_listed_as_ever(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+):
+    """Beside folders without pictures, hidden ones, answers, corpora, and folders that cannot be read."""
+    folder = touch(tmp_path / "in", "a.png", "notes/readme.txt", ".hidden/b.png", "corpus/c.png", "answers/d.png")
+    (folder / "corpus" / "corpus.json").write_text('{"dsgen": "0.1"}')
+    (folder / "answers" / "predictions.json").write_text('{"dsgen": "0.1"}')
+    plain = list_pictures(folder, "foregrounds"), caplog.messages
+    caplog.clear()
+    assert (list_pictures(folder, "foregrounds", in_classes=True), caplog.messages) == plain
+    assert [path.name for path in plain[0]] == ["a.png"]
+    really = os.listdir
+
+    def refuse(path: Path) -> list[str]:
+        if path.name == "notes":
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return really(path)
+
+    monkeypatch.setattr(os, "listdir", refuse)
+    assert list_pictures(folder, "foregrounds", in_classes=True) == plain[0]
+    (folder / "a.png").rename(tmp_path / "a.png")
+    with pytest.raises(DsgenError, match="notes: cannot be listed"):
+        list_pictures(folder, "foregrounds", in_classes=True)
 
 
 def test_answers_go_beside_the_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -1,0 +1,164 @@
+"""Cut-outs drawn at any size and place: resampled in integers, with the same bits on every machine.
+
+A cut-out is kept in levels, each half as large as the one before: premultiplied RGBA, where a pixel is the mean of four
+of the level before, (a + b + c + d + 2) >> 2. It is drawn from the smallest level that is at least as large as what is
+drawn. Places are in units of 1/64 pixel of the stored size. At `scale` k, the pixel (x, y) of a picture has its centre
+at x' = 32 (2x + 1) units of the drawn size, and shows the level at
+
+    u = floor(256 h0 (x' - k left) / (2^level k height)) - 128      in 1/256 of the level's pixels
+
+where h0 is the height of the cut-out and `height` the one that it is drawn with; likewise for y. A rotated cut-out is
+turned about the middle of its lower edge before. Between four pixels of the level, all outside of which are transparent,
+values are interpolated first along y, then along x, each time (a (256 - w) + b w + 128) >> 8 with w = u & 255.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+UNIT = 64  # of places and heights, to a pixel of the stored size
+_TURN = 65536  # of sine and cosine
+_PAD = 2  # transparent pixels around a level
+_SMALLEST = 4  # rows of the last level
+
+
+@dataclass(frozen=True)
+class Window:
+    """A part of a picture: rows `top` to `bottom`, columns `left` to `right`, exclusive."""
+
+    top: int
+    bottom: int
+    left: int
+    right: int
+
+    @property
+    def slices(self) -> tuple[slice, slice]:
+        """The rows and the columns."""
+        return slice(self.top, self.bottom), slice(self.left, self.right)
+
+    @property
+    def empty(self) -> bool:
+        """Whether it has no pixel."""
+        return self.top >= self.bottom or self.left >= self.right
+
+
+class Figure:
+    """A cut-out, (h,w,4) u1 RGBA with straight alpha, prepared to be drawn at any size.
+
+    `height` and `width` are its own, in pixels.
+    """
+
+    def __init__(self, rgba: np.ndarray):
+        self.height, self.width = rgba.shape[:2]
+        alpha = rgba[..., 3:].astype(np.uint16)
+        level = np.concatenate([(rgba[..., :3] * alpha + 127) // 255, alpha], axis=2).astype(np.uint16)
+        self._levels = [_Level.of(level)]
+        while min(level.shape[:2]) >= 2 * _SMALLEST:
+            level = _halve(level)
+            self._levels.append(_Level.of(level))
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in memory."""
+        return sum(level.nbytes for level in self._levels)
+
+    def window(self, height: int, top: int, left: int, tilt: int, size: int, scale: int) -> Window:
+        """Return what a drawn cut-out can touch of a picture of `size` * `scale` pixels; see `draw` for the rest."""
+        low, high = top, top + height
+        first, last = left, left + -(-height * self.width // self.height)
+        if tilt:
+            middle, reach = (first + last) // 2, math.isqrt(height**2 + (last - first) ** 2) + UNIT
+            low, high, first, last = high - reach, high + reach, middle - reach, middle + reach
+        side = size * scale
+        return Window(
+            max(0, low * scale // UNIT - 1),
+            min(side, -(-high * scale // UNIT) + 1),
+            max(0, first * scale // UNIT - 1),
+            min(side, -(-last * scale // UNIT) + 1),
+        )
+
+    def draw(self, window: Window, height: int, top: int, left: int, tilt: int, scale: int) -> np.ndarray:
+        """Draw the cut-out within a window: (h,w,4) u1 RGBA, premultiplied.
+
+        `height`, `top` and `left` are in 1/64 pixel of the stored size, `tilt` in 1/100 degree, clockwise.
+        """
+        height, top, left = height * scale, top * scale, left * scale
+        number = 0
+        while number + 1 < len(self._levels) and self.height * UNIT >= height << (number + 1):
+            number += 1
+        level, ratio = self._levels[number], (256 * self.height, height << number)
+        y = 32 * (2 * np.arange(window.top, window.bottom) + 1) - top
+        x = 32 * (2 * np.arange(window.left, window.right) + 1) - left
+        if tilt:
+            return self._draw_turned(level, ratio, y, x, height, tilt)
+        rows, row_weights = _samples(y * ratio[0] // ratio[1] - 128, level.shape[0])
+        columns, column_weights = _samples(x * ratio[0] // ratio[1] - 128, level.shape[1])
+        along_y = _mix(level.pixels.take(rows, axis=0), level.steps.take(rows, axis=0), row_weights[:, None])
+        whole = along_y.view(np.uint64)  # the four channels of a pixel are moved together
+        first, second = (whole.take(columns + k, axis=1).view(np.uint16) for k in (0, 1))
+        second -= first
+        mixed = _mix(first, second, np.repeat(column_weights, 4))
+        return mixed.astype(np.uint8).reshape(len(rows), len(columns), 4)
+
+    def _draw_turned(
+        self, level: "_Level", ratio: tuple[int, int], y: np.ndarray, x: np.ndarray, height: int, tilt: int
+    ) -> np.ndarray:
+        angle = math.radians(tilt / 100)
+        cosine, sine = round(math.cos(angle) * _TURN), round(math.sin(angle) * _TURN)
+        half = height * self.width // (2 * self.height)
+        across, along = x[None, :] - half, y[:, None] - height
+        turned_x = across * cosine + along * sine + half * _TURN
+        turned_y = along * cosine - across * sine + height * _TURN
+        divisor = ratio[1] * _TURN
+        rows, row_weights = _samples(turned_y * ratio[0] // divisor - 128, level.shape[0])
+        columns, column_weights = _samples(turned_x * ratio[0] // divisor - 128, level.shape[1])
+        pixels, steps = level.pixels.reshape(-1, 4), level.steps.reshape(-1, 4)
+        start = rows * level.shape[1] + columns
+        first, second = (_mix(pixels[start + k], steps[start + k], row_weights[..., None]) for k in (0, 1))
+        second -= first
+        return _mix(first, second, column_weights[..., None]).astype(np.uint8)
+
+
+@dataclass(frozen=True)
+class _Level:
+    """A level with its padding: `shape` (H,W), `pixels` (H,4W) u2, and `steps`, what the next row has more, mod 2^16."""
+
+    shape: tuple[int, int]
+    pixels: np.ndarray
+    steps: np.ndarray
+
+    @classmethod
+    def of(cls, level: np.ndarray) -> "_Level":
+        padded = np.pad(level, ((_PAD, _PAD), (_PAD, _PAD), (0, 0)))
+        pixels = np.ascontiguousarray(padded.reshape(len(padded), -1))
+        return cls(padded.shape[:2], pixels, np.roll(pixels, -1, axis=0) - pixels)
+
+    @property
+    def nbytes(self) -> int:
+        return self.pixels.nbytes + self.steps.nbytes
+
+
+def _samples(position: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the first of the two padded pixels of a level between which positions lie, and the second's weight u2."""
+    first = np.maximum(np.minimum((position >> 8) + _PAD, length - 2), 0)
+    return first, (position & 255).astype(np.uint16)
+
+
+def _mix(first: np.ndarray, step: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """Interpolate u2 values of at most 255 into the memory of the first: (256 a + (b - a) w + 128) >> 8.
+
+    `step` is b - a mod 2^16, and is overwritten.
+    """
+    step *= weight
+    step += 128
+    first <<= 8
+    first += step
+    first >>= 8
+    return first
+
+
+def _halve(level: np.ndarray) -> np.ndarray:
+    height, width = level.shape[:2]
+    even = np.pad(level, ((0, height % 2), (0, width % 2), (0, 0)))
+    return (even[::2, ::2] + even[1::2, ::2] + even[::2, 1::2] + even[1::2, 1::2] + 2) >> 2

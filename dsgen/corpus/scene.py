@@ -1,0 +1,171 @@
+"""Draw rows whose people have a size and a distance of their own: in the room's depth, in front of one another.
+
+People are drawn from the farthest to the nearest. Colour c and alpha a of a person, premultiplied (`figures`), are
+multiplied by v / 255, how far the room leaves them in view, then pasted:
+
+    image = background * (255 - a) / 255 + c        all divisions by 255 rounded to nearest
+    mask  = 255 where a >= 128 for any person, else 0
+    instance = 1 + the slot of the nearest such person, 0 without
+    depth = the distance of that person, and the room's depth without
+
+Per pixel a person at distance z is hidden where the room is nearer than z - margin, except by the floor and by what has
+no depth. v is (255 n + 4) / 9, n the number of pixels, among the 3 x 3 around, that do not hide them, rounded down;
+pixels outside the picture hide nothing. People at distance 0 have none: they are drawn over all others, in the order of
+their slots, the first in front; `dsgen.corpus.composed` has their depth.
+"""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+from dsgen.corpus.figures import Figure, Window
+
+NEVER = 65535  # in `Room.hides`: the pixel hides nobody
+
+
+@dataclass(frozen=True)
+class Room:
+    """A background as people are drawn into it, all (S,S,...) at the drawn size.
+
+    `image` (S,S,3) u1; `depth` (S,S) u2 millimetres, 0 = not known, None where nothing is known of it; `hides` (S,S) u2
+    the depth that hides people, `NEVER` where nothing does.
+    """
+
+    image: np.ndarray
+    depth: np.ndarray | None = None
+    hides: np.ndarray | None = None
+    margin_permille: int = 0
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in memory, without the image."""
+        return sum(array.nbytes for array in (self.depth, self.hides) if array is not None)
+
+    @classmethod
+    def of(cls, image: np.ndarray, depth: np.ndarray, floor: np.ndarray, margin_permille: int) -> "Room":
+        """Make a room of its depth (S,S) u2 and of where its floor is seen, (S,S) u1 or bool."""
+        hides = np.where((floor > 0) | (depth == 0), np.uint16(NEVER), depth)
+        return cls(image, depth, hides, margin_permille)
+
+    def least_visible(self, distance: int) -> int:
+        """Return the depth in millimetres that a room must have at least not to hide what is at this distance."""
+        return distance - (distance * self.margin_permille // 1000 + MARGIN_MM)
+
+
+MARGIN_MM = 30
+
+
+DRAWN = {"image": np.uint8, "mask": np.uint8, "instance": np.uint8, "depth": np.uint16}  # fields and their types
+
+
+def draw_scenes(
+    rows: np.ndarray,
+    rooms: Mapping[int, Room],
+    figures: Mapping[tuple[int, int], Figure],
+    size: int,
+    scale: int = 1,
+    *,
+    fields: Collection[str] = ("image", "mask"),
+    depths: np.ndarray | None = None,
+    out: Mapping[str, np.ndarray] | None = None,
+) -> dict[str, np.ndarray]:
+    """Draw rows of a plan with people, at `scale` times the stored `size`; return the `fields` asked for, by name.
+
+    These are `image` (n,S,S,3) u1, `mask` (n,S,S) u1, `instance` (n,S,S) u1 and `depth` (n,S,S) u2. They are drawn into
+    the arrays of `out` where it has them. `depths` (n, slots) u2 are the depths of people, in place of their distances,
+    which they replace where these are 0. `rooms[background]` and `figures[foreground, flip]` are what rows show.
+    """
+    drawn = {name: _memory(name, len(rows), size * scale, out) for name in ("image", *fields)}
+    image, mask, instance, depth = (drawn.get(name) for name in DRAWN)
+    assert image is not None
+    backgrounds, people = rows["background"].tolist(), rows["people"].tolist()
+    shown = (rows["people"]["distance"] if depths is None else depths).tolist() if depth is not None else None
+    for i, (background, slots) in enumerate(zip(backgrounds, people, strict=True)):
+        room = rooms[background]
+        image[i] = room.image
+        if depth is not None:
+            depth[i] = 0 if room.depth is None else room.depth
+        for masks in (mask, instance):
+            if masks is not None:
+                masks[i] = 0
+        for slot, person in drawing_order(slots):
+            foreground, flip, _, height, top, left, distance, tilt = person
+            figure = figures[foreground, flip]
+            window = figure.window(height, top, left, tilt, size, scale)
+            if window.empty:
+                continue
+            rgba = figure.draw(window, height, top, left, tilt, scale)
+            _hide(rgba, room, window, distance)
+            inside = (i, *window.slices)
+            alpha = cv2.extractChannel(rgba, 3)
+            _paste(image[inside], rgba, alpha)
+            solid = (alpha >> 7) * _ALL
+            if mask is not None:
+                mask[inside] |= solid
+            if instance is not None:
+                _set(instance[inside], slot + 1, solid)
+            if depth is not None and shown is not None:
+                _set(depth[inside], shown[i][slot], solid)
+    return {name: drawn[name] for name in fields}
+
+
+def _memory(name: str, rows: int, side: int, out: Mapping[str, np.ndarray] | None) -> np.ndarray:
+    """Return the array of `out` for a field, or a new one."""
+    given = None if out is None else out.get(name)
+    return np.empty((rows, side, side, 3)[: 4 if name == "image" else 3], DRAWN[name]) if given is None else given
+
+
+def _set(values: np.ndarray, value: int, where: np.ndarray) -> None:
+    """Set integers (h,w) to a value where `where` (h,w) u1 is 255 and not 0: without a branch, and so faster."""
+    change = values ^ values.dtype.type(value)
+    change &= where if values.dtype == np.uint8 else where * _PAIR
+    values ^= change
+
+
+def drawing_order(slots: list[tuple[int, ...]]) -> list[tuple[int, tuple[int, ...]]]:
+    """Return the people of a row with the numbers of their slots, in the order in which they are drawn."""
+    present = [(slot, person) for slot, person in enumerate(slots) if person[3]]
+    if len(present) > 1:
+        present.sort(key=lambda each: (-each[1][6] if each[1][6] else 1, -each[0]))
+    return present
+
+
+def _hide(rgba: np.ndarray, room: Room, window: Window, distance: int) -> None:
+    """Multiply a drawn person by how far the room leaves them in view."""
+    if not distance or room.hides is None:
+        return
+    least = room.least_visible(distance)
+    if (room.hides[window.slices] >= least).all():
+        return
+    side = room.hides.shape[0]
+    top, left = max(0, window.top - 1), max(0, window.left - 1)
+    around = room.hides[top : min(side, window.bottom + 1), left : min(side, window.right + 1)] < least
+    height, width = rgba.shape[:2]
+    hidden = np.zeros((height + 2, width + 2), np.uint8)
+    y, x = top - window.top + 1, left - window.left + 1
+    hidden[y : y + around.shape[0], x : x + around.shape[1]] = around
+    columns = hidden[:-2] + hidden[1:-1] + hidden[2:]
+    count = columns[:, :-2] + columns[:, 1:-1] + columns[:, 2:]
+    visible = _VISIBLE[count]
+    scaled = np.multiply(rgba, cv2.merge([visible] * 4), dtype=np.uint16)
+    scaled += 128
+    scaled += scaled >> 8
+    scaled >>= 8
+    rgba[...] = scaled
+
+
+_ALL, _PAIR = np.uint8(255), np.uint16(257)
+_VISIBLE = ((255 * (9 - np.arange(10)) + 4) // 9).astype(np.uint8)  # by the number of pixels that hide
+
+
+def _paste(below: np.ndarray, rgba: np.ndarray, alpha: np.ndarray) -> None:
+    """Paste a premultiplied person (h,w,4) u1 over (h,w,3) u1, in place."""
+    through = cv2.cvtColor(255 - alpha, cv2.COLOR_GRAY2RGB)
+    mixed = np.multiply(below, through, dtype=np.uint16)
+    mixed += 128
+    mixed += mixed >> 8
+    mixed >>= 8
+    mixed += cv2.cvtColor(rgba, cv2.COLOR_RGBA2RGB)
+    below[...] = mixed
