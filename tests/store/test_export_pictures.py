@@ -1,10 +1,12 @@
 """Export of picture files: readers of COCO and of polygons get the masks of the store, to the pixel."""
 
+import io
 import json
 import os
 import signal
 import subprocess
 import sys
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ import numpy as np
 import pytest
 import yaml
 from PIL import Image
+from pyarrow import parquet
 from pycocotools import mask as coco_masks
 from pycocotools.coco import COCO
 from support.corpora import draw_background, draw_cutout, files
@@ -305,6 +308,22 @@ def test_several_people_in_yolo(tmp_path: Path, store: Path, crowd: Crowd) -> No
         assert [number for number, _ in polygons] == [{1: 1, 2: 1, 3: 0}[number] for number in present]
         for number, (_, points) in zip(present, polygons, strict=True):
             np.testing.assert_array_equal(fill_exactly(points, 48), numbers == number)
+
+
+def test_several_people_in_tar_files_and_parquet(tmp_path: Path, store: Path, crowd: Crowd) -> None:
+    """The numbers of the people are one more picture; the columns are those of any corpus."""
+    export_store(store, tmp_path / "tar", split="train", jobs=1)
+    row = split_rows(Store(store), "train")[0]
+    with tarfile.open(tmp_path / "tar/train-00000-of-00001.tar") as archive:
+        code = archive.extractfile(f"{row:09d}.instance.png").read()
+        columns = json.load(archive.extractfile(f"{row:09d}.json"))
+    np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(code))), crowd.numbers[row])
+    assert (columns["row"], columns["foreground"]) == (row, crowd.plan["foreground"][row])
+    assert "instance.png" in (tmp_path / "tar/README.md").read_text()
+    export_store(store, tmp_path / "parquet", "parquet", split="train", jobs=1)
+    table = parquet.read_table(tmp_path / "parquet/data/train-00000-of-00001.parquet")
+    code = table["instance"][0].as_py()["bytes"]
+    np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(code))), crowd.numbers[row])
 
 
 def test_numbers_beyond_the_plan_are_damage(tmp_path: Path, store: Path, crowd: Crowd) -> None:

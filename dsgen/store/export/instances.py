@@ -11,12 +11,11 @@ from typing import Any
 import numpy as np
 
 from dsgen.errors import DamagedError
+from dsgen.io.people import PERSON
 from dsgen.store.layout import INDEX_JSON
 from dsgen.store.reader import Store
 from dsgen.store.schema import repair_or_pack
 
-CLASS = "person"
-"""The class of foregrounds that have none."""
 CLASS_OF_PICTURES = "foreground"
 """The class of what is masked in pictures that are no composites."""
 TINY_PIXELS = 16
@@ -57,7 +56,7 @@ class Labels:
         self._foregrounds: list[dict[str, Any]] = attributes.get("foregrounds", [])
         self._backgrounds: list[dict[str, Any]] = attributes.get("backgrounds", [])
         self._pictures: list[str] = attributes.get("pictures", [])
-        named = sorted({record.get("class", CLASS) for record in self._foregrounds})
+        named = sorted({record.get("class", PERSON) for record in self._foregrounds})
         self.classes: list[str] = named or [CLASS_OF_PICTURES]
 
     def about_picture(self, row: int) -> dict[str, str]:
@@ -85,4 +84,4 @@ class Labels:
         about: dict[str, Any] = {"foreground": record["name"], "flip": int(person["flip"])}
         if "distance" in (person.dtype.names or ()) and person["distance"]:
             about["distance_m"] = int(person["distance"]) / 1000
-        return Instance(number, mask, self.classes.index(record.get("class", CLASS)), about)
+        return Instance(number, mask, self.classes.index(record.get("class", PERSON)), about)

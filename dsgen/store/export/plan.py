@@ -91,6 +91,7 @@ class ExportSettings:
         return {
             "image": f"composite, RGB, 8 bits, {encoding}",
             "mask": "mask of the foreground, grey PNG, 8 bits, 0 or 255",
+            "instance": "number of the person or thing that is seen, grey PNG, 8 bits, 0 = none",
             "depth": (
                 "planar depth, gzipped npy, uint16, millimetres, 0 = none"
                 if self.file_format == "webdataset"
@@ -125,7 +126,7 @@ def check_choice(option: str, value: str, choices: Iterable[str]) -> None:
 
 
 def choose_fields(store: Store, file_format: str, backgrounds: bool) -> tuple[str, ...]:
-    """Return the images of a sample: what the store has of image, mask, depth and, if asked for, background.
+    """Return the images of a sample: what the store has of image, mask, instance, depth and, if wanted, background.
 
     In the formats with picture files the labels take the place of the mask, and `yolo` has no depth.
     """
@@ -134,7 +135,7 @@ def choose_fields(store: Store, file_format: str, backgrounds: bool) -> tuple[st
         return ("image", "depth") if file_format == "coco" and "depth" in store.fields else ("image",)
     if backgrounds and "background" not in store.fields:
         raise InvalidValueError("--backgrounds", f"{store.path} has none", "leave it out")
-    wanted = ("image", "mask", "depth", "background") if backgrounds else ("image", "mask", "depth")
+    wanted = ("image", "mask", "instance", "depth", *(("background",) if backgrounds else ()))
     return tuple(name for name in wanted if name in store.fields)
 
 

@@ -70,8 +70,8 @@ def _runs(store: Store, rows: np.ndarray) -> Iterator[tuple[int, int, np.ndarray
 
 def _columns(store: Store, row: int) -> dict[str, Any]:
     """Return the number of a row and its entries in the plan."""
-    values = dict(zip(DTYPE.names or (), store.plan[row].item(), strict=True))
-    columns = {COLUMN_NAMES.get(name, name): value for name, value in values.items()}
+    values = store.plan[row]
+    columns = {COLUMN_NAMES.get(name, name): values[name].item() for name in DTYPE.names or ()}
     return {"row": row} | columns | {"split": SPLITS[columns["split"]]}
 
 
@@ -81,7 +81,7 @@ def encode_picture(field: str, image: np.ndarray, settings: ExportSettings) -> b
         return encode_jpeg(image, JPEG_QUALITY)
     if settings.suffix(field) == DEPTH_SUFFIX:
         return _encode_npy(image)
-    return encode_png(image, runs=field == "mask")
+    return encode_png(image, runs=field in ("mask", "instance"))
 
 
 def _encode_npy(image: np.ndarray) -> bytes:
