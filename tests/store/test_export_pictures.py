@@ -144,6 +144,49 @@ def test_torchvision_reads_it(tmp_path: Path, opened: Store, capsys: pytest.Capt
     capsys.readouterr()
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_ultralytics_reads_it(tmp_path: Path, opened: Store) -> None:
+    """If it is installed: masks, boxes and classes of every picture, by the dataset that it trains on."""
+    pytest.importorskip("ultralytics")
+    from ultralytics.data.dataset import YOLODataset
+    from ultralytics.data.utils import check_det_dataset, polygon2mask
+
+    export_store(opened.path, tmp_path / "out", "yolo", jobs=1)
+    index = check_det_dataset(str(tmp_path / "out/data.yaml"), autodownload=False)
+    assert index["names"] == {0: "person"}
+    dataset = YOLODataset(img_path=index["train"], data=index, task="segment", imgsz=48, augment=False)
+    assert len(dataset) == len(split_rows(opened, "train"))
+    for label in dataset.labels:
+        row = int(Path(label["im_file"]).stem)
+        mask = opened.read(row, row + 1)["mask"][0] > 0
+        (points,) = label["segments"]
+        np.testing.assert_array_equal(polygon2mask((48, 48), [(points * 48).ravel()]) > 0, mask)
+        rows, columns = np.nonzero(mask)
+        corners = np.array([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1])
+        box = np.array([*(corners[:2] + corners[2:]) / 2, *(corners[2:] - corners[:2])])
+        np.testing.assert_allclose(label["bboxes"][0] * 48, box, atol=0.04)
+        assert label["cls"].tolist() == [[0]]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_fiftyone_reads_it(tmp_path: Path, opened: Store) -> None:
+    """If it is installed: the importer of its COCODetectionDataset gives every mask."""
+    coco = pytest.importorskip("fiftyone.utils.coco")
+    export_store(opened.path, tmp_path / "out", "coco", jobs=1)
+    importer = coco.COCODetectionDatasetImporter(dataset_dir=str(tmp_path / "out/train"), label_types="segmentations")
+    with importer:
+        pictures = list(importer)
+    assert len(pictures) == len(split_rows(opened, "train"))
+    for path, _, label in pictures:
+        row = int(Path(path).stem)
+        (detection,) = label.detections
+        left, top = (round(share * 48) for share in detection.bounding_box[:2])
+        mask = np.zeros((48, 48), bool)
+        mask[top : top + detection.mask.shape[0], left : left + detection.mask.shape[1]] = detection.mask
+        np.testing.assert_array_equal(mask, opened.read(row, row + 1)["mask"][0] > 0)
+        assert (detection.label, detection["flip"]) == ("person", opened.plan["flip"][row])
+
+
 def test_polygons_have_the_pixels_of_the_masks(tmp_path: Path, opened: Store) -> None:
     """However a reader fills them; folders and classes are those that data.yaml names."""
     result = export_store(opened.path, tmp_path / "out", "yolo", split="all", jobs=1)

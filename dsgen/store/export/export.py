@@ -125,8 +125,8 @@ def export_store(
         check_out(out, made_from, names.__contains__)
     with exclusive_lock(out):
         write = _write_picture_files if file_format in PICTURE_FORMATS else _write_missing
-        missing, index = write(opened, out, made_from, settings, files, workers)
-    blocks = index.get("blocks", {}).values()
+        missing, written = write(opened, out, made_from, settings, files, workers)
+    blocks = written.get("blocks", {}).values()
     counted = {
         name: sum(block[name] for block in blocks) if file_format in PICTURE_FORMATS else None
         for name in ("instances", "tiny_instances", "rows_without")
@@ -135,10 +135,10 @@ def export_store(
         out=str(out),
         format=file_format,
         rows=count_rows(files),
-        files=len(index["files"]) + sum(block["rows"] * len(block["bytes"]) for block in blocks),
+        files=len(written["files"]) + sum(block["rows"] * len(block["bytes"]) for block in blocks),
         exported=count_rows(missing),
         already_there=count_rows(files) - count_rows(missing),
-        bytes=sum(file["bytes"] for file in index["files"].values())
+        bytes=sum(file["bytes"] for file in written["files"].values())
         + sum(sum(block["bytes"].values()) for block in blocks),
         splits={name: opened.splits[name] for name in splits},
         **counted,
@@ -153,11 +153,14 @@ def _write_missing(
     files: list[ExportFile],
     workers: int,
 ) -> tuple[list[ExportFile], dict[str, Any]]:
-    """Write the files that are missing or cut short, then card and index; return those files, and the index."""
+    """Write the files that are missing or cut short, then card and index.
+
+    Returns those files, and the entry `files` of the index.
+    """
     before = read_export(out)
     missing = [file for file in files if not is_complete(out, file, before)]
     if not missing and before.get("complete"):
-        return missing, before
+        return missing, {"files": _describe_files(out, files)}
     for file in missing:  # as long as the index still says what size it should have
         (out / file.name).unlink(missing_ok=True)
     for folder in {(out / file.name).parent for file in files}:  # of processes that were killed
@@ -166,9 +169,13 @@ def _write_missing(
     blocks = [(store.path, store.sha256, out, file, settings) for file in missing]
     total = count_rows(files)
     run_blocks(export_file, blocks, jobs=workers, title="export", total=total, done=total - count_rows(missing))
-    index = _make_index(store, out, made_from, settings, files)
+    written = {"files": _describe_files(out, files)}
+    index = _start_index(store, made_from, settings, files) | written
+    for split, about in index["splits"].items():
+        own = [file for file in files if file.split == split]
+        about["files"] = own[0].name.replace("00000", f"{{00000..{len(own) - 1:05d}}}", 1)
     _write_card_and_index(store, out, settings, index)
-    return missing, index
+    return missing, written
 
 
 def _write_picture_files(
@@ -179,15 +186,16 @@ def _write_picture_files(
     blocks: list[ExportFile],
     workers: int,
 ) -> tuple[list[ExportFile], dict[str, Any]]:
-    """Write the blocks of picture files that are missing, then card and index; return those blocks, and the index."""
+    """Write the blocks of picture files that are missing, then card and index.
+
+    Returns those blocks, and the entries `files` and `blocks` of the index.
+    """
     before, start = read_export(out), {"format": VERSION, "complete": False, "made_from": made_from}
     missing, written = write_pictures(store, out, start, settings, blocks, before, workers)
-    index = read_export(out)
-    if not index.get("complete"):  # it stays so where nothing was missing
-        index = _start_index(store, made_from, settings, blocks) | written
-        _write_card_and_index(store, out, settings, index)
+    if not read_export(out).get("complete"):  # it stays so where nothing was missing
+        _write_card_and_index(store, out, settings, _start_index(store, made_from, settings, blocks) | written)
     forget_records(out)
-    return missing, index
+    return missing, written
 
 
 def _write_card_and_index(store: Store, out: Path, settings: ExportSettings, index: dict[str, Any]) -> None:
@@ -207,19 +215,11 @@ def export_file(store: Path | str, sha256: str, out: Path, file: ExportFile, set
     return len(rows)
 
 
-def _make_index(
-    store: Store, out: Path, made_from: dict[str, Any], settings: ExportSettings, files: list[ExportFile]
-) -> dict[str, Any]:
-    """Return the content of `export.json` of a complete export of tar or parquet files."""
-    index = _start_index(store, made_from, settings, files)
-    index["files"] = {
+def _describe_files(out: Path, files: list[ExportFile]) -> dict[str, dict[str, Any]]:
+    """Return split, rows and bytes of tar or parquet files."""
+    return {
         file.name: {"split": file.split, "rows": file.rows, "bytes": (out / file.name).stat().st_size} for file in files
     }
-    for split, about in index["splits"].items():
-        own = [file for file in files if file.split == split]
-        brace = f"{{00000..{len(own) - 1:05d}}}"
-        about["files"] = own[0].name.replace("00000", brace, 1)
-    return index
 
 
 def _start_index(
