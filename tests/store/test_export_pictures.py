@@ -29,7 +29,7 @@ from dsgen.errors import ConflictError, DamagedError, DsgenError, InvalidValueEr
 from dsgen.io.json_files import read_json
 from dsgen.store.export import pictures, samples
 from dsgen.store.export.export import export_store
-from dsgen.store.export.instances import Labels
+from dsgen.store.export.instances import InstanceLabels
 from dsgen.store.export.outlines import outline
 from dsgen.store.packing import pack_source
 from dsgen.store.picture_source import Pictures
@@ -406,11 +406,10 @@ def test_own_pictures(tmp_path: Path, file_format: str, capsys: pytest.CaptureFi
     assert not (tmp_path / "none").exists()
 
 
-@pytest.mark.parametrize("file_format", FORMATS)
-def test_workers_do_not_show(tmp_path: Path, store: Path, file_format: str) -> None:
+def test_workers_do_not_show(tmp_path: Path, store: Path) -> None:
     """One worker and three write the same bytes, card and index included."""
     for name, jobs in (("one", 1), ("three", 3)):
-        export_store(store, tmp_path / name, file_format, rows_per_file=5, jobs=jobs)
+        export_store(store, tmp_path / name, "coco", rows_per_file=5, jobs=jobs)
     one = files(tmp_path / "one")
     assert one == files(tmp_path / "three")
     assert not [name for name in one if "unused" in name or "exporting" in name or ".partial" in name]
@@ -455,7 +454,7 @@ export.export_store(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], split="al
 """
 
 
-@pytest.mark.parametrize(("file_format", "after"), [("coco", 0), ("coco", 33), ("coco", 100), ("yolo", 33)])
+@pytest.mark.parametrize(("file_format", "after"), [("coco", 33), ("coco", 100), ("yolo", 33)])
 def test_killed_process_continues(tmp_path: Path, store: Path, file_format: str, after: int) -> None:
     """After kill -9 in the middle of a block, or before the labels, the next run makes what is missing."""
     export_store(store, tmp_path / "whole", file_format, split="all", rows_per_file=5, jobs=1)
@@ -522,6 +521,23 @@ def test_a_kill_during_repair(tmp_path: Path, store: Path, file_format: str, mon
     assert read_json(out / "export.json")["complete"] is False
     assert export_store(store, out, file_format, rows_per_file=5, jobs=1).exported == 5
     assert files(out) == before
+
+
+def test_a_damaged_record_is_refused(tmp_path: Path, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No wrong annotation comes of it; once it is removed, its block is written again."""
+    out, whole = tmp_path / "out", tmp_path / "whole"
+    export_store(store, whole, "coco", rows_per_file=5, jobs=1)
+    with monkeypatch.context() as patched:
+        patched.setattr(pictures, "_write_summary", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            export_store(store, out, "coco", rows_per_file=5, jobs=1)
+    record = next(iter(sorted((out / "exporting").iterdir())))
+    record.write_text(record.read_text().replace('"area": ', '"area": 1', 1))
+    with pytest.raises(DamagedError, match=r"differs from the hash in it; remove it and export again"):
+        export_store(store, out, "coco", rows_per_file=5, jobs=1)
+    record.unlink()
+    assert export_store(store, out, "coco", rows_per_file=5, jobs=1).exported == 5
+    assert files(out) == files(whole)
 
 
 CONFLICTS: list[tuple[dict[str, Any], str]] = [
@@ -618,4 +634,4 @@ def test_command(tmp_path: Path, store: Path, monkeypatch: pytest.MonkeyPatch) -
 
 def test_class_names_are_those_of_the_whole_store(store: Path, crowd: Crowd) -> None:
     """So that numbers agree between splits."""
-    assert Labels(Store(store)).classes == ["chair", "person"]
+    assert InstanceLabels(Store(store)).classes == ["chair", "person"]

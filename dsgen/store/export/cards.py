@@ -6,7 +6,7 @@ import numpy as np
 
 from dsgen import __version__
 from dsgen.corpus.plan import SPLITS
-from dsgen.store.export.instances import TINY_PIXELS, Labels
+from dsgen.store.export.instances import TINY_PIXELS, InstanceLabels
 from dsgen.store.export.pictures import PictureFiles
 from dsgen.store.export.plan import PICTURE_FORMATS, ExportSettings
 from dsgen.store.reader import Store
@@ -189,7 +189,7 @@ def _write_picture_card(store: Store, index: dict[str, Any], settings: ExportSet
         ),
         held_out=_HELD_OUT_CARD if are_held_out(store.plan) else "",
         instances=sum(block["instances"] for block in blocks),
-        classes=", ".join(f"`{name}`" for name in Labels(store).classes),
+        classes=", ".join(f"`{name}`" for name in InstanceLabels(store).classes),
         without=sum(block["rows_without"] for block in blocks),
         tiny=sum(block["tiny_instances"] for block in blocks),
         tiny_pixels=TINY_PIXELS,

@@ -18,7 +18,7 @@ import numpy as np
 from dsgen import __version__
 from dsgen.errors import MissingPackageError
 from dsgen.io.atomic import write_file
-from dsgen.store.export.instances import Instance, Labels
+from dsgen.store.export.instances import Instance, InstanceLabels
 from dsgen.store.reader import Store
 
 LABELS_JSON = "labels.json"
@@ -34,7 +34,7 @@ def import_masks() -> Any:
     return mask
 
 
-def describe_image(labels: Labels, row: int, size: int, files: dict[str, str]) -> dict[str, Any]:
+def describe_image(labels: InstanceLabels, row: int, size: int, files: dict[str, str]) -> dict[str, Any]:
     """Return the entry of an image. `files` are those of the row by kind, relative to the folder of `labels.json`."""
     entry = {"id": row, "file_name": Path(files["image"]).name, "width": size, "height": size, "row": row}
     depth = {"depth_file": files["depth"]} if "depth" in files else {}
@@ -67,7 +67,7 @@ def write_labels(path: Path, store: Store, split: str, units: dict[str, str], re
         "store_sha256": store.sha256,
         "units": units,
     }
-    categories = [{"id": number, "name": name} for number, name in enumerate(Labels(store).classes, 1)]
+    categories = [{"id": number, "name": name} for number, name in enumerate(InstanceLabels(store).classes, 1)]
     head = {"info": info, "licenses": [], "categories": categories}
     with write_file(path) as stream:
         stream.write(json.dumps(head, ensure_ascii=False)[:-1].encode())

@@ -47,7 +47,7 @@ class Instance:
         return left, top, int(columns[-1]) + 1 - left, int(rows[-1]) + 1 - top
 
 
-class Labels:
+class InstanceLabels:
     """What a store tells of the instances of its rows. `classes` are their names, in alphabetical order."""
 
     def __init__(self, store: Store):

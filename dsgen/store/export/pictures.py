@@ -6,6 +6,7 @@ Once all blocks are there, `labels.json` or `data.yaml` is written from their re
 rows and bytes of every block; then `exporting` is removed.
 """
 
+import hashlib
 import json
 import os
 import re
@@ -19,12 +20,12 @@ from typing import Any
 
 import numpy as np
 
-from dsgen.errors import DsgenError
+from dsgen.errors import DamagedError, DsgenError
 from dsgen.io.atomic import clear_unfinished, fill_folder, name_in_errors, write_bytes, write_json
 from dsgen.io.json_files import read_as
 from dsgen.parallel.pool import run_blocks
 from dsgen.store.export import coco, yolo
-from dsgen.store.export.instances import TINY_PIXELS, Labels
+from dsgen.store.export.instances import TINY_PIXELS, InstanceLabels
 from dsgen.store.export.plan import EXPORT_JSON, EXPORTING, BlockSummary, ExportFile, ExportSettings, count_rows
 from dsgen.store.export.samples import encode_picture, open_store, read_rows, split_rows
 from dsgen.store.reader import Store
@@ -39,7 +40,10 @@ _DISK_BLOCK_BYTES = 4096
 
 
 class BlockRecord(BlockSummary):
-    """The record of a finished block; the lists are empty for `yolo`."""
+    """The record of a finished block; the lists are empty for `yolo`.
+
+    In its file `sha256` is added, the hash of the others, so that no annotation is wrong without a word.
+    """
 
     images: list[dict[str, Any]]
     annotations: list[dict[str, Any]]
@@ -158,7 +162,7 @@ def export_block(store: Path | str, sha256: str, out: Path, block: ExportFile, s
     """Write the files of a block, and its record; return its rows."""
     opened = open_store(store, sha256)
     rows = split_rows(store, sha256, block.split)[block.first : block.last]
-    files, labels = PictureFiles(settings), Labels(opened)
+    files, labels = PictureFiles(settings), InstanceLabels(opened)
     record = BlockRecord(
         rows=len(rows),
         bytes=dict.fromkeys(files.suffixes, 0),
@@ -178,12 +182,12 @@ def export_block(store: Path | str, sha256: str, out: Path, block: ExportFile, s
                 with name_in_errors(path):
                     path.write_bytes(code)
                 record["bytes"][kind] += len(code)
-    write_bytes(out / block.name, json.dumps(record).encode(), apart=True)
+    write_bytes(out / block.name, json.dumps(record | {"sha256": _hash(record)}).encode(), apart=True)
     return len(rows)
 
 
 def _encode_row(
-    row: int, arrays: dict[str, np.ndarray], size: int, labels: Labels, files: PictureFiles, record: BlockRecord
+    row: int, arrays: dict[str, np.ndarray], size: int, labels: InstanceLabels, files: PictureFiles, record: BlockRecord
 ) -> dict[str, bytes]:
     """Return the files of a row by kind, and add the row to the record of its block."""
     settings = files.settings
@@ -204,7 +208,7 @@ def _write_summary(
     store: Store, out: Path, name: str, settings: ExportSettings, splits: Sequence[str], blocks: list[ExportFile]
 ) -> None:
     if settings.file_format == "yolo":
-        yolo.write_data_yaml(out / name, splits, Labels(store).classes)
+        yolo.write_data_yaml(out / name, splits, InstanceLabels(store).classes)
         return
     split = name.partition("/")[0]
 
@@ -215,7 +219,15 @@ def _write_summary(
 
 
 def _read_record(out: Path, block: ExportFile) -> BlockRecord:
-    return read_as(BlockRecord, out / block.name, "remove it and export again")
+    remedy = "remove it and export again"
+    record = read_as(BlockRecord, out / block.name, remedy)
+    if record.pop("sha256", None) != _hash(record):  # type: ignore[typeddict-item]
+        raise DamagedError(out / block.name, "damaged, its content differs from the hash in it", remedy)
+    return record
+
+
+def _hash(record: BlockRecord) -> str:
+    return hashlib.sha256(json.dumps(record).encode()).hexdigest()
 
 
 def _summary(record: BlockRecord) -> BlockSummary:
@@ -246,7 +258,7 @@ def _check_space(store: Store, out: Path, files: PictureFiles, missing: list[Exp
     )
     some = rows[np.linspace(0, len(rows) - 1, min(len(rows), _SPACE_ROWS)).astype(int)]
     record = BlockRecord(rows=0, bytes={}, instances=0, tiny_instances=0, rows_without=0, images=[], annotations=[])
-    labels, blocks_per_row = Labels(store), 0.0
+    labels, blocks_per_row = InstanceLabels(store), 0.0
     for row, arrays in read_rows(store, np.unique(some)):
         codes = _encode_row(row, arrays, store.size, labels, files, record)
         blocks_per_row += sum(-(-len(code) // _DISK_BLOCK_BYTES) for code in codes.values()) / len(np.unique(some))
