@@ -132,6 +132,22 @@ def compose(rooms: np.ndarray, mask: np.ndarray, depths: np.ndarray) -> np.ndarr
     return np.where(mask > 0, depths[:, None, None], rooms)
 
 
+def find_boxes(instance: np.ndarray, slots: int) -> np.ndarray:
+    """Return the boxes (n,slots,4) u2 of what is seen of people: left, top, width and height in pixels, 0 if nothing is.
+
+    `instance` is (n,S,S) u1, 1 + the slot where a person is seen.
+    """
+    boxes = np.zeros((len(instance), slots, 4), np.uint16)
+    for picture, row in zip(instance, boxes, strict=True):
+        for slot in range(slots):
+            seen = picture == slot + 1
+            lines = np.flatnonzero(seen.max(axis=1))
+            if len(lines):
+                columns = np.flatnonzero(seen[lines[0] : lines[-1] + 1].max(axis=0))
+                row[slot] = columns[0], lines[0], columns[-1] + 1 - columns[0], lines[-1] + 1 - lines[0]
+    return boxes
+
+
 def room_depths(corpus: Corpus, rows: np.ndarray) -> np.ndarray:
     """Return the depth (n,S,S) u2 of the backgrounds of rows."""
     depths = {number: _room_depth(corpus, number) for number in np.unique(rows["background"]).tolist()}

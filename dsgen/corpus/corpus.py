@@ -164,14 +164,22 @@ class Corpus:
         key = ("cutout", number, flip, scale)
         return self._cache.get(key, lambda: Cutout.from_rgba(self.foreground(number, bool(flip), self.size * scale)))
 
+    def cutouts(self) -> list[np.ndarray]:
+        """Return all foregrounds, (h,w,4) u1: as large as they are drawn, or as kept where they are drawn at any size."""
+        numbers = range(len(self.manifest["foregrounds"]))
+        return [self._figure_pixels(n) if self.people else self.foreground(n) for n in numbers]
+
+    def _figure_pixels(self, number: int) -> np.ndarray:
+        array = self._source_array("figure")
+        height, width = self._figure_shapes[number].tolist()
+        with named_damage(self.path / layout.SOURCES / "figure", self._sources_remedy):
+            return np.asarray(array[number, :height, :width])
+
     def figure(self, number: int, flip: int = 0) -> Figure:
         """Return a foreground prepared to be drawn at any size; only where the plan has the column `people`."""
 
         def make() -> Figure:
-            array = self._source_array("figure")
-            height, width = self._figure_shapes[number].tolist()
-            with named_damage(self.path / layout.SOURCES / "figure", self._sources_remedy):
-                rgba = np.asarray(array[number, :height, :width])
+            rgba = self._figure_pixels(number)
             return Figure(np.ascontiguousarray(rgba[:, ::-1]) if flip else rgba)
 
         return self._cache.get(("figure", number, flip), make)

@@ -11,6 +11,7 @@ Rows whose people have a size of their own have one more column, `people`, see `
 import hashlib
 import io
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -54,6 +55,16 @@ _BLOCK_BITS = 5  # blocks of at most 32 draws
 def plan_dtype(people: int) -> np.dtype:
     """Return the columns of a plan: `DTYPE`, and with `people` above 0 so many slots of `PERSON` in each row."""
     return np.dtype([*DTYPE.descr, ("people", PERSON, (people,))]) if people else DTYPE
+
+
+def join_plan(column: Callable[[str], np.ndarray], rows: int, people: int) -> np.ndarray:
+    """Make a plan of so many rows from its columns; `column` returns one by its name, or by that of a slot's: person_top."""
+    plan = np.empty(rows, plan_dtype(people))
+    for name in DTYPE.names or ():
+        plan[name] = column(name)
+    for name in PERSON.names or () if people else ():
+        plan["people"][name] = column(f"person_{name}")
+    return plan
 
 
 def make_plan(

@@ -61,15 +61,18 @@ def render(
     cutouts: Mapping[tuple[int, int], Cutout],
     size: int,
     scale: int = 1,
+    out: Mapping[str, np.ndarray] | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Render rows of the plan: images (n,S,S,3) u1 RGB and masks (n,S,S) u1, 0 or 255, with S = `size` * `scale`.
 
     `backgrounds[background]` is (S,S,3) u1 and `cutouts[foreground, flip]` a foreground, both at `scale` times the
-    size that the plan's locations refer to.
+    size that the plan's locations refer to. They are drawn into the arrays `image` and `mask` of `out` where it has them.
     """
     side = size * scale
-    image = np.empty((len(rows), side, side, 3), np.uint8)
-    mask = np.zeros((len(rows), side, side), np.uint8)
+    given = {} if out is None else out
+    image = given["image"] if "image" in given else np.empty((len(rows), side, side, 3), np.uint8)
+    mask = given["mask"] if "mask" in given else np.empty((len(rows), side, side), np.uint8)
+    mask[...] = 0
     columns = (rows[name].tolist() for name in ("background", "foreground", "flip", "top", "left"))
     for i, (background, foreground, flip, top, left) in enumerate(zip(*columns, strict=True)):
         cutout = cutouts[foreground, flip]

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dsgen.corpus.plan import DTYPE
+from dsgen.corpus.plan import DTYPE, PERSON
 from dsgen.errors import DamagedError, DsgenError, is_system_error, reason_of
 from dsgen.integrity.findings import Checked, Finding, ReportBuilder, shard_damage
 from dsgen.parallel.pool import map_unordered
@@ -41,7 +41,7 @@ class RowTask:
 
     def block_file(self, field: str) -> str:
         """Name the file that holds these rows of a field; a recipe draws images and masks from several."""
-        if self.shard.recipe and field in ("image", "mask"):
+        if not self.shard.stores(field):
             return self.name
         block = self.shard.attributes["made_from"]["block_rows"]
         return self.file_of(schema.block_name(field, self.first // block))
@@ -92,6 +92,7 @@ def check_pixels(task: RowTask, checked: Checked) -> None:
     """Decode the rows of a task chunk by chunk, and compare them with the corpus."""
     shard, source = task.shard, task.source
     fields = tuple(field for field in shard.fields if field != "background")
+    fields += tuple(field for field in schema.PERSON_FIELDS if shard.stores(field))
     unread = _UnreadRows(task, checked)
     memory: dict[str, np.ndarray] = {}
     for start in range(task.first, task.last, shard.chunk):
@@ -203,8 +204,9 @@ def check_columns(task: RowTask, checked: Checked) -> None:
         checked.findings.append(Finding(task.file_of(array, chunk), what))
 
     plan_columns = {name: "background_number" if name == "background" else name for name in DTYPE.names or ()}
+    person_columns = [f"person_{name}" for name in PERSON.names or ()] if shard.people else []
     columns: dict[str, np.ndarray] = {}
-    names = ("row", "background_index", *plan_columns.values())
+    names = ("row", "background_index", *plan_columns.values(), *person_columns)
     for name in names:
         try:
             columns[name] = shard.column(name)
@@ -233,6 +235,9 @@ def check_columns(task: RowTask, checked: Checked) -> None:
         for name, column in plan_columns.items():
             if not np.array_equal(columns[column], expected[name]):
                 find(column, "differs from the plan of the corpus")
+        for column in person_columns:
+            if not np.array_equal(columns[column], expected["people"][column.removeprefix("person_")]):
+                find(column, "differs from the plan of the corpus")
     for i, number in enumerate(numbers.tolist() if "background" in shard.fields else ()):
         chunk = f"/c/{i}/0/0/0"
         try:
@@ -242,3 +247,14 @@ def check_columns(task: RowTask, checked: Checked) -> None:
             continue
         if source is not None and not np.array_equal(picture, source.background(number)):
             find("background", f"differs from background {number} of the corpus", chunk)
+    for i, number in enumerate(numbers.tolist() if shard.stores("room_depth") else ()):
+        try:
+            parts = shard.room_parts(i)
+        except DsgenError as error:
+            find("room_depth", f"cannot be read ({shard_damage(error)})", f"/c/{i}/0/0")
+            continue
+        for name, part, truth in zip(
+            ("room_depth", "room_floor", "room_margin"), parts, source.room(number) if source else parts, strict=True
+        ):
+            if not np.array_equal(part, truth):
+                find(name, f"differs from that of background {number} of the corpus", f"/c/{i}/0/0")

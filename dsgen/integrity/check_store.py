@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 
 from dsgen.corpus.corpus import Corpus
-from dsgen.corpus.plan import DTYPE
 from dsgen.errors import (
     ConflictError,
     DamagedError,
@@ -265,13 +264,7 @@ def expect_records(inspection: Inspection) -> None:
 
 def _join_plan(shards: list[Shard]) -> np.ndarray:
     """Join the plan of a store from the columns of its shards."""
-    plan = np.empty(sum(shard.rows for shard in shards), DTYPE)
-    first = 0
-    for shard in shards:
-        for name in DTYPE.names or ():
-            plan[name][first : first + shard.rows] = shard.column("background_number" if name == "background" else name)
-        first += shard.rows
-    return plan
+    return np.concatenate([shard.plan_rows() for shard in shards])
 
 
 def _check_records(

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-DTYPES = {"image": "uint8", "mask": "uint8", "depth": "uint16", "background": "uint8"}
+DTYPES = {"image": "uint8", "mask": "uint8", "depth": "uint16", "instance": "uint8", "background": "uint8"}
 Batch = dict[str, Tensor]
 
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from dsgen.corpus import layout
 from dsgen.corpus.chunks import chunk_rows
+from dsgen.corpus.composed import MODEL, compose, describe_composed, find_boxes, person_depths, room_depths
 from dsgen.corpus.corpus import Corpus
 from dsgen.corpus.plan import SPLITS
 from dsgen.errors import DsgenError, InvalidValueError, check_rules
@@ -41,7 +42,19 @@ class CorpusSource:
         self.size = corpus.size
         self.chunk = chunk_rows(corpus.positions, corpus.size)
         labels = _depth_labels(corpus, quiet=corpus_sha256 is not None) if depth else None
-        self.fields: tuple[str, ...] = ("image", "mask", *(["depth"] if labels is not None else []), "background")
+        self._composed = labels is not None and labels["model"] == MODEL
+        self.people = corpus.people
+        classes = {record.get("class") for record in corpus.manifest["foregrounds"]}
+        several = ("instance",) if corpus.people > 1 or (corpus.people and len(classes) > 1) else ()
+        self.fields: tuple[str, ...] = (
+            "image",
+            "mask",
+            *(("depth",) if labels is not None else ()),
+            *several,
+            "background",
+        )
+        self.drawn: tuple[str, ...] = ("image", "mask", *several, *(("depth",) if self._composed else ()))
+        self.rooms = self._composed or (bool(corpus.people) and corpus.rooms is not None)
         self.made_from = {
             "format": schema.FORMAT,
             "corpus_sha256": corpus.sha256,
@@ -51,6 +64,10 @@ class CorpusSource:
             "block_rows": schema.block_rows(self.chunk, corpus.size),
             "depth": labels,
         } | _leave_out(corpus, max_flip_error)
+        if corpus.people:
+            self.made_from |= {"people": corpus.people, "instance": bool(several)}
+        if self._composed:
+            self.made_from["composed"] = True
         self.plan = corpus.plan
         self.attributes = {name: corpus.manifest[name] for name in ("backgrounds", "foregrounds")}
         self.folders = [corpus.path]
@@ -59,8 +76,23 @@ class CorpusSource:
 
     def pictures(self, first: int, last: int) -> dict[str, np.ndarray]:
         """Draw rows `first` to `last`, exclusive, and read their depth."""
-        image, mask = self._corpus.render(self.plan[first:last])
-        found = {"image": image, "mask": mask}
+        corpus, rows = self._corpus, self.plan[first:last]
+        found: dict[str, np.ndarray] = {}
+        if self._composed:
+            found["person_depth"] = person_depths(corpus, rows)
+        draws_depth = self._composed and corpus.labels is None
+        if corpus.people:
+            fields = ("image", "mask", "instance", *(("depth",) if draws_depth else ()))
+            found = corpus.draw(rows, fields, depths=found.get("person_depth")) | found
+            found["person_box"] = find_boxes(found["instance"], corpus.people)
+            if "instance" not in self.fields:
+                del found["instance"]
+        else:
+            found["image"], found["mask"] = corpus.render(rows)
+            if draws_depth:
+                found["depth"] = compose(room_depths(corpus, rows), found["mask"], found["person_depth"][:, 0])
+        if draws_depth:
+            return found
         if "depth" in self.fields:
             assert self._corpus.labels is not None
             codes = self.coded_depth(first, last)
@@ -84,7 +116,7 @@ class CorpusSource:
 
     def coded_depth(self, first: int, last: int) -> list[bytes] | None:
         """Return the labels' own chunks if they fit: copying them takes half the time of encoding them again."""
-        labels = self._label_layout
+        labels = None if self._corpus.labels is None else self._label_layout
         if labels is None or first % self.chunk:
             return None
         codes: list[bytes] = []
@@ -112,9 +144,19 @@ class CorpusSource:
         """Return a background, (S,S,3) u1."""
         return self._corpus.background(number)
 
+    def room(self, number: int) -> tuple[np.ndarray, np.ndarray, int]:
+        """Return a background as a room: depth (S,S) u2, floor (S,S) u1, and the margin of the depth in permille."""
+        rooms = self._corpus.rooms
+        assert rooms is not None
+        margin = rooms.records[number]["margin_permille"]
+        return rooms.read("depth", number, self.size), rooms.read("floor", number, self.size), margin
+
     def cutouts(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return all foregrounds, each in the corner of an equally large frame, and their heights and widths."""
-        cutouts = [self._corpus.foreground(number) for number in range(len(self.attributes["foregrounds"]))]
+        """Return all foregrounds, each in the corner of an equally large frame, and their heights and widths.
+
+        Those of people with sizes of their own are as large as the corpus has them.
+        """
+        cutouts = self._corpus.cutouts()
         shapes = np.array([cutout.shape[:2] for cutout in cutouts])
         frames = np.zeros((len(cutouts), *shapes.max(axis=0).tolist(), 4), np.uint8)
         for frame, cutout in zip(frames, cutouts, strict=True):
@@ -144,6 +186,8 @@ def _depth_labels(corpus: Corpus, quiet: bool = False) -> dict[str, Any] | None:
     """Return how the depth labels were made; None if there are none, with a warning unless `quiet`."""
     if corpus.labels is not None:
         return corpus.labels.check_for_packing(corpus.size)
+    if corpus.rooms is not None:
+        return describe_composed(corpus)
     if not quiet:
         log.warning(
             "%s: no depth labels, packing without depth; to have it, run dsgen depth %s first", corpus.path, corpus.path

@@ -152,6 +152,8 @@ def _to_tensor(name: str, values: np.ndarray) -> torch.Tensor:
     """Turn a field of a sample into a tensor of its own, channels first, in the units of `StoreDataset`."""
     if name == "mask":
         return torch.from_numpy((values[None] > 0).view(np.uint8))
+    if name == "instance":
+        return torch.from_numpy(values[None].copy())
     if name == "depth":
         return torch.from_numpy(values[None].astype(np.float32)).div_(1000)
     return torch.from_numpy(values.transpose(2, 0, 1).copy())

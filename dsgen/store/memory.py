@@ -11,7 +11,7 @@ POOL = 96
 _ROW_BYTES = 100  # of the order, and of the visits that follow from it
 _FIXED_BYTES = 8 * 10**6  # of threads, and of code that is loaded when it is first used
 _POOL_SHARE = 0.6  # of the memory: the most that the default pool may take
-_PIXEL_BYTES = {"image": 3, "mask": 1, "depth": 2, "background": 3}
+_PIXEL_BYTES = {"image": 3, "mask": 1, "depth": 2, "instance": 1, "background": 3}
 
 
 @dataclass(frozen=True)

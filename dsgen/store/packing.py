@@ -251,8 +251,8 @@ class _Packing:
             ShardTask(shard_name(k, len(bounds)) + suffix, *bounds[k], made_from["block_rows"])
             for k in (range(len(bounds)) if numbers is None else numbers)
         ]
-        drawn = ("image", "mask") if made_from["recipe"] else ()
-        self._fields = tuple(field for field in source.fields if field not in drawn)
+        drawn = source.drawn if made_from["recipe"] else ()
+        self._fields = tuple(field for field in source.fields if field not in drawn) + schema.person_fields(made_from)
 
     def unsealed(self) -> list[ShardTask]:
         """List the shards that are not sealed."""

@@ -85,6 +85,8 @@ class Pictures:
         names = [path.stem for path in self._paths["image"]]
         count = len(names)
         self.chunk = min(count, chunk_rows(_CHUNK, size))
+        self.drawn: tuple[str, ...] = ()
+        self.people, self.rooms = 0, False
         self.plan = np.zeros(count, DTYPE)
         self.plan["background"] = np.arange(count)
         self.plan["split"] = assign_splits(names, "picture", seed, validation_share, test_share)
@@ -181,6 +183,10 @@ class Pictures:
     def coded_depth(self, first: int, last: int) -> list[bytes] | None:  # noqa: ARG002
         """Return None: the files are not encoded as a store is."""
         return None
+
+    def room(self, number: int) -> tuple[np.ndarray, np.ndarray, int]:
+        """Raise `NotImplementedError`: pictures are no recipe."""
+        raise NotImplementedError
 
     def cutouts(self) -> tuple[np.ndarray, np.ndarray]:
         """Raise `InvalidValueError`: there are no foregrounds to draw."""

@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property, partial
 from itertools import islice
@@ -11,8 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from dsgen.corpus.plan import DTYPE, SPLITS
+from dsgen.corpus.composed import compose
+from dsgen.corpus.figures import Figure
+from dsgen.corpus.plan import SPLITS, join_plan
 from dsgen.corpus.render import Cutout, render
+from dsgen.corpus.scene import Room, draw_scenes
 from dsgen.errors import (
     DamagedError,
     DsgenError,
@@ -39,7 +42,7 @@ from dsgen.store.schema import (
     repair_or_pack,
 )
 
-_CACHED_BYTES = 2**26
+_CACHED_BYTES = 2**27
 _MISSING_LISTED = 1000
 
 
@@ -47,7 +50,7 @@ class Shard:
     """One shard, read-only. Threads may share it.
 
     `fields` are those of `image`, `mask`, `depth` and `background` that can be read, `rows` and `chunk` the samples of
-    the shard and of a chunk, `size` the side of the images in pixels. Raises `DamagedError` for a shard that cannot
+    the shard and of a chunk, `size` the side of the images in pixels, `people` the slots of a row, 0 without. Raises `DamagedError` for a shard that cannot
     be read.
     """
 
@@ -67,11 +70,19 @@ class Shard:
             check_arrays(self._arrays)
             self.rows: int = self._arrays["row"].shape[0]
             self.recipe = "foreground_cutout" in self._arrays
-            readable = {*self._arrays} | ({"image", "mask"} if self.recipe else set())
+            self.people = self._arrays["person_top"].shape[1] if "person_top" in self._arrays else 0
+            self._drawn = self._find_drawn() if self.recipe else set()
+            readable = {*self._arrays} | self._drawn
             self.fields = tuple(name for name in (*SAMPLE_FIELDS, "background") if name in readable)
             colour = self._arrays.get("image") or self._arrays["background"]
             self.size: int = colour.shape[1]
             self.chunk: int = colour.chunk if colour.name == "image" else self.attributes["made_from"]["chunk_rows"]
+
+    def _find_drawn(self) -> set[str]:
+        """Return the fields that a recipe draws."""
+        made_from = self.attributes["made_from"]
+        instance = {"instance"} if made_from.get("instance") else set()
+        return {"image", "mask"} | instance | ({"depth"} if made_from.get("composed") else set())
 
     def missing_files(self, sizes: Mapping[str, int] | None = None) -> list[str]:
         """Name the missing files of the shard, in whose place zarr would read zeros; of very many the first only."""
@@ -98,8 +109,8 @@ class Shard:
         wanted = [field for field in self.fields if field != "background"] if fields is None else fields
         found: dict[str, np.ndarray] = {}
         whole = first % self.chunk == 0 and last - first == self.chunk
-        if self.recipe and not {"image", "mask"}.isdisjoint(wanted):
-            found["image"], found["mask"] = self._draw(first, last)
+        if not self._drawn.isdisjoint(wanted):
+            found = self._draw(first, last, self._drawn.intersection(wanted), out if whole else None)
         for field in wanted:
             if field in found:
                 continue
@@ -113,28 +124,79 @@ class Shard:
             found[field] = pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
         return {field: found[field] for field in wanted}
 
-    def _draw(self, first: int, last: int) -> tuple[np.ndarray, np.ndarray]:
-        """Draw the images and masks of a recipe's samples."""
+    def _draw(
+        self, first: int, last: int, fields: Collection[str], out: Mapping[str, np.ndarray] | None
+    ) -> dict[str, np.ndarray]:
+        """Draw fields of a recipe's samples, into the arrays of `out` where it has them."""
         rows = self._plan[first:last]
-        backgrounds = {b: self.background(b) for b in np.unique(rows["background"]).tolist()}
-        pairs = np.unique(rows[["foreground", "flip"]]).tolist()
-        cutouts = {pair: self._cutout(*pair) for pair in pairs}
+        numbers = np.unique(rows["background"]).tolist()
+        depths = self._person_depths[first:last] if "depth" in fields else None
+        if not self.people:
+            backgrounds = {b: self.background(b) for b in numbers}
+            pairs = np.unique(rows[["foreground", "flip"]]).tolist()
+            cutouts = {pair: self._cutout(*pair) for pair in pairs}
+            with _reading(self.files, f"rows {first}..{last - 1}"):
+                image, mask = render(rows, backgrounds, cutouts, self.size, out=out)
+            drawn = {"image": image, "mask": mask}
+            if depths is not None:
+                rooms = np.stack([self._room_depth(b) for b in rows["background"].tolist()])
+                drawn["depth"] = compose(rooms, mask, depths[:, 0])
+            return drawn
+        people = rows["people"][rows["people"]["height"] > 0]
+        figures = {pair: self._figure(*pair) for pair in np.unique(people[["foreground", "flip"]]).tolist()}
+        rooms_drawn = {b: self._room(b) for b in numbers}
         with _reading(self.files, f"rows {first}..{last - 1}"):
-            return render(rows, backgrounds, cutouts, self.size)
+            return draw_scenes(rows, rooms_drawn, figures, self.size, fields=fields, depths=depths, out=out)
+
+    @cached_property
+    def _person_depths(self) -> np.ndarray:
+        return self.column("person_depth")
+
+    def _room_depth(self, index: int) -> np.ndarray:
+        """Return the depth (S,S) u2 of a background of the shard."""
+
+        def read() -> np.ndarray:
+            with _reading(self.files, f"depth of background {index}"):
+                return self._decode(self._arrays["room_depth"], index)[0]
+
+        return self._cutouts.get(("depth", index), read)
+
+    def room_parts(self, index: int) -> tuple[np.ndarray, np.ndarray, int]:
+        """Return a background of a recipe as a room: depth (S,S) u2, floor (S,S) u1 and the depth's margin."""
+        with _reading(self.files, f"floor of background {index}"):
+            floor = self._decode(self._arrays["room_floor"], index)[0]
+        return self._room_depth(index), floor, int(self.column("room_margin")[index])
+
+    def _room(self, index: int) -> Room:
+        image = self.background(index)
+        if "room_depth" not in self._arrays:
+            return Room(image)
+        return self._cutouts.get(("room", index), lambda: Room.of(image, *self.room_parts(index)))
 
     @cached_property
     def _plan(self) -> np.ndarray:
         """The rows of the plan, where `background` is an index into the backgrounds of the shard."""
-        plan = np.empty(self.rows, DTYPE)
-        for name in DTYPE.names or ():
-            plan[name] = self.column("background_index" if name == "background" else name)
-        return plan
+        return self.plan_rows("background_index")
+
+    def plan_rows(self, background: str = "background_number") -> np.ndarray:
+        """Read the rows of the plan from the columns, the number of the background from the one of this name."""
+        return join_plan(lambda name: self.column(background if name == "background" else name), self.rows, self.people)
+
+    def _figure(self, number: int, flip: int) -> Figure:
+        def make() -> Figure:
+            rgba = self._cutout_pixels(number)
+            return Figure(np.ascontiguousarray(rgba[:, ::-1]) if flip else rgba)
+
+        return self._cutouts.get(("figure", number, flip), make)
+
+    def _cutout_pixels(self, number: int) -> np.ndarray:
+        with _reading(self.files, f"foreground {number}"):
+            height, width = self._decode(self._arrays["foreground_shape"], 0)[number].tolist()
+            return self._decode(self._arrays["foreground_cutout"], number)[0, :height, :width]
 
     def _cutout(self, number: int, flip: int) -> Cutout:
         def make() -> Cutout:
-            with _reading(self.files, f"foreground {number}"):
-                height, width = self._decode(self._arrays["foreground_shape"], 0)[number].tolist()
-                rgba = self._decode(self._arrays["foreground_cutout"], number)[0, :height, :width]
+            rgba = self._cutout_pixels(number)
             return Cutout.from_rgba(rgba[:, ::-1] if flip else rgba)
 
         return self._cutouts.get((number, flip), make)
@@ -167,6 +229,10 @@ class Shard:
         """Read a background of the shard, (S,S,3) u1."""
         with _reading(self.files, f"background {index}"):
             return self._decode(self._arrays["background"], index)[0]
+
+    def stores(self, field: str) -> bool:
+        """Return whether a field is an array of the shard, and not drawn."""
+        return field in self._arrays
 
     def has_column(self, name: str) -> bool:
         """Return whether the shard has a column or coordinate; those of earlier versions lack some."""
@@ -265,11 +331,7 @@ class Store:
     @cached_property
     def plan(self) -> np.ndarray:
         """The plan of the corpus, read from the columns of the shards."""
-        plan = np.empty(self.rows, DTYPE)
-        for shard, first, last in zip(self.shards, self.first_rows, self.first_rows[1:], strict=False):
-            for name in DTYPE.names or ():
-                plan[name][first:last] = shard.column("background_number" if name == "background" else name)
-        return plan
+        return np.concatenate([shard.plan_rows() for shard in self.shards])
 
     def rows_of(self, split: str | None) -> np.ndarray:
         """Return the rows of a split in order, (n,) i8, or all rows for None.

@@ -11,6 +11,7 @@ readable with plain zarr or xarray:
     background_index  (sample)                  u4   which of them
     row               (sample)                  i8   the row of the plan; then its columns, `background` as
                                                      `background_number`
+    instance          (sample, y, x)            u1   1 + the slot of the person that is seen, 0 = none
     sample            (sample)                  i8   the row again, as the coordinate of its dimension
     picture           (picture)                 u4   the background's number in the corpus, likewise
 
@@ -25,6 +26,21 @@ mask. Instead it has
     foreground_shape  (cutout, side)            u2   height and width
 
 from which `Shard` draws them, bit for bit the same. Every chunk of pixels carries a checksum.
+
+Where people have sizes and places of their own, rows have slots for people, and a column for each of their properties
+in the plan, `person_top` (sample, person) and so on, and
+
+    person_box        (sample, person, side)    u2   left, top, width and height of what is seen of them, in pixels
+
+`instance` is there if rows may have several people, or if there are several classes. A recipe with rooms has
+
+    room_depth        (picture, y, x)           u2   millimetres, 0 invalid
+    room_floor        (picture, y, x)           u1   255 where the floor is seen, else 0
+    room_margin       (picture)                 u2   how far that depth may be wrong, in permille of itself
+
+and if its depth is composed, it has no array `depth`, but what draws it:
+
+    person_depth      (sample, person)          u2   depth of people in millimetres
 
 The store itself is a Zarr v3 group, the parent of its shards unless they are zip files. It has the names of the
 pictures, as variable-length UTF-8 strings:
@@ -48,19 +64,20 @@ from annotated_types import Ge, Le, Len
 from pydantic import StringConstraints
 from typing_extensions import TypedDict
 
-from dsgen.corpus.plan import DTYPE, SPLITS
+from dsgen.corpus.plan import DTYPE, MAX_PEOPLE, PERSON, SPLITS
 from dsgen.errors import DamagedError, NotFoundError, reason_of
 from dsgen.io.filesystem import Files
 from dsgen.io.json_files import check_as, encode_json, parse_as
 from dsgen.store.codecs import LEVEL, encode_chunk, with_checksum
 from dsgen.store.layout import INDEX_JSON, SHA256SUMS, ZIP_SUFFIX
 
-FORMAT = 1
+FORMAT, SCENE_FORMAT = 1, 2  # the second of a recipe whose rows only `dsgen.corpus.scene` draws
 LAYOUT = (
     2  # what a new store has besides what readers need; a store is finished, checked and repaired in its own layout
 )
 CONVENTIONS = {"Conventions": "CF-1.11"}
-SAMPLE_FIELDS = ("image", "mask", "depth")
+SAMPLE_FIELDS = ("image", "mask", "depth", "instance")
+PERSON_FIELDS = ("person_box", "person_depth")
 ROOT = "zarr.json"
 _BLOCK_SAMPLES, _BLOCK_BYTES = 1000, 2**25
 _COLUMN_CHUNK = 65536
@@ -74,6 +91,16 @@ _COLUMNS: dict[str, tuple[str, dict[str, Any]]] = {
     "top": ("<u2", {"long_name": "first row of the foreground", "units": "pixel"}),
     "left": ("<u2", {"long_name": "first column of the foreground", "units": "pixel"}),
     "split": ("|u1", {"long_name": "split", "flag_values": [0, 1, 2, 3], "flag_meanings": " ".join(SPLITS)}),
+}
+_PERSON_COLUMNS: dict[str, tuple[str, dict[str, Any]]] = {
+    "person_foreground": ("<u4", {"long_name": "foreground, as numbered in the corpus"}),
+    "person_flip": ("|u1", {"long_name": "1 where the foreground is mirrored"}),
+    "person_look": ("|u1", {"long_name": "how the foreground is blended in"}),
+    "person_height": ("<u4", {"long_name": "height of the whole foreground, 0 = no person", "units": "pixel / 64"}),
+    "person_top": ("<i4", {"long_name": "top of the whole foreground", "units": "pixel / 64"}),
+    "person_left": ("<i4", {"long_name": "left of the whole foreground", "units": "pixel / 64"}),
+    "person_distance": ("<u2", {"long_name": "distance along the optical axis, 0 = not known", "units": "mm"}),
+    "person_tilt": ("<i2", {"long_name": "clockwise turn", "units": "degree / 100"}),
 }
 _COORDINATES: dict[str, tuple[str, dict[str, Any]]] = {
     "sample": ("<i8", {"long_name": "row of the corpus' plan"}),
@@ -89,7 +116,13 @@ _DESCRIBED: dict[str, dict[str, Any]] = {
     "image": {"long_name": "composite, RGB"},
     "mask": {"long_name": "mask of the foreground, 0 or 255"},
     "depth": {"long_name": "planar depth", "units": "m", "scale_factor": 0.001, "_FillValue": 0},
+    "instance": {"long_name": "1 + the slot of the person that is seen, 0 = none"},
     "background": {"long_name": "background, RGB"},
+    "person_box": {"long_name": "left, top, width, height of what is seen of a person", "units": "pixel"},
+    "person_depth": {"long_name": "depth of a person", "units": "m", "scale_factor": 0.001, "_FillValue": 0},
+    "room_depth": {"long_name": "planar depth of the background", "units": "m", "scale_factor": 0.001, "_FillValue": 0},
+    "room_floor": {"long_name": "where the floor is seen, 0 or 255"},
+    "room_margin": {"long_name": "how far the depth of the background may be wrong", "units": "permille"},
     "foreground_cutout": {"long_name": "foreground, RGBA with straight alpha"},
 }
 
@@ -99,13 +132,20 @@ _SHAPES: dict[str, tuple[str, int, tuple[int | None, ...]]] = {  # dtype, dimens
     "image": ("|u1", 4, (3,)),
     "mask": ("|u1", 3, ()),
     "depth": ("<u2", 3, ()),
+    "instance": ("|u1", 3, ()),
     "background": ("|u1", 4, (3,)),
+    "person_box": ("<u2", 3, (4,)),
+    "person_depth": ("<u2", 2, ()),
+    "room_depth": ("<u2", 3, ()),
+    "room_floor": ("|u1", 3, ()),
+    "room_margin": ("<u2", 1, ()),
     "foreground_cutout": ("|u1", 4, (4,)),
     "foreground_shape": ("<u2", 2, (2,)),
 }
 
 Count = Annotated[int, Ge(0), Le(2**48)]
 Positive = Annotated[int, Ge(1), Le(2**48)]
+Slots = Annotated[int, Ge(1), Le(MAX_PEOPLE)]
 Pixels = Annotated[int, Ge(1), Le(8192)]
 Sha256 = Annotated[str, StringConstraints(pattern="^[0-9a-f]{64}$")]
 Sum = Annotated[int, Ge(0), Le(2**128)]
@@ -133,6 +173,9 @@ class MadeFrom(TypedDict):
     layout: NotRequired[Positive]
     left_out: NotRequired[Count]
     max_flip_error: NotRequired[float | None]
+    people: NotRequired[Slots]
+    instance: NotRequired[bool]
+    composed: NotRequired[bool]
 
 
 class Statistics(TypedDict):
@@ -222,7 +265,7 @@ class ArrayMetadata(TypedDict):
     """The `zarr.json` of an array."""
 
     shape: Annotated[list[Count], Len(1, 4)]
-    data_type: Literal["uint8", "uint16", "uint32", "int64", "float32"]
+    data_type: Literal["uint8", "uint16", "int16", "uint32", "int32", "int64", "float32"]
     chunk_grid: ChunkGrid
     codecs: Annotated[list[Codec], Len(1, 4)]
 
@@ -240,8 +283,10 @@ def parse_index(content: bytes, name: str) -> Index:
     """
     remedy = repair_or_pack(name)
     version = parse_as(AnyIndex, content, name, remedy)["format"]
-    if version != FORMAT:
-        raise DamagedError(name, f"format {version}, expected {FORMAT}", "use the version of dsgen that made it")
+    if version not in (FORMAT, SCENE_FORMAT):
+        raise DamagedError(
+            name, f"format {version}, expected {FORMAT} or {SCENE_FORMAT}", "use the version of dsgen that made it"
+        )
     index = parse_as(Index, content, name, remedy)
     next_row = 0
     for shard in index["shards"]:
@@ -255,6 +300,18 @@ def parse_index(content: bytes, name: str) -> Index:
     return index
 
 
+def index_format(made_from: Mapping[str, Any]) -> int:
+    """Return the format of a store: versions that know only the first cannot draw the rows of the second."""
+    scenes = made_from["recipe"] and (made_from.get("people") or made_from.get("composed"))
+    return SCENE_FORMAT if scenes else FORMAT
+
+
+def person_fields(made_from: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return those of `PERSON_FIELDS` that a store has."""
+    boxes = ("person_box",) if made_from.get("people") else ()
+    return (*boxes, "person_depth") if made_from["recipe"] and made_from.get("composed") else boxes
+
+
 def block_rows(chunk: int, size: int) -> int:
     """Return how many samples make a file: whole chunks, 1,000 samples or 32 MiB of raw images at most."""
     return chunk * max(1, min(_BLOCK_SAMPLES, _BLOCK_BYTES // (size * size * 3)) // chunk)
@@ -264,8 +321,9 @@ def block_rows(chunk: int, size: int) -> int:
 class Geometry:
     """The shapes of a shard: `chunk` samples are encoded together, `block` samples are a file; `size` is in pixels.
 
-    `fields` are those of `SAMPLE_FIELDS` and `background` that are stored as arrays. `foregrounds`, (number, height,
-    width), belongs to a recipe. `layout` is 1 or `LAYOUT`.
+    `fields` are those of `SAMPLE_FIELDS`, `PERSON_FIELDS` and `background` that are stored as arrays. `foregrounds`,
+    (number, height, width), belongs to a recipe, and so do `rooms`. `people` are the slots of a row. `layout` is 1 or
+    `LAYOUT`.
     """
 
     rows: int
@@ -276,11 +334,13 @@ class Geometry:
     backgrounds: int = 0
     foregrounds: tuple[int, int, int] | None = None
     layout: int = LAYOUT
+    people: int = 0
+    rooms: bool = False
 
 
 def block_name(field: str, block: int) -> str:
-    """Name the file of a block of `image`, `mask` or `depth` within its shard."""
-    return f"{field}/c/{block}/0/0" + ("/0" if field == "image" else "")
+    """Name the file of a block of one of `SAMPLE_FIELDS` or `PERSON_FIELDS` within its shard."""
+    return f"{field}/c/{block}" + "/0" * (_SHAPES[field][1] - 1)
 
 
 def background_files(numbers: np.ndarray, background: Callable[[int], np.ndarray]) -> Iterator[tuple[str, bytes]]:
@@ -296,6 +356,19 @@ def foreground_files(cutouts: np.ndarray, shapes: np.ndarray) -> Iterator[tuple[
     yield "foreground_shape/c/0/0", encode_chunk("foreground_shape", shapes.astype("<u2"))
 
 
+def room_files(
+    numbers: np.ndarray, room: Callable[[int], tuple[np.ndarray, np.ndarray, int]]
+) -> Iterator[tuple[str, bytes]]:
+    """Yield the files of the rooms of a recipe; `room(number)` returns depth (S,S) u2, floor (S,S) u1 and margin."""
+    margins = []
+    for i, number in enumerate(numbers.tolist()):
+        depth, floor, margin = room(number)
+        yield f"room_depth/c/{i}/0/0", encode_chunk("depth", depth)
+        yield f"room_floor/c/{i}/0/0", encode_chunk("room_floor", floor)
+        margins.append(margin)
+    yield "room_margin/c/0", encode_chunk("room_margin", np.array(margins, "<u2"))
+
+
 def column_files(rows: np.ndarray, first_row: int) -> Iterator[tuple[str, bytes]]:
     """Yield the files of the columns for `rows` of the plan, the first of which is row `first_row` of the store."""
     values = {name: rows[name] for name in DTYPE.names or () if name != "background"} | {
@@ -305,6 +378,9 @@ def column_files(rows: np.ndarray, first_row: int) -> Iterator[tuple[str, bytes]
     }
     for name, (dtype, _) in _COLUMNS.items():
         yield from _column_files(name, values[name].astype(dtype))
+    if "people" in (rows.dtype.names or ()):
+        for name in PERSON.names or ():
+            yield from _column_files(f"person_{name}", rows["people"][name])
 
 
 def coordinate_files(rows: np.ndarray, first_row: int, backgrounds: np.ndarray | None) -> Iterator[tuple[str, bytes]]:
@@ -320,7 +396,8 @@ def _column_files(name: str, values: np.ndarray) -> Iterator[tuple[str, bytes]]:
     each = min(len(values), _COLUMN_CHUNK)
     for i, start in enumerate(range(0, len(values), each)):
         piece = values[start : start + each]
-        yield f"{name}/c/{i}", encode_chunk(name, np.pad(piece, (0, each - len(piece))))
+        padding = [(0, each - len(piece)), *[(0, 0)] * (piece.ndim - 1)]
+        yield f"{name}/c/{i}" + "/0" * (piece.ndim - 1), encode_chunk(name, np.pad(piece, padding))
 
 
 def metadata_files(geometry: Geometry, attributes: Mapping[str, Any], *, sharded: bool = True) -> dict[str, bytes]:
@@ -356,6 +433,17 @@ def metadata_files(geometry: Geometry, attributes: Mapping[str, Any], *, sharded
                 options |= {"dtype": "uint16", "compressors": smooth}
             dimensions = ("sample", "y", "x", "channel")[: 1 + len(tail)]
             add(name, (geometry.rows, *tail), (geometry.chunk, *tail), dimensions, **options)
+    for name, dimensions in (("person_box", ("sample", "person", "side")), ("person_depth", ("sample", "person"))):
+        if name in geometry.fields:
+            slots = max(1, geometry.people)
+            tail = (slots, 4) if name == "person_box" else (slots,)
+            options = {"shards": (geometry.block, *tail)} if sharded else {}
+            add(name, (geometry.rows, *tail), (geometry.chunk, *tail), dimensions, dtype="uint16", **options)
+    if geometry.rooms:
+        shape = (geometry.backgrounds, side, side)
+        add("room_depth", shape, (1, *shape[1:]), ("picture", "y", "x"), dtype="uint16", compressors=smooth)
+        add("room_floor", shape, (1, *shape[1:]), ("picture", "y", "x"))
+        add("room_margin", shape[:1], shape[:1], ("picture",), dtype="uint16")
     if "background" in geometry.fields:
         shape = (geometry.backgrounds, side, side, 3)
         add("background", shape, (1, *shape[1:]), ("picture", "y", "x", "channel"))
@@ -375,6 +463,10 @@ def metadata_files(geometry: Geometry, attributes: Mapping[str, Any], *, sharded
         if geometry.layout == 1 and name == "background_index":
             about = {"long_name": "index into the array background"}
         add(name, (length,), (min(length, _COLUMN_CHUNK),), (dimension,), dtype=dtype, attributes=about)
+    if geometry.people:
+        for name, (dtype, about) in _PERSON_COLUMNS.items():
+            each, slots = min(geometry.rows, _COLUMN_CHUNK), geometry.people
+            add(name, (geometry.rows, slots), (each, slots), ("sample", "person"), dtype=dtype, attributes=about)
     with warnings.catch_warnings():
         # without it xarray warns; with it zarr-python warns that other libraries may not know it
         warnings.filterwarnings("ignore", message="Consolidated metadata")
@@ -529,21 +621,35 @@ def check_arrays(arrays: Mapping[str, ArrayLayout]) -> None:
     if missing or not {"image", "depth", "background"} & arrays.keys():
         raise ValueError(f"no array {missing[0] if missing else 'image'}")
     rows = arrays["row"].shape[0]
-    sides = {side for name in (*SAMPLE_FIELDS, "background") if name in arrays for side in arrays[name].shape[1:3]}
+    sides = {
+        side
+        for name in (*SAMPLE_FIELDS, "background", "room_depth", "room_floor")
+        if name in arrays
+        for side in arrays[name].shape[1:3]
+    }
+    columns = _COLUMNS | _PERSON_COLUMNS
     for name, array in arrays.items():
-        if name not in _SHAPES and name not in _COLUMNS:
+        if name not in _SHAPES and name not in columns:
             continue
-        dtype, dimensions, tail = _SHAPES.get(name, (_COLUMNS.get(name, ("",))[0], 1, ()))
+        length = 1 if name in _COLUMNS else 2
+        dtype, dimensions, tail = _SHAPES.get(name, (columns.get(name, ("",))[0], length, ()))
         if (
             array.dtype != np.dtype(dtype)
             or len(array.shape) != dimensions
             or array.shape[dimensions - len(tail) :] != tail
         ):
             raise ValueError(f"{name} is {array.dtype} {array.shape}")
-        if (name in SAMPLE_FIELDS or name in _COLUMNS) and array.shape[0] != rows:
+        of_rows = name in SAMPLE_FIELDS or name in PERSON_FIELDS or name in columns
+        if of_rows and array.shape[0] != rows:
             raise ValueError(f"{name} has {array.shape[0]:,} rows, expected {rows:,}")
     if not rows or len(sides) > 1:
         raise ValueError(f"{rows} rows of sides {sorted(sides)}")
-    chunks = {arrays[name].chunk for name in SAMPLE_FIELDS if name in arrays}
+    slots = {array.shape[1] for name, array in arrays.items() if name in _PERSON_COLUMNS or name == "person_box"}
+    missing = [name for name in _PERSON_COLUMNS if slots and name not in arrays]
+    if len(slots) > 1 or missing:
+        raise ValueError(
+            f"no array {missing[0]}" if missing else f"people in {sorted(slots)} slots, expected one number"
+        )
+    chunks = {arrays[name].chunk for name in (*SAMPLE_FIELDS, *PERSON_FIELDS) if name in arrays}
     if len(chunks) > 1:
         raise ValueError(f"chunks of {sorted(chunks)} samples, expected one number")

@@ -61,6 +61,8 @@ def seal_shard(
         backgrounds=len(numbers),
         foregrounds=None if cutouts is None else cutouts.shape[:3],
         layout=layout_of(made_from),
+        people=source.people,
+        rooms=bool(made_from["recipe"] and source.rooms),
     )
     attributes = {
         **(schema.CONVENTIONS if geometry.layout > 1 else {}),
@@ -78,6 +80,8 @@ def seal_shard(
             yield from schema.background_files(numbers, source.background)
         if cutouts is not None and shapes is not None:
             yield from schema.foreground_files(cutouts, shapes)
+        if geometry.rooms:
+            yield from schema.room_files(numbers, source.room)
         yield from schema.column_files(rows, shard.first)
         if geometry.layout > 1:
             yield from schema.coordinate_files(rows, shard.first, numbers if "background" in fields else None)
@@ -193,7 +197,7 @@ def store_files(
     scales = {"image": 255, "background": 255, "mask": 1, "depth": 1000}
     firsts = {name: shard.attributes["first_row"] for name, shard in shards.items()}
     index = {
-        "format": schema.FORMAT,
+        "format": schema.index_format(made_from),
         "dsgen": version,
         "rows": len(plan),
         "size": some_shard.size,

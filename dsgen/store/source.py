@@ -18,16 +18,26 @@ class Source(Protocol):
     made_from: dict[str, Any]  # what the bytes of the store depend on; part of its index
     attributes: dict[str, Any]  # further attributes of every shard
     key: "SourceKey"  # how a worker process opens it
+    drawn: tuple[str, ...]  # the fields that a recipe does not store, since they can be drawn
+    people: int  # slots for people in a row of the plan, 0 without such
+    rooms: bool  # whether drawing needs to know the backgrounds as rooms
     folders: list[Path]  # what a worker on another machine must see
 
     def pictures(self, first: int, last: int) -> dict[str, np.ndarray]:
-        """Return the arrays of rows `first` to `last`, exclusive: `image`, and `mask` and `depth` if it has them."""
+        """Return the arrays of rows `first` to `last`, exclusive: `image`, and the others of its fields.
+
+        With them come `person_box` (n,slots,4) u2 where there are slots for people, and `person_depth` (n,slots) u2
+        where a recipe draws the depth.
+        """
 
     def background(self, number: int) -> np.ndarray:
         """Return a background, (S,S,3) u1."""
 
     def coded_depth(self, first: int, last: int) -> list[bytes] | None:
         """Return the encoded chunks of these rows' depth if it has them just as a store encodes them, else None."""
+
+    def room(self, number: int) -> tuple[np.ndarray, np.ndarray, int]:
+        """Return a background as a room: depth (S,S) u2, floor (S,S) u1, and the margin of the depth in permille."""
 
     def cutouts(self) -> tuple[np.ndarray, np.ndarray]:
         """Return all foregrounds, (f,H,W,4) u1, and their heights and widths, (f,2), for a recipe."""
