@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tarfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,12 @@ from PIL import Image
 from pyarrow import parquet
 from pycocotools import mask as coco_masks
 from pycocotools.coco import COCO
-from support.corpora import draw_background, draw_cutout, files
+from support.corpora import SMALL, draw_background, draw_cutout, files
 from torchvision.datasets import CocoDetection, wrap_dataset_for_transforms_v2
 from typer.testing import CliRunner
 
 from dsgen.cli.app import app
+from dsgen.corpus.build import composite
 from dsgen.corpus.plan import DTYPE, SPLITS
 from dsgen.errors import ConflictError, DamagedError, DsgenError, InvalidValueError, MissingPackageError
 from dsgen.io.json_files import read_json
@@ -31,7 +33,7 @@ from dsgen.store.export import pictures, samples
 from dsgen.store.export.export import export_store
 from dsgen.store.export.instances import InstanceLabels
 from dsgen.store.export.outlines import outline
-from dsgen.store.packing import pack_source
+from dsgen.store.packing import pack, pack_source
 from dsgen.store.picture_source import Pictures
 from dsgen.store.reader import Store
 
@@ -367,6 +369,37 @@ def test_several_people_in_tar_files_and_parquet(tmp_path: Path, store: Path, cr
     table = parquet.read_table(tmp_path / "parquet/data/train-00000-of-00001.parquet")
     code = table["instance"][0].as_py()["bytes"]
     np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(code))), crowd.numbers[row])
+
+
+def test_a_corpus_of_several_people(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """From sub-folders of foregrounds to masks that pycocotools decodes, all of them real."""
+    for name in ("backgrounds", "foregrounds/person", "foregrounds/chair"):
+        (tmp_path / name).mkdir(parents=True)
+    for number in range(2):
+        Image.fromarray(draw_background(number)).save(tmp_path / f"backgrounds/room{number}.png")
+        Image.fromarray(draw_cutout(number)).save(tmp_path / f"foregrounds/person/somebody{number}.png")
+    Image.fromarray(draw_cutout(2)).save(tmp_path / "foregrounds/chair/stool.png")
+    parameters = replace(SMALL, people="1-3", validation_share=0)
+    folders = (tmp_path / "backgrounds", tmp_path / "foregrounds")
+    composite(tmp_path / "corpus", *folders, parameters, jobs=1, pictures=False)
+    pack(tmp_path / "corpus", tmp_path / "store", shards=1, jobs=1)
+    opened = Store(tmp_path / "store")
+    assert "instance" in opened.fields
+    result = export_store(opened.path, tmp_path / "out", "coco", jobs=1)
+    coco = COCO(str(tmp_path / "out/train/labels.json"))
+    categories = {category["id"]: category["name"] for category in coco.loadCats(coco.getCatIds())}
+    assert categories == {1: "chair", 2: "person"}
+    seen = 0
+    for row in coco.getImgIds():
+        numbers = opened.read(row, row + 1)["instance"][0]
+        for annotation in coco.loadAnns(coco.getAnnIds(row)):
+            number = annotation["id"] - 256 * row
+            np.testing.assert_array_equal(coco.annToMask(annotation), numbers == number)
+            assert (annotation["foreground"] == "chair/stool") == (categories[annotation["category_id"]] == "chair")
+            seen += 1
+        assert len(coco.getAnnIds(row)) == len(np.unique(numbers[numbers > 0]))
+    assert seen == result.instances > opened.rows
+    capsys.readouterr()
 
 
 def test_numbers_beyond_the_plan_are_damage(tmp_path: Path, store: Path, crowd: Crowd) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 INSET = 1 / 64
 """How far inside the edges it lies, in pixels: readers that cut coordinates to whole pixels keep the mask's."""
 
+_JOINED_TO = 16  # parts that others are joined to
 _AT_ONCE = 2**20  # distances between points that are in memory at a time
 
 
@@ -27,26 +28,51 @@ def outline(mask: np.ndarray) -> np.ndarray:
 def _trace(mask: np.ndarray) -> tuple[list[np.ndarray], list[int]]:
     """Return the outlines of all parts and holes, and the index of the one that each is to be joined to.
 
-    A hole is joined to its part, a part to the one before it. That comes earlier in the list; the first has none, -1.
+    A hole is joined to its part, and a part to a near one. That comes earlier in the list; the first has none, -1.
     """
     # with every pixel as 2 x 2, the points that OpenCV finds tell which edges of their pixel the outline passes
     doubled = np.repeat(np.repeat((mask != 0).astype(np.uint8), 2, axis=0), 2, axis=1)
     contours, hierarchy = cv2.findContours(doubled, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
-    around = hierarchy[0][:, 3].tolist()  # of a hole the part that it is in, else -1
+    outlines = [_follow_edges(contour[:, 0]) for contour in contours]
     holes: dict[int, list[int]] = {}
-    for number, part in enumerate(around):
+    for number, part in enumerate(hierarchy[0][:, 3].tolist()):  # of a hole the part that it is in, else -1
         holes.setdefault(part, []).append(number)
     parts: list[np.ndarray] = []
     parents: list[int] = []
-    before = -1
-    for outer in holes[-1]:
-        here = len(parts)
-        for number in [outer, *holes.get(outer, [])]:
-            points = contours[number][:, 0]
-            parts.append(np.where(points % 2 == 0, points / 2 + INSET, (points + 1) / 2 - INSET))
-            parents.append(before if number == outer else here)
-        before = here
+    places: dict[int, int] = {-1: -1}  # of every part in the list, by its number
+    for outer, near in _order([outlines[number] for number in holes[-1]]):
+        number = holes[-1][outer]
+        places[outer] = len(parts)
+        for one in [number, *holes.get(number, [])]:
+            parts.append(outlines[one])
+            parents.append(places[near] if one == number else places[outer])
     return parts, parents
+
+
+def _follow_edges(points: np.ndarray) -> np.ndarray:
+    """Move points of a mask of doubled size to the edges of the pixels that they are in, but for the inset."""
+    return np.where(points % 2 == 0, points / 2 + INSET, (points + 1) / 2 - INSET)
+
+
+def _order(outlines: list[np.ndarray]) -> list[tuple[int, int]]:
+    """Order parts so that each can be joined to an earlier one: index, and that of the earlier one, -1 for the first.
+
+    The next is always the nearest (Prim's spanning tree), so that bridges are short. Of very many parts the later ones
+    are joined to the nearest of the first few.
+    """
+    last = max(range(len(outlines)), key=lambda number: len(outlines[number]))
+    ordered, joined = [(last, -1)], {last}
+    nearest, to = np.full(len(outlines), np.inf), np.zeros(len(outlines), int)
+    while len(joined) < len(outlines):
+        if len(joined) <= _JOINED_TO:
+            for number, points in enumerate(outlines):
+                if number not in joined and (square := _nearest(outlines[last], points)[2]) < nearest[number]:
+                    nearest[number], to[number] = square, last
+        last = int(nearest.argmin())
+        ordered.append((last, int(to[last])))
+        joined.add(last)
+        nearest[last] = np.inf
+    return ordered
 
 
 def _join(parts: list[np.ndarray], parents: list[int]) -> np.ndarray:
@@ -55,7 +81,7 @@ def _join(parts: list[np.ndarray], parents: list[int]) -> np.ndarray:
     parts = list(parts)
     for number, parent in enumerate(parents):
         if parent >= 0:
-            there, here = _nearest(parts[parent], parts[number])
+            there, here, _ = _nearest(parts[parent], parts[number])
             parts[number] = np.roll(parts[number], -here, axis=0)  # it starts where the bridge ends
             bridges[parent].append((there, number))
     for number in reversed(range(len(parts))):  # children come after their parents
@@ -67,13 +93,14 @@ def _join(parts: list[np.ndarray], parents: list[int]) -> np.ndarray:
     return parts[0]
 
 
-def _nearest(first: np.ndarray, second: np.ndarray) -> tuple[int, int]:
-    """Return the indices of the two nearest points of two polygons."""
+def _nearest(first: np.ndarray, second: np.ndarray) -> tuple[int, int, float]:
+    """Return the indices of the two nearest points of two polygons, and the square of their distance."""
     rows = max(1, _AT_ONCE // len(second))
-    best, found = np.inf, (0, 0)
+    found = 0, 0, np.inf
     for start in range(0, len(first), rows):
-        squares = ((first[start : start + rows, None] - second[None]) ** 2).sum(axis=2)
+        across, down = (np.subtract.outer(first[start : start + rows, axis], second[:, axis]) for axis in (0, 1))
+        squares = across**2 + down**2
         index = int(squares.argmin())
-        if squares.flat[index] < best:
-            best, found = squares.flat[index], (start + index // len(second), index % len(second))
+        if squares.flat[index] < found[2]:
+            found = start + index // len(second), index % len(second), float(squares.flat[index])
     return found
