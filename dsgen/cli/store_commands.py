@@ -178,7 +178,7 @@ def _instances_text(result: "ExportResult") -> str:
     if result.instances is None:
         return ""
     told = [
-        f"{result.rows_without:,} rows without any" if result.rows_without else "",
+        f"{plural(result.rows_without, 'row')} without any" if result.rows_without else "",
         f"{result.tiny_instances:,} smaller than 16 pixels" if result.tiny_instances else "",
     ]
     more = ", ".join(filter(None, told))

@@ -665,6 +665,17 @@ def test_command(tmp_path: Path, store: Path, monkeypatch: pytest.MonkeyPatch) -
     assert again.endswith(f"0 exported now, {rows} already existed\n")
 
 
+def test_command_tells_what_is_tiny_or_missing(
+    tmp_path: Path, store: Path, crowd: Crowd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that nothing is lost without a word."""
+    monkeypatch.chdir(tmp_path)
+    command = ["export", str(store), "out", "--format", "coco", "--split", "all", "--jobs", "1"]
+    told = CliRunner().invoke(app, command).stdout
+    tiny = sum((numbers == 2).any() for numbers in crowd.numbers)
+    assert f" instances (1 row without any, {tiny} smaller than 16 pixels); 72 exported now" in told
+
+
 def test_class_names_are_those_of_the_whole_store(store: Path, crowd: Crowd) -> None:
     """So that numbers agree between splits."""
     assert InstanceLabels(Store(store)).classes == ["chair", "person"]
