@@ -115,17 +115,16 @@ def composite(
 
 
 def _estimate_depth(weights: Path | None) -> "Estimator":
-    """Return what estimates the depth of backgrounds whose depth is not given; its network is loaded when it is used."""
+    """Return what estimates depth of backgrounds that is not given; its network is loaded when it is used."""
+    loaded: list[Estimator] = []
 
     def estimate(picture: "np.ndarray", fov_deg: float) -> "RoomDepth":
-        nonlocal loaded
-        if loaded is None:
+        if not loaded:
             from dsgen.depth.rooms import estimate_depth_with
 
-            loaded = estimate_depth_with(weights)
-        return loaded(picture, fov_deg)
+            loaded.append(estimate_depth_with(weights))
+        return loaded[0](picture, fov_deg)
 
-    loaded: Estimator | None = None
     return estimate
 
 

@@ -81,8 +81,8 @@ def depth(
         bool,
         typer.Option(
             "--composed",
-            help="Label with the depth that the composition implies: the background's, and people's distance. The network "
-            "is only asked for the depth of backgrounds that is not known.",
+            help="Label with the depth that follows from the composition: the background's, and people's distance. The "
+            "network is asked only for backgrounds whose depth is not known.",
         ),
     ] = False,
     background_depths: Annotated[
@@ -142,7 +142,7 @@ def depth(
         raise not_a_corpus(path, "a folder of pictures")
     refuse_ignored(context, "a corpus is labelled", "out", "file_format")
     if composed:
-        unused = (
+        networks_only = (
             "batch_size",
             "compile_network",
             "precision",
@@ -151,7 +151,7 @@ def depth(
             "metric_reference",
             "kind",
         )
-        refuse_ignored(context, "depth is composed (--composed)", *unused, "max_depth")
+        refuse_ignored(context, "depth is composed (--composed)", *networks_only, "max_depth")
         return _compose(
             context, path, weights, model, device, fov, background_depths, pictures, part, backend, scheduler, jobs
         )
@@ -205,6 +205,12 @@ def _compose(
         part=parse_part_of(part),
         cluster=dask_address(context, backend, scheduler),
     )
+    if result.beside is not None:
+        text = (
+            f"{result.corpus}: composed depth of {result.rows:,} rows is known and drawn when needed; the labels of "
+            f"{result.beside} stay; dsgen info compares both, dsgen pack --composed packs it"
+        )
+        return Reply(text, as_dict(result))
     text = (
         f"{result.corpus}: {result.rows:,} depth labels; {result.labelled:,} composed now, {result.already_there:,} "
         f"already existed{left_to_others(result.left, part)}"

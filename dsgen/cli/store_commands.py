@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from dsgen.store.export.export import ExportResult
 
 _OF_PICTURES = ("masks", "depths", "backgrounds", "size", "png_unit", "validation_share", "test_share", "seed")
-_OF_CORPORA = ("corpus", "recipe", "max_flip_error")
+_OF_CORPORA = ("corpus", "recipe", "max_flip_error", "composed")
 _OF_STORES = ("file_format", "split", "image_format", "backgrounds", "rows_per_file", "jobs", "endpoint")
 
 
@@ -37,6 +37,12 @@ def pack(
     ] = None,
     recipe: Annotated[
         bool, typer.Option("--recipe", help="Store foregrounds instead of composites, which are drawn when read.")
+    ] = False,
+    composed: Annotated[
+        bool,
+        typer.Option(
+            "--composed", help="Pack composed depth, though a network has labelled the corpus; see dsgen depth."
+        ),
     ] = False,
     zipped: Annotated[
         bool, typer.Option("--zip", help="Make every shard one zip file, read without unpacking.")
@@ -85,7 +91,7 @@ def pack(
     if images is None:
         from dsgen.store.corpus_source import CorpusSource
 
-        source = CorpusSource(corpus, max_flip_error)
+        source = CorpusSource(corpus, max_flip_error, composed=composed)
     else:
         from dsgen.store.picture_source import Pictures
 

@@ -18,6 +18,7 @@ import zarr
 from dsgen import __version__
 from dsgen.corpus import layout
 from dsgen.corpus.corpus import Corpus
+from dsgen.corpus.looks import BLENDS, FEATHER_RADII
 from dsgen.corpus.manifest import (
     FORMAT,
     MAX_POSITIONS,
@@ -85,8 +86,8 @@ class Parameters:
     fg_height: int | str = field(
         default=110,
         metadata={
-            "help": "Height of the foregrounds in the stored images, in pixels; or a range, such as 80-160, of which each "
-            "has a height of its own. On a floor the distance decides."
+            "help": "Height of the foregrounds in the stored images, in pixels; or a range, such as 80-160, from which "
+            "every row draws its own. On a floor the distance decides."
         },
     )
     flip: bool = field(default=True, metadata={"help": "Paste mirror images too."})
@@ -113,8 +114,8 @@ class Parameters:
     place: str = field(
         default=RANDOM,
         metadata={
-            "help": "Where people are put: random, anywhere in the picture; or floor, on the floor of the room, as large "
-            "as their distance makes them, behind what is nearer."
+            "help": "Where people are put: random, anywhere in the picture; or floor, on the floor of the room, as "
+            "large as their distance makes them, behind what is nearer."
         },
     )
     people: int | str = field(
@@ -137,6 +138,19 @@ class Parameters:
     tilt: float = field(default=0.0, metadata={"help": "Turn people by up to so many degrees, either way."})
     height_jitter: float = field(
         default=0.0, metadata={"help": "Change the height of people on a floor by up to this share, either way."}
+    )
+
+    shadow: float = field(
+        default=0.0, metadata={"help": "Strength, 0 to 1, of the shadow on the floor where people stand; try 0.6."}
+    )
+    match_colours: float = field(
+        default=0.0,
+        metadata={"help": "How far, 0 to 1, people take on light and colours of what is around them; try 0.4."},
+    )
+    feather: int = field(default=0, metadata={"help": "Soften people's edges over so many pixels, 0 to 3."})
+    blend: str = field(
+        default="alpha",
+        metadata={"help": "How people are blended in: alpha, gaussian or poisson, or several, such as alpha,gaussian."},
     )
 
     @property
@@ -189,6 +203,11 @@ class Parameters:
             (self.without_floor in WITHOUT_FLOOR, "without_floor", " or ".join(WITHOUT_FLOOR)),
             (0 <= self.tilt <= 180, "tilt", "0 to 180 degrees"),
             (0 <= self.height_jitter < 1, "height_jitter", "a share of 0 to below 1"),
+            (0 <= self.shadow <= 1, "shadow", "0 to 1"),
+            (self.shadow == 0 or self.place == FLOOR, "shadow", "0 without --place floor: there is nothing to fall on"),
+            (0 <= self.match_colours <= 1, "match_colours", "0 to 1"),
+            (self.feather in (0, *FEATHER_RADII), "feather", "0 to 3 pixels"),
+            (set(self.blend.split(",")) <= set(BLENDS), "blend", f"one or several of {','.join(BLENDS)}"),
         )
         check_rules((holds, name, self._told(name), rule) for holds, name, rule in rules)
 
@@ -217,6 +236,10 @@ _OF_SCENES = (
     "without_floor",
     "tilt",
     "height_jitter",
+    "shadow",
+    "match_colours",
+    "feather",
+    "blend",
 )
 _ADDED = ("split_by", "skip_unused", *_OF_SCENES)  # parameters that earlier versions did not have
 MAX_ROWS = 100_000_000  # a plan of 1.6 GB
@@ -445,11 +468,12 @@ def _make(
         "foregrounds": _records(foregrounds, "foreground", parameters),
     }
     sources = zarr.open_group(path / layout.SOURCES, mode="r")
+    shapes = cast(zarr.Array, sources["foreground_shape"])
     plan = plan_rows(
         asdict(parameters),
         records["backgrounds"],
         records["foregrounds"],
-        np.asarray(sources["foreground_shape"][:], np.int64),
+        np.asarray(shapes[:], np.int64),
         read_figures(sources) if parameters.scenes else None,
         rooms,
     )
@@ -465,7 +489,7 @@ def _make(
     if rooms is not None:
         manifest["rooms_sha256"] = rooms.sha256
     if parameters.scenes:
-        manifest["figure_frame"] = list(sources["figure"].shape[1:3])
+        manifest["figure_frame"] = list(cast(zarr.Array, sources["figure"]).shape[1:3])
     write_manifest(path / layout.CORPUS_JSON, cast(Manifest, manifest | records))
 
 

@@ -9,7 +9,7 @@ with the focal length f and the drawn height h in pixels and H metres, but alway
 times the 10th percentile of the room's known depth there.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,11 +20,11 @@ from dsgen.corpus import layout
 from dsgen.corpus.corpus import Corpus, open_cached
 from dsgen.corpus.depth_views import draw_missing_views
 from dsgen.corpus.figures import UNIT
-from dsgen.corpus.labels import METRIC, LabelAttributes, count_rows, create_labels, resume_labels
+from dsgen.corpus.labels import COMPOSED, EXACT, METRIC, LabelAttributes, count_rows, create_labels, resume_labels
 from dsgen.corpus.manifest import PictureRecord
 from dsgen.corpus.rooms import DepthSource, Estimator, write_rooms
 from dsgen.corpus.sources import SourceFile, SourceFolder, hash_files
-from dsgen.errors import ConflictError, Difference, DsgenError, InvalidValueError
+from dsgen.errors import ConflictError, Difference, InvalidValueError
 from dsgen.io.assets import asset
 from dsgen.io.cameras import ASSUMED, OPTION, check_fov
 from dsgen.io.folders import list_pictures
@@ -32,21 +32,25 @@ from dsgen.io.people import STANDING_M
 from dsgen.parallel.parts import Part, lock_setup, lock_stage, select_part
 from dsgen.parallel.pool import run_blocks, worker_count
 
-MODEL = "composed"
 _MOST_MM = 65534
 _DRAWN_ROWS = 20  # at once
 
 
 @dataclass(frozen=True)
 class ComposedResult:
-    """What a call of `label_composed` did; counts are those of rows, as in `LabelResult` of the network's labels."""
+    """What a call of `label_composed` did; counts are those of rows, as in `LabelResult` of the network's labels.
+
+    Where a network has labelled the corpus, `beside` is its name. Its labels stay, and composed depth is only known, to
+    be drawn when it is asked for.
+    """
 
     corpus: Path
     rows: int
     labelled: int
     already_there: int
     left: int
-    model: str = MODEL
+    beside: str | None = None
+    model: str = COMPOSED
     kind: str = METRIC
 
 
@@ -63,11 +67,13 @@ def label_composed(
 ) -> ComposedResult:
     """Label every row of a corpus with its composed depth.
 
-    What is not known of the backgrounds' depth yet is read from the folder `background_depths`, is bundled, or comes from
-    `estimate_depth`; `fov_deg` is the field of view of backgrounds that do not say theirs. The other arguments are those
-    of `label_corpus`.
+    Depth of backgrounds that is not known yet is read from the folder `background_depths`, is bundled, or comes from
+    `estimate_depth`; `fov_deg` is the field of view of backgrounds that do not say theirs. The other arguments are
+    those of `label_corpus`.
 
-    Raises `ConflictError` for a corpus labelled by a network or with other depth, and `DsgenError` as `DepthSource`.
+    Labels of a network stay as they are; composed depth is then drawn when it is compared or packed.
+
+    Raises `ConflictError` for a corpus composed with other depth, and `DsgenError` as `DepthSource`.
 
     >>> from dsgen import label_composed
     >>> label_composed(Path("corpus")).labelled  # doctest: +SKIP
@@ -82,6 +88,9 @@ def label_composed(
             corpus = _know_rooms(corpus, background_depths, estimate_depth, fov_deg, workers)
             attributes = _describe(corpus)
             labels_path = corpus.path / layout.DEPTH
+            if corpus.labels is not None and corpus.labels.attributes["model"] != COMPOSED:
+                beside = str(corpus.labels.attributes["model"])
+                return ComposedResult(path, len(corpus), 0, len(corpus), 0, beside)
             if not labels_path.is_dir():
                 create_labels(labels_path, len(corpus), corpus.size, corpus.positions, attributes)
             labels = resume_labels(labels_path, len(corpus), attributes)
@@ -119,7 +128,7 @@ def compose_block(path: str, first: int, last: int, corpus_sha256: str) -> int:
 
 
 def composed_depth(corpus: Corpus, rows: np.ndarray) -> np.ndarray:
-    """Return the composed depth (n,S,S) u2 in millimetres, 0 = not known, of rows of the plan of a corpus with rooms."""
+    """Return the composed depth (n,S,S) u2 in millimetres, 0 = not known, of rows of a corpus with rooms."""
     depths = person_depths(corpus, rows)
     if corpus.people:
         return corpus.draw(rows, ("depth",), depths=depths)["depth"]
@@ -133,7 +142,7 @@ def compose(rooms: np.ndarray, mask: np.ndarray, depths: np.ndarray) -> np.ndarr
 
 
 def find_boxes(instance: np.ndarray, slots: int) -> np.ndarray:
-    """Return the boxes (n,slots,4) u2 of what is seen of people: left, top, width and height in pixels, 0 if nothing is.
+    """Return the boxes (n,slots,4) u2 of what is seen of people: left, top, width and height in pixels, or 0.
 
     `instance` is (n,S,S) u1, 1 + the slot where a person is seen.
     """
@@ -206,14 +215,14 @@ def _describe(corpus: Corpus) -> LabelAttributes:
     """Return what composed labels depend on: the rooms, in place of a network."""
     assert corpus.rooms is not None
     return LabelAttributes(
-        model=MODEL,
+        model=COMPOSED,
         weights_sha256=corpus.rooms.sha256,
         kind=METRIC,
         metric_reference=None,
         label_size=corpus.label_size,
         drawn_size=corpus.size,
         network_input=(corpus.size, corpus.size),
-        precision="integers",
+        precision=EXACT,
         flip_checked=False,
         flip_averaged=False,
         units="mm",

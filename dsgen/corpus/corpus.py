@@ -21,7 +21,7 @@ from dsgen.corpus.manifest import parse_manifest, people_slots, plan_hash, sourc
 from dsgen.corpus.plan import SPLITS, load_plan
 from dsgen.corpus.render import Cutout, render
 from dsgen.corpus.rooms import Rooms
-from dsgen.corpus.scene import Room, draw_scenes
+from dsgen.corpus.scene import Looks, Room, draw_scenes
 from dsgen.corpus.vouched import named_damage, open_array, open_vouched
 from dsgen.errors import DamagedError, DsgenError
 from dsgen.io.cache import Cache
@@ -35,9 +35,9 @@ class Corpus:
 
     `plan` is the table of all rows (see `dsgen.corpus.plan`), `manifest` the content of `corpus.json` and `sha256` its
     hash. `size` and `label_size` are the sizes in pixels of the stored images and of those that are labelled,
-    `positions` the number of positions per (background, foreground, flip). `people` is the number of slots for people in
-    a row, 0 where the plan has no column `people`. Raises `NotFoundError` if there is no
-    corpus at `path`, `DamagedError` if it cannot be read or is not what its hashes say; so do all methods that read.
+    `positions` the number of positions per (background, foreground, flip). `people` is the number of slots for people
+    in a row, 0 where the plan has no column `people`. Raises `NotFoundError` if there is no corpus at `path`,
+    `DamagedError` if it cannot be read or is not what its hashes say; so do all methods that read.
 
     >>> corpus = Corpus("corpus")  # doctest: +SKIP
     >>> images, masks = corpus.render(corpus.plan[:8])  # doctest: +SKIP
@@ -59,6 +59,7 @@ class Corpus:
         self.label_size: int = parameters["label_size"]
         self.positions: int = parameters["positions"]
         self._check_plan()
+        self._looks = Looks.of(parameters)
         self._arrays: dict[str, zarr.Array] = {}
 
     def __len__(self) -> int:
@@ -165,7 +166,7 @@ class Corpus:
         return self._cache.get(key, lambda: Cutout.from_rgba(self.foreground(number, bool(flip), self.size * scale)))
 
     def cutouts(self) -> list[np.ndarray]:
-        """Return all foregrounds, (h,w,4) u1: as large as they are drawn, or as kept where they are drawn at any size."""
+        """Return all foregrounds, (h,w,4) u1: as they are drawn, or as large as kept if they are drawn at any size."""
         numbers = range(len(self.manifest["foregrounds"]))
         return [self._figure_pixels(n) if self.people else self.foreground(n) for n in numbers]
 
@@ -229,7 +230,9 @@ class Corpus:
         rooms = {b: self.room(b, self.size * scale) for b in np.unique(rows["background"]).tolist()}
         people = rows["people"][rows["people"]["height"] > 0]
         figures = {(f, m): self.figure(f, m) for f, m in np.unique(people[["foreground", "flip"]]).tolist()}
-        return draw_scenes(rows, rooms, figures, self.size, scale, fields=fields, depths=depths, out=out)
+        return draw_scenes(
+            rows, rooms, figures, self.size, scale, fields=fields, depths=depths, looks=self._looks, out=out
+        )
 
     def render(self, rows: np.ndarray, size: int | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Render rows of the plan: images (n,S,S,3) u1 RGB, masks (n,S,S) u1, 0 or 255; `size` as for `background`."""

@@ -7,15 +7,19 @@ at x' = 32 (2x + 1) units of the drawn size, and shows the level at
 
     u = floor(256 h0 (x' - k left) / (2^level k height)) - 128      in 1/256 of the level's pixels
 
-where h0 is the height of the cut-out and `height` the one that it is drawn with; likewise for y. A rotated cut-out is
-turned about the middle of its lower edge before. Between four pixels of the level, all outside of which are transparent,
+where h0 is the height of the cut-out and `height` the one that it is drawn with; likewise for y. A tilted cut-out is
+turned about the middle of its lower edge before. Outside the level all is transparent. Between four of its pixels,
 values are interpolated first along y, then along x, each time (a (256 - w) + b w + 128) >> 8 with w = u & 255.
 """
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
+
+from dsgen.corpus.colour_matching import ColourStatistics
+from dsgen.corpus.looks import Contact, ground_contacts
 
 UNIT = 64  # of places and heights, to a pixel of the stored size
 _TURN = 65536  # of sine and cosine
@@ -37,6 +41,14 @@ class Window:
         """The rows and the columns."""
         return slice(self.top, self.bottom), slice(self.left, self.right)
 
+    def padded(self, pad: int) -> "Window":
+        """Return a window that is larger on each side, perhaps beyond the picture."""
+        return Window(self.top - pad, self.bottom + pad, self.left - pad, self.right + pad)
+
+    def within(self, side: int) -> "Window":
+        """Return what of it is inside a square picture."""
+        return Window(max(0, self.top), min(side, self.bottom), max(0, self.left), min(side, self.right))
+
     @property
     def empty(self) -> bool:
         """Whether it has no pixel."""
@@ -46,11 +58,12 @@ class Window:
 class Figure:
     """A cut-out, (h,w,4) u1 RGBA with straight alpha, prepared to be drawn at any size.
 
-    `height` and `width` are its own, in pixels.
+    `height` and `width` are its own, in pixels, `contacts` are where it stands and `colours` what its colours are like.
     """
 
     def __init__(self, rgba: np.ndarray):
         self.height, self.width = rgba.shape[:2]
+        self._rgba = rgba
         alpha = rgba[..., 3:].astype(np.uint16)
         level = np.concatenate([(rgba[..., :3] * alpha + 127) // 255, alpha], axis=2).astype(np.uint16)
         self._levels = [_Level.of(level)]
@@ -63,6 +76,18 @@ class Figure:
         """Bytes in memory."""
         return sum(level.nbytes for level in self._levels)
 
+    @cached_property
+    def contacts(self) -> tuple[Contact, ...]:
+        """Where it touches the floor."""
+        return ground_contacts(self._rgba[..., 3])
+
+    @cached_property
+    def colours(self) -> ColourStatistics:
+        """Mean and deviation of its colours, of every second pixel."""
+        some = self._rgba[::2, ::2]
+        weights = some[..., 3]
+        return ColourStatistics.of(some[..., :3], weights if weights.any() else np.ones_like(weights))
+
     def window(self, height: int, top: int, left: int, tilt: int, size: int, scale: int) -> Window:
         """Return what a drawn cut-out can touch of a picture of `size` * `scale` pixels; see `draw` for the rest."""
         low, high = top, top + height
@@ -70,13 +95,13 @@ class Figure:
         if tilt:
             middle, reach = (first + last) // 2, math.isqrt(height**2 + (last - first) ** 2) + UNIT
             low, high, first, last = high - reach, high + reach, middle - reach, middle + reach
-        side = size * scale
-        return Window(
-            max(0, low * scale // UNIT - 1),
-            min(side, -(-high * scale // UNIT) + 1),
-            max(0, first * scale // UNIT - 1),
-            min(side, -(-last * scale // UNIT) + 1),
+        whole = Window(
+            low * scale // UNIT - 1,
+            -(-high * scale // UNIT) + 1,
+            first * scale // UNIT - 1,
+            -(-last * scale // UNIT) + 1,
         )
+        return whole.within(size * scale)
 
     def draw(self, window: Window, height: int, top: int, left: int, tilt: int, scale: int) -> np.ndarray:
         """Draw the cut-out within a window: (h,w,4) u1 RGBA, premultiplied.
@@ -122,7 +147,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class _Level:
-    """A level with its padding: `shape` (H,W), `pixels` (H,4W) u2, and `steps`, what the next row has more, mod 2^16."""
+    """A level, padded to `shape` (H,W): `pixels` (H,4W) u2, and `steps`, what the next row has more, mod 2^16."""
 
     shape: tuple[int, int]
     pixels: np.ndarray

@@ -24,7 +24,7 @@ _LOWEST_M, _HIGHEST_M = 0.25, 4.0  # of a camera above the floor
 
 @dataclass(frozen=True)
 class Floor:
-    """A plane `normal` . P + `height_m` = 0, `normal` (3,) f8 of length 1 pointing up; the camera is `height_m` above it.
+    """A plane `normal` . P + `height_m` = 0, `normal` (3,) f8 of length 1 pointing up, `height_m` below the camera.
 
     `mask` (h,w) bool are the pixels where the floor itself is seen.
     """
@@ -82,7 +82,7 @@ def find_floor(depth_m: np.ndarray, focal_px: float, seed: int = 0) -> Floor | N
 
 
 def _points_and_normals(depth_m: np.ndarray, focal_px: float, step: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return every `step`-th pixel's point and unit normal, (n,3) f8 each; normals look at the camera, 0 where unknown."""
+    """Return every `step`-th pixel's point and unit normal, (n,3) f8 each; normals face the camera, 0 = unknown."""
     grid = (slice(step // 2, None, step), slice(step // 2, None, step))
     points = (rays(*depth_m.shape, focal_px) * depth_m[..., None])[grid]
     known = points[..., 2] > 0

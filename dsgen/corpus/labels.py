@@ -40,6 +40,7 @@ from dsgen.io.regular_files import regular
 
 METRIC, INVERSE = "metric", "inverse"  # kinds of labels: metres, or 1 / depth up to an unknown scale and shift
 DEPTH, RELATIVE, FLIP_ERROR = "depth", "relative", "flip_error"  # the arrays
+COMPOSED, EXACT = "composed", "integers"  # model and precision of labels that no network made
 BLOCK_ROWS, BLOCK_BYTES = 480, 2**26  # at most in a block, decoded, but a block has at least one chunk
 METADATA_SHA256 = "metadata_sha256"
 _ROOT = "zarr.json"
@@ -423,6 +424,9 @@ def resume_labels(path: Path, rows: int, attributes: LabelAttributes) -> Labels:
         others = [_OPTIONS.get(each.name) for each in differences]
         by = "another network" if None in others else f"other options ({', '.join(dict.fromkeys(map(str, others)))})"
         remedy = "use the same, or remove the folder to label again"
+        if stored.get("model") == COMPOSED:
+            by = "composed depth" if attributes.model != COMPOSED else "other depth of its backgrounds"
+            remedy = "remove the folder to label again; composed depth is then drawn when it is needed"
         raise ConflictError(path, f"labelled with {by}", remedy, [_in_short(each) for each in differences], "corpus")
     return labels
 

@@ -62,6 +62,12 @@ class ParameterRecord(TypedDict):
     without_floor: NotRequired[Literal["random", "leave-out"]]
     tilt: NotRequired[Annotated[int | float, Ge(0), Le(180)]]
     height_jitter: NotRequired[_Share]
+    shadow: NotRequired[Annotated[int | float, Ge(0), Le(1)]]
+    match_colours: NotRequired[Annotated[int | float, Ge(0), Le(1)]]
+    feather: NotRequired[Annotated[int, Ge(0), Le(3)]]
+    blend: NotRequired[
+        Annotated[str, StringConstraints(pattern=r"^(alpha|gaussian|poisson)(,(alpha|gaussian|poisson)){0,9}$")]
+    ]
 
 
 _Classed = TypedDict("_Classed", {"class": NotRequired[Annotated[str, MinLen(1)]]})

@@ -144,9 +144,7 @@ def _encode_scenes(
     for start in range(numbers.start, numbers.stop, _DRAWN_ROWS):
         rows = corpus.plan[start : min(start + _DRAWN_ROWS, numbers.stop)]
         for row, image, mask in zip(rows, *corpus.render(rows), strict=True):
-            name = layout.composite_name(
-                *(int(row[column]) for column in ("background", "foreground", "flip", "position"))
-            )
+            name = layout.composite_name(background, int(row["foreground"]), bool(row["flip"]), int(row["position"]))
             changed, inside = _window(image ^ below), _window(mask)
             yield (
                 name,

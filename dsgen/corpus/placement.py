@@ -281,7 +281,7 @@ def _place_rows(
         else:  # a row has fewer people rather than one that is not to be seen
             slots["height"][~enough] = 0
         people[here, slot] = slots
-    _note_corner(rows, shapes, size)
+    _note_corner(rows, size)
     return little
 
 
@@ -346,7 +346,7 @@ def _place_on_floor(
         share = (_draw(keys, base + 6) / 2**31 - 1) * rules.height_jitter
         height_m = height_m * (1 + share)
     best = np.full(len(slots), -1, np.int64)
-    wanted = -(-int(round(rules.min_visible * 1000)) * _POINTS // 1000)
+    wanted = -(-round(rules.min_visible * 1000) * _POINTS // 1000)
     left = np.arange(len(slots))
     for attempt in range(DRAWS):
         bits, fine = (_draw(keys[left], base + 64 + 2 * attempt + k) for k in (0, 1))
@@ -427,7 +427,7 @@ def _covers(slots: np.ndarray, y: np.ndarray, x: np.ndarray, shapes: _Shapes) ->
     return inside & shapes.cells[foreground[:, None], row, column]
 
 
-def _note_corner(rows: np.ndarray, shapes: _Shapes, size: int) -> None:
+def _note_corner(rows: np.ndarray, size: int) -> None:
     """Set `top` and `left` of rows to the first pixel of their own foreground that is within the picture."""
     first = rows["people"][:, 0]
     for name in ("top", "left"):

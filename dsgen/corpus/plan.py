@@ -58,7 +58,7 @@ def plan_dtype(people: int) -> np.dtype:
 
 
 def join_plan(column: Callable[[str], np.ndarray], rows: int, people: int) -> np.ndarray:
-    """Make a plan of so many rows from its columns; `column` returns one by its name, or by that of a slot's: person_top."""
+    """Make a plan from its columns, which `column` returns by name; those of people are `person_top` and so on."""
     plan = np.empty(rows, plan_dtype(people))
     for name in DTYPE.names or ():
         plan[name] = column(name)

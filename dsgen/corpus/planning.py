@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dsgen.corpus.looks import BLENDS
 from dsgen.corpus.manifest import parse_range
 from dsgen.corpus.placement import FLOOR, Rules, Silhouette, place_people
 from dsgen.corpus.plan import SPLITS, make_plan
@@ -34,9 +35,9 @@ def plan_rows(
 ) -> np.ndarray:
     """Return the plan for parameters by name, and records of the pictures as `corpus.json` has them.
 
-    `shapes` (f,2) are the foregrounds' heights and widths at the stored size. `figures` yields all cut-outs, (h,w,4) u1,
-    if people have places of their own, `rooms` is needed where they stand on floors. Unless `quiet`, warnings tell which
-    backgrounds have no floor, and how many rows show too little of their foreground.
+    `shapes` (f,2) are the foregrounds' heights and widths at the stored size. `figures` yields all cut-outs,
+    (h,w,4) u1, if people have places of their own; `rooms` is needed where they stand on floors. Unless `quiet`,
+    warnings tell which backgrounds have no floor, and how many rows show too little of their foreground.
 
     Raises `DsgenError` if no background has a floor and those without are left out.
     """
@@ -68,6 +69,7 @@ def plan_rows(
         most_height=heights[1],
         tilt_deg=parameters["tilt"],
         height_jitter=parameters["height_jitter"],
+        blends=tuple(BLENDS.index(name) for name in parameters["blend"].split(",")),
     )
     if rooms is not None and rules.place == FLOOR:
         plan = _without_floorless(plan, rooms, parameters["without_floor"], quiet)
@@ -87,8 +89,8 @@ def plan_rows(
     )
     if placed.little_visible and not quiet:
         log.warning(
-            "%s of %s rows show less of their foreground than --min-visible %g: no better place was found; use a smaller "
-            "share, other backgrounds, or --truncate",
+            "%s of %s rows show less of their foreground than --min-visible %g: no better place was found; use a "
+            "smaller share, other backgrounds, or --truncate",
             f"{placed.little_visible:,}",
             f"{len(plan):,}",
             rules.min_visible,

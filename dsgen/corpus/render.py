@@ -66,7 +66,7 @@ def render(
     """Render rows of the plan: images (n,S,S,3) u1 RGB and masks (n,S,S) u1, 0 or 255, with S = `size` * `scale`.
 
     `backgrounds[background]` is (S,S,3) u1 and `cutouts[foreground, flip]` a foreground, both at `scale` times the
-    size that the plan's locations refer to. They are drawn into the arrays `image` and `mask` of `out` where it has them.
+    size that the plan's locations refer to. They are drawn into the arrays `image` and `mask` of `out`, if it has them.
     """
     side = size * scale
     given = {} if out is None else out

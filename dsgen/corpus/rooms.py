@@ -3,9 +3,10 @@
     depth_SIZE   (b,S,S) u2   planar depth in millimetres, 0 = not known, at every size that rows are drawn at
     floor_SIZE   (b,S,S) u1   255 where the floor itself is seen, else 0
 
-The attribute `rooms` has a record for every background, see `RoomRecord`; `files_sha256` has the hash of every file, and
-`sha256` is the hash of both. A corpus with people on the floor is planned from this file. Another corpus has it once `dsgen depth
---composed` was asked for; then the attribute `heights_m` has the heights of its foregrounds.
+The attribute `rooms` has a record for every background, see `RoomRecord`; `files_sha256` has the hash of every file,
+and `sha256` is the hash of the other attributes. A corpus with people on the floor is planned from this file. Another
+corpus has it once `dsgen depth --composed` was asked for; then the attribute `heights_m` has the heights of its
+foregrounds.
 """
 
 import hashlib
@@ -142,7 +143,13 @@ class Rooms:
         """Return a background (S,S,3) u1 as a room that people are drawn into."""
         size = image.shape[0]
         depth, floor = self.read("depth", number, size), self.read("floor", number, size)
-        return Room.of(image, depth, floor, self.records[number]["margin_permille"])
+        return Room.of(image, depth, floor, *self.margin_and_camera(number))
+
+    def margin_and_camera(self, number: int) -> tuple[int, int]:
+        """Return the margin of a background's depth in permille, and its camera's height in mm, 0 without a floor."""
+        record = self.records[number]
+        floor = record.get("floor")
+        return record["margin_permille"], 0 if floor is None else round(1000 * floor["height_m"])
 
     def without_floor(self) -> list[str]:
         """Name the backgrounds in which no floor was found."""
@@ -246,7 +253,7 @@ class DepthFolder:
         self.folder, self.depth_from = folder, depth_from
         if not folder.is_dir():
             raise DsgenError(folder, "no such folder, expected depth maps, NAME.png or NAME.npy", "correct the path")
-        self._files = {}
+        self._files: dict[str, list[Path]] = {}
         for path in sorted(folder.iterdir()):
             if path.suffix.lower() in (".png", ".npy"):
                 self._files.setdefault(match_key(path.stem), []).append(path)
@@ -256,7 +263,7 @@ class DepthFolder:
         return match_key(name) in self._files
 
     def read(self, name: str, picture: tuple[int, ...] | None) -> RoomDepth:
-        """Read the depth map of the background of this name, whose picture has `picture` (height, width) pixels, if known.
+        """Read the depth map of the background of this name; `picture` has (height, width) of its picture, if known.
 
         Raises `DamagedError` for one that cannot be read, has other proportions, or knows no depth.
         """

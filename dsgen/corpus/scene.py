@@ -16,12 +16,24 @@ their slots, the first in front; `dsgen.corpus.composed` has their depth.
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import cv2
 import numpy as np
 
+from dsgen.corpus.colour_matching import ColourStatistics, match_colours
 from dsgen.corpus.figures import Figure, Window
+from dsgen.corpus.looks import (
+    GAUSSIAN,
+    GAUSSIAN_PAD,
+    POISSON,
+    contact_shadow,
+    feather,
+    gaussian_blend,
+    poisson_blend,
+)
 
+T = TypeVar("T", int, np.ndarray)
 NEVER = 65535  # in `Room.hides`: the pixel hides nobody
 
 
@@ -29,34 +41,59 @@ NEVER = 65535  # in `Room.hides`: the pixel hides nobody
 class Room:
     """A background as people are drawn into it, all (S,S,...) at the drawn size.
 
-    `image` (S,S,3) u1; `depth` (S,S) u2 millimetres, 0 = not known, None where nothing is known of it; `hides` (S,S) u2
-    the depth that hides people, `NEVER` where nothing does.
+    `image` (S,S,3) u1; `depth` (S,S) u2 millimetres, 0 = not known, `floor` (S,S) u1 255 where the floor is seen, and
+    `hides` (S,S) u2 the depth that hides people, `NEVER` where nothing does, all None where nothing is known of them.
+    The camera is `camera_mm` above the floor, 0 without a floor.
     """
 
     image: np.ndarray
     depth: np.ndarray | None = None
+    floor: np.ndarray | None = None
     hides: np.ndarray | None = None
     margin_permille: int = 0
+    camera_mm: int = 0
 
     @property
     def nbytes(self) -> int:
         """Bytes in memory, without the image."""
-        return sum(array.nbytes for array in (self.depth, self.hides) if array is not None)
+        return sum(array.nbytes for array in (self.depth, self.floor, self.hides) if array is not None)
 
     @classmethod
-    def of(cls, image: np.ndarray, depth: np.ndarray, floor: np.ndarray, margin_permille: int) -> "Room":
-        """Make a room of its depth (S,S) u2 and of where its floor is seen, (S,S) u1 or bool."""
+    def of(
+        cls, image: np.ndarray, depth: np.ndarray, floor: np.ndarray, margin_permille: int, camera_mm: int
+    ) -> "Room":
+        """Make a room of its depth (S,S) u2 and of where its floor is seen, (S,S) u1."""
         hides = np.where((floor > 0) | (depth == 0), np.uint16(NEVER), depth)
-        return cls(image, depth, hides, margin_permille)
+        return cls(image, depth, floor, hides, margin_permille, camera_mm)
 
-    def least_visible(self, distance: int) -> int:
-        """Return the depth in millimetres that a room must have at least not to hide what is at this distance."""
+    def least_visible(self, distance: T) -> T:
+        """Return the depth that a room must have at least not to hide what is at a distance, both in millimetres."""
         return distance - (distance * self.margin_permille // 1000 + MARGIN_MM)
 
 
 MARGIN_MM = 30
+_AROUND = 16  # stored pixels around a person whose colours theirs are matched to
 
 
+@dataclass(frozen=True)
+class Looks:
+    """How people meet the room, besides the blending that each has for itself (`dsgen.corpus.looks`).
+
+    `shadow` and `colours` are strengths in 0..255, `feather` a radius in pixels, 0 to 3.
+    """
+
+    shadow: int = 0
+    colours: int = 0
+    feather: int = 0
+
+    @classmethod
+    def of(cls, parameters: Mapping[str, Any]) -> "Looks":
+        """Return the looks of a corpus by its parameters; those of earlier versions have none."""
+        shadow, colours = (round(255 * float(parameters.get(name, 0))) for name in ("shadow", "match_colours"))
+        return cls(shadow, colours, int(parameters.get("feather", 0)))
+
+
+PLAIN = Looks()
 DRAWN = {"image": np.uint8, "mask": np.uint8, "instance": np.uint8, "depth": np.uint16}  # fields and their types
 
 
@@ -69,6 +106,7 @@ def draw_scenes(
     *,
     fields: Collection[str] = ("image", "mask"),
     depths: np.ndarray | None = None,
+    looks: Looks = PLAIN,
     out: Mapping[str, np.ndarray] | None = None,
 ) -> dict[str, np.ndarray]:
     """Draw rows of a plan with people, at `scale` times the stored `size`; return the `fields` asked for, by name.
@@ -90,17 +128,15 @@ def draw_scenes(
         for masks in (mask, instance):
             if masks is not None:
                 masks[i] = 0
-        for slot, person in drawing_order(slots):
-            foreground, flip, _, height, top, left, distance, tilt = person
-            figure = figures[foreground, flip]
-            window = figure.window(height, top, left, tilt, size, scale)
+        order = drawing_order(slots)
+        if looks.shadow and room.camera_mm:
+            for _, person in order:
+                _shade(image[i], room, figures[person[0], person[1]], person, size, scale, looks.shadow)
+        for slot, person in order:
+            window, alpha = _draw_person(image[i], room, figures[person[0], person[1]], person, size, scale, looks)
             if window.empty:
                 continue
-            rgba = figure.draw(window, height, top, left, tilt, scale)
-            _hide(rgba, room, window, distance)
             inside = (i, *window.slices)
-            alpha = cv2.extractChannel(rgba, 3)
-            _paste(image[inside], rgba, alpha)
             solid = (alpha >> 7) * _ALL
             if mask is not None:
                 mask[inside] |= solid
@@ -115,6 +151,72 @@ def _memory(name: str, rows: int, side: int, out: Mapping[str, np.ndarray] | Non
     """Return the array of `out` for a field, or a new one."""
     given = None if out is None else out.get(name)
     return np.empty((rows, side, side, 3)[: 4 if name == "image" else 3], DRAWN[name]) if given is None else given
+
+
+def _draw_person(
+    image: np.ndarray,
+    room: Room,
+    figure: Figure,
+    person: tuple[int, ...],
+    size: int,
+    scale: int,
+    looks: Looks,
+) -> tuple[Window, np.ndarray]:
+    """Draw a person into a picture (S,S,3) u1; return the window they are in, and what is seen of their alpha there."""
+    _, _, look, height, top, left, distance, tilt = person
+    window = figure.window(height, top, left, tilt, size, scale)
+    if window.empty:
+        return window, np.empty((0, 0), np.uint8)
+    if not (looks.colours or looks.feather or look):
+        rgba = figure.draw(window, height, top, left, tilt, scale)
+        _hide(rgba, room, window, distance)
+        alpha = cv2.extractChannel(rgba, 3)
+        _paste(image[window.slices], rgba, alpha)
+        return window, alpha
+    pad = max(looks.feather, GAUSSIAN_PAD)  # what is beyond the picture's border is no edge of the person
+    wide = window.padded(pad)
+    rgba = figure.draw(wide, height, top, left, tilt, scale)
+    colour, alpha = cv2.cvtColor(rgba, cv2.COLOR_RGBA2RGB), cv2.extractChannel(rgba, 3)
+    if looks.colours:
+        around = room.image[window.padded(_AROUND * scale).within(size * scale).slices][::2, ::2]
+        target = ColourStatistics.of(around, np.full(around.shape[:2], 255, np.uint8))
+        colour = match_colours(colour, alpha, target, figure.colours, looks.colours)
+    seen = rgba[pad : -pad or None, pad : -pad or None].copy()
+    _hide(seen, room, window, distance)
+    if looks.feather:
+        colour, alpha = feather(colour, alpha, looks.feather)
+    if look == GAUSSIAN:
+        colour, alpha = (
+            part[GAUSSIAN_PAD:-GAUSSIAN_PAD, GAUSSIAN_PAD:-GAUSSIAN_PAD] for part in gaussian_blend(colour, alpha)
+        )
+    inner = slice(pad, -pad), slice(pad, -pad)
+    shown = np.ascontiguousarray(np.dstack([colour[inner], alpha[inner]]))
+    _hide(shown, room, window, distance)
+    below, alpha = image[window.slices], cv2.extractChannel(shown, 3)
+    if look == POISSON:
+        below[...] = poisson_blend(below.copy(), cv2.cvtColor(shown, cv2.COLOR_RGBA2RGB), alpha)
+    else:
+        _paste(below, shown, alpha)
+    return window, cv2.extractChannel(seen, 3)
+
+
+def _shade(
+    image: np.ndarray, room: Room, figure: Figure, person: tuple[int, ...], size: int, scale: int, strength: int
+) -> None:
+    """Darken the floor where a person stands."""
+    _, _, _, height, top, left, distance, _ = person
+    if not distance or room.floor is None:
+        return
+    flatness1024 = min(1024, 1024 * room.camera_mm // distance)
+    for contact in figure.contacts:
+        ellipse = contact.ellipse(figure.height, top * scale, left * scale, height * scale, flatness1024)
+        first, start, last, stop = ellipse.extent()
+        window = Window(first, last, start, stop).within(size * scale)
+        if not window.empty and room.floor[window.slices].any():
+            below = image[window.slices]
+            below[...] = contact_shadow(
+                below, room.floor[window.slices], ellipse.seen_from(window.top, window.left), strength
+            )
 
 
 def _set(values: np.ndarray, value: int, where: np.ndarray) -> None:

@@ -94,7 +94,7 @@ class SourceFolder:
         return replace(self, people=tuple(read_people(self.folder, self.paths, self.others)))
 
     def views(self) -> list[tuple[float, str]]:
-        """Return the fields of view of the pictures' centre squares, assumed where they are not known; see `read_cameras`.
+        """Return the fields of view of the pictures' centre squares and where they are from; see `read_cameras`.
 
         Those that cannot be read have the assumed one: decoding them raises the error to report.
         """
@@ -223,8 +223,9 @@ def write_sources(
     """Check and normalise all pictures and write them to the zarr group at `path`.
 
     `scales` are the multiples of `size` to write. Returns the foregrounds' heights and widths at the stored size,
-    (f,2) i8. With `figures` it also writes the cut-outs as the files have them. Raises all errors together: those already found, `errors`, and one for every picture that cannot be used.
-    Pictures with the same pixels are logged as a warning.
+    (f,2) i8. With `figures` it also writes the cut-outs as the files have them. Raises all errors together: those
+    already found, `errors`, and one for every picture that cannot be used. Pictures with the same pixels are logged as
+    a warning.
     """
     errors = list(errors)
     group = zarr.create_group(path)
@@ -299,7 +300,8 @@ def _write_all(
 ) -> list[tuple[int, int]]:
     """Normalise pictures in threads, a few in memory at a time, and write each at its index; return their shapes.
 
-    `arrays` has one array for each size; `last_shapes` is told the shapes in the last of them. Errors are appended to `errors`, and the other pictures still checked.
+    `arrays` has one array for each size; `last_shapes` is told the shapes in the last of them. Errors are appended to
+    `errors`, and the other pictures still checked.
     """
     shapes: list[tuple[int, int]] = []
     seen: dict[bytes, Path] = {}

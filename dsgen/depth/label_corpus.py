@@ -27,6 +27,7 @@ from dsgen.corpus import layout
 from dsgen.corpus.corpus import Corpus
 from dsgen.corpus.depth_views import draw_missing_views
 from dsgen.corpus.labels import (
+    EXACT,
     METRIC,
     Block,
     LabelAttributes,
@@ -214,7 +215,7 @@ def _settle_precision(corpus: Corpus, options: LabelOptions, labeller: Labeller,
         here = _pick_precision(corpus, labeller)
     else:
         here = recorded or ask_worker(cluster, pick_on_worker, str(corpus.path.absolute()), options.absolute())
-    if recorded not in (None, here):
+    if recorded not in (None, here, EXACT):
         log.warning("%s: labelled with --precision %s, continuing with it (auto is %s here)", path, recorded, here)
     return recorded or here
 

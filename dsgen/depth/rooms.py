@@ -6,7 +6,7 @@ import numpy as np
 
 from dsgen.camera import focal_px
 from dsgen.corpus.rooms import Estimator, RoomDepth
-from dsgen.depth.labellers import DepthFunction, LabelOptions, make_labellers
+from dsgen.depth.labellers import DepthFunction, Labeller, LabelOptions, make_labellers
 from dsgen.errors import DsgenError, InvalidValueError
 from dsgen.parallel.devices import pick_devices
 
@@ -18,14 +18,15 @@ def estimate_depth_with(
 ) -> Estimator:
     """Return a function that estimates the depth of a background, for `composite`.
 
-    The arguments are those of `label_corpus`. The network is loaded when the first background is estimated.
+    The arguments are those of `label_corpus`. The network is loaded when the first background is estimated. Raises then
+    as `label_corpus` does for weights that cannot be used, and `InvalidValueError` for a model that answers no metres.
 
     >>> import dsgen
     >>> people = dsgen.Parameters(place="floor")
     >>> dsgen.composite("corpus", parameters=people, estimate_depth=dsgen.estimate_depth_with())  # doctest: +SKIP
     """
     options = LabelOptions(weights=weights, model=model, device=device, precision="float32")
-    loaded = []
+    loaded: list[Labeller] = []
 
     def estimate(picture: np.ndarray, fov_deg: float) -> RoomDepth:
         if not loaded:

@@ -68,7 +68,8 @@ def check_corpus(path: Path, fast: bool, jobs: int, report: ReportBuilder) -> No
         report.find(layout.PLAN, f"damaged ({error.reason})")
         return
     if damaged:
-        report.notes.append("pictures were not compared with the plan, since what they are drawn from is damaged")
+        what = "sources" if layout.SOURCES in damaged else "rooms"
+        report.notes.append(f"pictures were not compared with the plan, since the {what} are damaged")
     check_pictures(corpus, fast or bool(damaged), jobs, report)
     if fast:
         report.notes.append("pictures not compared with the plan, labels not decoded (--fast)")

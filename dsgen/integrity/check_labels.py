@@ -7,8 +7,9 @@ from uuid import uuid4
 import numpy as np
 
 from dsgen.corpus import layout
+from dsgen.corpus.composed import composed_depth
 from dsgen.corpus.corpus import Corpus
-from dsgen.corpus.labels import FLIP_ERROR, block_file, find_damaged_metadata
+from dsgen.corpus.labels import COMPOSED, FLIP_ERROR, block_file, find_damaged_metadata
 from dsgen.corpus.saved_rows import is_saved_rows
 from dsgen.errors import DsgenError, is_system_error, reason_of
 from dsgen.integrity.check_pictures import open_once
@@ -16,6 +17,8 @@ from dsgen.integrity.findings import MISSING, Checked, Finding, ReportBuilder, c
 from dsgen.io.filesystem import LocalFiles
 from dsgen.parallel.pool import map_unordered
 from dsgen.parallel.progress import progress
+
+_COMPARED_ROWS = 20  # at once, of composed labels
 
 
 @dataclass(frozen=True)
@@ -86,6 +89,20 @@ def check_labels(corpus: Corpus, fast: bool, jobs: int, report: ReportBuilder) -
         _decode([task for task in tasks if task.file in sizes], len(corpus), jobs, report)
 
 
+def _is_composed(corpus: Corpus, depth: np.ndarray, first: int) -> bool:
+    """Return whether composed labels (n,S,S) of the rows from `first` on are what the corpus composes again."""
+    if corpus.rooms is None:
+        return False
+    pieces = range(0, len(depth), _COMPARED_ROWS)
+    return all(
+        np.array_equal(
+            depth[start : start + _COMPARED_ROWS],
+            composed_depth(corpus, corpus.plan[first + start : first + min(start + _COMPARED_ROWS, len(depth))]),
+        )
+        for start in pieces
+    )
+
+
 def _decode(tasks: list[LabelTask], rows: int, jobs: int, report: ReportBuilder) -> None:
     with progress("verify depth", rows) as advance:
         for checked in map_unordered(check_label_block, [(task,) for task in tasks], jobs):
@@ -95,11 +112,14 @@ def _decode(tasks: list[LabelTask], rows: int, jobs: int, report: ReportBuilder)
 
 def check_label_block(task: LabelTask) -> Checked:
     """Decode one block of rows of one array of the labels."""
-    labels = open_once(task.run, task.corpus).labels
+    corpus = open_once(task.run, task.corpus)
+    labels = corpus.labels
     assert labels is not None
     damage = ""
     try:
         values = labels.read_array(task.array, task.first, task.last)
+        if labels.attributes["model"] == COMPOSED and not _is_composed(corpus, values, task.first):
+            damage = "differ from what the corpus composes"
         if task.array == FLIP_ERROR and not np.isfinite(values).all():
             damage = "without a value"
     except DsgenError as error:

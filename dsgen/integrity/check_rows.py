@@ -253,8 +253,7 @@ def check_columns(task: RowTask, checked: Checked) -> None:
         except DsgenError as error:
             find("room_depth", f"cannot be read ({shard_damage(error)})", f"/c/{i}/0/0")
             continue
-        for name, part, truth in zip(
-            ("room_depth", "room_floor", "room_margin"), parts, source.room(number) if source else parts, strict=True
-        ):
-            if not np.array_equal(part, truth):
-                find(name, f"differs from that of background {number} of the corpus", f"/c/{i}/0/0")
+        truths = parts if source is None else source.room(number)
+        for k, name in enumerate(("room_depth", "room_floor", "room_margin", "room_camera")):
+            if not np.array_equal(np.asarray(parts[k]), np.asarray(truths[k])):
+                find(name, f"differs from that of background {number} of the corpus", f"/c/{i}/0/0" if k < 2 else "")

@@ -344,7 +344,9 @@ def open_source(corpus: Path, made_from: dict[str, Any]) -> CorpusSource:
     if opened.sha256 != made_from["corpus_sha256"]:
         raise InvalidValueError("--corpus", f"{corpus} is not the corpus the store was packed from", "pass that one")
     depth = made_from["depth"] is not None
-    source = CorpusSource(corpus, made_from.get("max_flip_error"), opened.sha256, depth)
+    source = CorpusSource(
+        corpus, made_from.get("max_flip_error"), opened.sha256, depth, bool(made_from.get("composed"))
+    )
     now = comparable(parse_json(encode_json(source.made_from), "the corpus"))
     was = comparable(made_from)
     differences = find_differences(now, {name: was.get(name) for name in now})

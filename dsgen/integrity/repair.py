@@ -21,9 +21,10 @@ def repair(
     A store is rebuilt from `corpus`, and only if that gives the hashes the store was finished with; otherwise an error
     is raised and the store stays as it is. A corpus draws its pictures and its plan itself; its sources are normalised
     again from the pictures in the folders `backgrounds` and `foregrounds`, by default the bundled ones; what it knows
-    of rooms is made again from the depth maps in `background_depths`, those bundled, or the bundled network. Damaged labels
-    are removed, and recreated where the bundled network made them. Files that dsgen did not write are left alone.
-    A repair that was killed can be repeated. `jobs` is the number of processes or threads, by default one per core.
+    of rooms is made again from the depth maps in `background_depths`, from bundled ones, or by the bundled network.
+    Damaged labels are removed, and recreated where the bundled network made them. Files that dsgen did not write are
+    left alone. A repair that was killed can be repeated. `jobs` is the number of processes or threads, by default one
+    per core.
 
     Raises `NotFoundError` where there is neither corpus nor store, nor the corpus to rebuild from; `BusyError` while
     another dsgen writes to it; another `DsgenError` where the corpus or the pictures are not those it was made from.

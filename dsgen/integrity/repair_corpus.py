@@ -14,8 +14,9 @@ from pathlib import Path
 
 from dsgen.camera import ASSUMED_FOV_DEG
 from dsgen.corpus import layout
+from dsgen.corpus.composed import label_composed
 from dsgen.corpus.corpus import Corpus
-from dsgen.corpus.labels import DEPTH, FLIP_ERROR, RELATIVE, block_file, restored_metadata
+from dsgen.corpus.labels import COMPOSED, DEPTH, FLIP_ERROR, RELATIVE, block_file, restored_metadata
 from dsgen.corpus.manifest import (
     REMEDY,
     SCENE_FORMAT,
@@ -418,6 +419,9 @@ def _relabel(path: Path, log: RepairLog) -> None:
     from dsgen.depth.label_corpus import label_corpus
 
     attributes = Corpus(path).depth_attributes
+    if attributes.get("model") == COMPOSED:
+        label_composed(path)
+        return
     try:
         label_corpus(
             path,

@@ -10,14 +10,15 @@ import numpy as np
 
 from dsgen.corpus import layout
 from dsgen.corpus.chunks import chunk_rows
-from dsgen.corpus.composed import MODEL, compose, describe_composed, find_boxes, person_depths, room_depths
+from dsgen.corpus.composed import compose, describe_composed, find_boxes, person_depths, room_depths
 from dsgen.corpus.corpus import Corpus
+from dsgen.corpus.labels import COMPOSED
 from dsgen.corpus.plan import SPLITS
 from dsgen.errors import DsgenError, InvalidValueError, check_rules
 from dsgen.io.filesystem import LocalFiles
 from dsgen.io.json_files import read_json
 from dsgen.store import codecs, schema
-from dsgen.store.source import SourceKey
+from dsgen.store.source import RoomParts, SourceKey
 
 log = logging.getLogger("dsgen")
 
@@ -26,7 +27,7 @@ class CorpusSource:
     """The rows of a corpus, checked; a `Source`.
 
     With `max_flip_error`, rows whose depth is doubtful leave their split. `corpus_sha256` is the hash that the corpus
-    must have. Without `depth` its labels are ignored.
+    must have. Without `depth` its labels are ignored, and with `composed` those of a network.
     """
 
     def __init__(
@@ -35,14 +36,16 @@ class CorpusSource:
         max_flip_error: float | None = None,
         corpus_sha256: str | None = None,
         depth: bool = True,
+        composed: bool = False,
     ):
         self._corpus = corpus = Corpus(path)
         if corpus_sha256 not in (None, corpus.sha256):
             raise DsgenError(path, "the corpus changed while it was being packed", "run dsgen pack again")
         self.size = corpus.size
         self.chunk = chunk_rows(corpus.positions, corpus.size)
-        labels = _depth_labels(corpus, quiet=corpus_sha256 is not None) if depth else None
-        self._composed = labels is not None and labels["model"] == MODEL
+        labels = _depth_labels(corpus, composed, quiet=corpus_sha256 is not None) if depth else None
+        self._composed = labels is not None and labels["model"] == COMPOSED
+        self._written = corpus.labels is not None and (corpus.labels.attributes["model"] == COMPOSED or not composed)
         self.people = corpus.people
         classes = {record.get("class") for record in corpus.manifest["foregrounds"]}
         several = ("instance",) if corpus.people > 1 or (corpus.people and len(classes) > 1) else ()
@@ -72,7 +75,7 @@ class CorpusSource:
         self.attributes = {name: corpus.manifest[name] for name in ("backgrounds", "foregrounds")}
         self.folders = [corpus.path]
         self._labels = LocalFiles(corpus.path / layout.DEPTH)
-        self.key = SourceKey(CorpusSource, (str(Path(path).absolute()), max_flip_error, corpus.sha256, depth))
+        self.key = SourceKey(CorpusSource, (str(Path(path).absolute()), max_flip_error, corpus.sha256, depth, composed))
 
     def pictures(self, first: int, last: int) -> dict[str, np.ndarray]:
         """Draw rows `first` to `last`, exclusive, and read their depth."""
@@ -80,7 +83,7 @@ class CorpusSource:
         found: dict[str, np.ndarray] = {}
         if self._composed:
             found["person_depth"] = person_depths(corpus, rows)
-        draws_depth = self._composed and corpus.labels is None
+        draws_depth = self._composed and not self._written
         if corpus.people:
             fields = ("image", "mask", "instance", *(("depth",) if draws_depth else ()))
             found = corpus.draw(rows, fields, depths=found.get("person_depth")) | found
@@ -116,7 +119,7 @@ class CorpusSource:
 
     def coded_depth(self, first: int, last: int) -> list[bytes] | None:
         """Return the labels' own chunks if they fit: copying them takes half the time of encoding them again."""
-        labels = None if self._corpus.labels is None else self._label_layout
+        labels = self._label_layout if self._written else None
         if labels is None or first % self.chunk:
             return None
         codes: list[bytes] = []
@@ -144,12 +147,12 @@ class CorpusSource:
         """Return a background, (S,S,3) u1."""
         return self._corpus.background(number)
 
-    def room(self, number: int) -> tuple[np.ndarray, np.ndarray, int]:
-        """Return a background as a room: depth (S,S) u2, floor (S,S) u1, and the margin of the depth in permille."""
+    def room(self, number: int) -> RoomParts:
+        """Return a background as a room."""
         rooms = self._corpus.rooms
         assert rooms is not None
-        margin = rooms.records[number]["margin_permille"]
-        return rooms.read("depth", number, self.size), rooms.read("floor", number, self.size), margin
+        depth, floor = (rooms.read(kind, number, self.size) for kind in ("depth", "floor"))
+        return depth, floor, *rooms.margin_and_camera(number)
 
     def cutouts(self) -> tuple[np.ndarray, np.ndarray]:
         """Return all foregrounds, each in the corner of an equally large frame, and their heights and widths.
@@ -182,12 +185,22 @@ def _leave_out(corpus: Corpus, max_flip_error: float | None) -> dict[str, Any]:
     return {"max_flip_error": max_flip_error, "left_out": left_out}
 
 
-def _depth_labels(corpus: Corpus, quiet: bool = False) -> dict[str, Any] | None:
-    """Return how the depth labels were made; None if there are none, with a warning unless `quiet`."""
-    if corpus.labels is not None:
-        return corpus.labels.check_for_packing(corpus.size)
+def _depth_labels(corpus: Corpus, composed: bool, quiet: bool = False) -> dict[str, Any] | None:
+    """Return how the depth labels were made; None if there are none, with a warning unless `quiet`.
+
+    With `composed` those of a network are passed by.
+    """
+    labels = corpus.labels
+    if labels is not None and (not composed or labels.attributes["model"] == COMPOSED):
+        return labels.check_for_packing(corpus.size)
     if corpus.rooms is not None:
         return describe_composed(corpus)
+    if composed:
+        raise InvalidValueError(
+            "--composed",
+            f"the depth of the backgrounds of {corpus.path} is not known",
+            "run dsgen depth --composed first",
+        )
     if not quiet:
         log.warning(
             "%s: no depth labels, packing without depth; to have it, run dsgen depth %s first", corpus.path, corpus.path

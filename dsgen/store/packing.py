@@ -82,6 +82,7 @@ def pack(
     shards: int | None = None,
     max_flip_error: float | None = None,
     recipe: bool = False,
+    composed: bool = False,
     zipped: bool = False,
     part: Part | None = None,
     cluster: str | None = None,
@@ -94,9 +95,10 @@ def pack(
     Depth is packed if the corpus is labelled; if it is not, a warning says so. Rows whose depth differs from that of
     their mirror image by more than `max_flip_error` stay in the store but leave their split: they become `unused`,
     and the index counts them as `left_out`. A `recipe` stores the foregrounds instead of composites and masks, which
-    are drawn when they are read. `zipped` makes every shard one zip file. `part` packs one part of the blocks;
-    whichever part ends last finishes the store. `cluster` is the address of a dask scheduler, `jobs` the number of
-    processes without one, by default one per core.
+    are drawn when they are read, and so is composed depth. With `composed` that is packed though a network has labelled
+    the corpus too; where no network has, it is packed anyway if it is known. `zipped` makes every shard one zip file.
+    `part` packs one part of the blocks; whichever part ends last finishes the store. `cluster` is the address of a dask
+    scheduler, `jobs` the number of processes without one, by default one per core.
 
     Raises `DsgenError` for a corpus that is only partly labelled, `InvalidValueError` for a disk without enough room
     and for a folder that holds other files, and `ConflictError` for a store of another source or with other options.
@@ -105,7 +107,7 @@ def pack(
     >>> result.rows, result.packed  # doctest: +SKIP
     (400000, 400000)
     """
-    source = CorpusSource(corpus, max_flip_error)
+    source = CorpusSource(corpus, max_flip_error, composed=composed)
     return pack_source(source, out, shards=shards, recipe=recipe, zipped=zipped, part=part, cluster=cluster, jobs=jobs)
 
 

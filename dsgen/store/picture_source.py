@@ -32,7 +32,7 @@ from dsgen.io.mask_pictures import read_mask
 from dsgen.io.npy_files import read_npy
 from dsgen.io.picture_files import is_quarter_turn, open_picture, read_orientation, share_memory
 from dsgen.store import schema
-from dsgen.store.source import SourceKey
+from dsgen.store.source import RoomParts, SourceKey
 from dsgen.units import MAX_DEPTH_MM
 
 log = logging.getLogger("dsgen")
@@ -184,7 +184,7 @@ class Pictures:
         """Return None: the files are not encoded as a store is."""
         return None
 
-    def room(self, number: int) -> tuple[np.ndarray, np.ndarray, int]:
+    def room(self, number: int) -> RoomParts:
         """Raise `NotImplementedError`: pictures are no recipe."""
         raise NotImplementedError
 

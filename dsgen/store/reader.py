@@ -15,7 +15,7 @@ from dsgen.corpus.composed import compose
 from dsgen.corpus.figures import Figure
 from dsgen.corpus.plan import SPLITS, join_plan
 from dsgen.corpus.render import Cutout, render
-from dsgen.corpus.scene import Room, draw_scenes
+from dsgen.corpus.scene import Looks, Room, draw_scenes
 from dsgen.errors import (
     DamagedError,
     DsgenError,
@@ -41,6 +41,7 @@ from dsgen.store.schema import (
     parse_index,
     repair_or_pack,
 )
+from dsgen.store.source import RoomParts
 
 _CACHED_BYTES = 2**27
 _MISSING_LISTED = 1000
@@ -49,9 +50,9 @@ _MISSING_LISTED = 1000
 class Shard:
     """One shard, read-only. Threads may share it.
 
-    `fields` are those of `image`, `mask`, `depth` and `background` that can be read, `rows` and `chunk` the samples of
-    the shard and of a chunk, `size` the side of the images in pixels, `people` the slots of a row, 0 without. Raises `DamagedError` for a shard that cannot
-    be read.
+    `fields` are those of `image`, `mask`, `depth`, `instance` and `background` that can be read, `rows` and `chunk` the
+    samples of the shard and of a chunk, `size` the side of the images in pixels, `people` the slots of a row.
+    Raises `DamagedError` for a shard that cannot be read.
     """
 
     def __init__(self, path: Path | str | Files):
@@ -146,7 +147,10 @@ class Shard:
         figures = {pair: self._figure(*pair) for pair in np.unique(people[["foreground", "flip"]]).tolist()}
         rooms_drawn = {b: self._room(b) for b in numbers}
         with _reading(self.files, f"rows {first}..{last - 1}"):
-            return draw_scenes(rows, rooms_drawn, figures, self.size, fields=fields, depths=depths, out=out)
+            looks = Looks.of(self.attributes["made_from"]["parameters"])
+            return draw_scenes(
+                rows, rooms_drawn, figures, self.size, fields=fields, depths=depths, looks=looks, out=out
+            )
 
     @cached_property
     def _person_depths(self) -> np.ndarray:
@@ -161,11 +165,12 @@ class Shard:
 
         return self._cutouts.get(("depth", index), read)
 
-    def room_parts(self, index: int) -> tuple[np.ndarray, np.ndarray, int]:
-        """Return a background of a recipe as a room: depth (S,S) u2, floor (S,S) u1 and the depth's margin."""
+    def room_parts(self, index: int) -> RoomParts:
+        """Return a background of a recipe as a room."""
         with _reading(self.files, f"floor of background {index}"):
             floor = self._decode(self._arrays["room_floor"], index)[0]
-        return self._room_depth(index), floor, int(self.column("room_margin")[index])
+        margin, camera_mm = (int(self.column(name)[index]) for name in ("room_margin", "room_camera"))
+        return self._room_depth(index), floor, margin, camera_mm
 
     def _room(self, index: int) -> Room:
         image = self.background(index)

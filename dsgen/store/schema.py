@@ -37,6 +37,7 @@ in the plan, `person_top` (sample, person) and so on, and
     room_depth        (picture, y, x)           u2   millimetres, 0 invalid
     room_floor        (picture, y, x)           u1   255 where the floor is seen, else 0
     room_margin       (picture)                 u2   how far that depth may be wrong, in permille of itself
+    room_camera       (picture)                 u2   height of the camera above the floor in millimetres, 0 without one
 
 and if its depth is composed, it has no array `depth`, but what draws it:
 
@@ -70,6 +71,7 @@ from dsgen.io.filesystem import Files
 from dsgen.io.json_files import check_as, encode_json, parse_as
 from dsgen.store.codecs import LEVEL, encode_chunk, with_checksum
 from dsgen.store.layout import INDEX_JSON, SHA256SUMS, ZIP_SUFFIX
+from dsgen.store.source import RoomParts
 
 FORMAT, SCENE_FORMAT = 1, 2  # the second of a recipe whose rows only `dsgen.corpus.scene` draws
 LAYOUT = (
@@ -77,6 +79,7 @@ LAYOUT = (
 )
 CONVENTIONS = {"Conventions": "CF-1.11"}
 SAMPLE_FIELDS = ("image", "mask", "depth", "instance")
+_ROOM_COLUMNS = ("room_margin", "room_camera")
 PERSON_FIELDS = ("person_box", "person_depth")
 ROOT = "zarr.json"
 _BLOCK_SAMPLES, _BLOCK_BYTES = 1000, 2**25
@@ -123,6 +126,7 @@ _DESCRIBED: dict[str, dict[str, Any]] = {
     "room_depth": {"long_name": "planar depth of the background", "units": "m", "scale_factor": 0.001, "_FillValue": 0},
     "room_floor": {"long_name": "where the floor is seen, 0 or 255"},
     "room_margin": {"long_name": "how far the depth of the background may be wrong", "units": "permille"},
+    "room_camera": {"long_name": "height of the camera above the floor, 0 without one", "units": "mm"},
     "foreground_cutout": {"long_name": "foreground, RGBA with straight alpha"},
 }
 
@@ -139,6 +143,7 @@ _SHAPES: dict[str, tuple[str, int, tuple[int | None, ...]]] = {  # dtype, dimens
     "room_depth": ("<u2", 3, ()),
     "room_floor": ("|u1", 3, ()),
     "room_margin": ("<u2", 1, ()),
+    "room_camera": ("<u2", 1, ()),
     "foreground_cutout": ("|u1", 4, (4,)),
     "foreground_shape": ("<u2", 2, (2,)),
 }
@@ -356,17 +361,16 @@ def foreground_files(cutouts: np.ndarray, shapes: np.ndarray) -> Iterator[tuple[
     yield "foreground_shape/c/0/0", encode_chunk("foreground_shape", shapes.astype("<u2"))
 
 
-def room_files(
-    numbers: np.ndarray, room: Callable[[int], tuple[np.ndarray, np.ndarray, int]]
-) -> Iterator[tuple[str, bytes]]:
-    """Yield the files of the rooms of a recipe; `room(number)` returns depth (S,S) u2, floor (S,S) u1 and margin."""
-    margins = []
+def room_files(numbers: np.ndarray, room: Callable[[int], RoomParts]) -> Iterator[tuple[str, bytes]]:
+    """Yield the files of the rooms of a recipe; `room(number)` returns one."""
+    columns = []
     for i, number in enumerate(numbers.tolist()):
-        depth, floor, margin = room(number)
+        depth, floor, *values = room(number)
         yield f"room_depth/c/{i}/0/0", encode_chunk("depth", depth)
         yield f"room_floor/c/{i}/0/0", encode_chunk("room_floor", floor)
-        margins.append(margin)
-    yield "room_margin/c/0", encode_chunk("room_margin", np.array(margins, "<u2"))
+        columns.append(values)
+    for name, values in zip(_ROOM_COLUMNS, np.array(columns, "<u2").T, strict=True):
+        yield f"{name}/c/0", encode_chunk(name, values)
 
 
 def column_files(rows: np.ndarray, first_row: int) -> Iterator[tuple[str, bytes]]:
@@ -440,10 +444,11 @@ def metadata_files(geometry: Geometry, attributes: Mapping[str, Any], *, sharded
             options = {"shards": (geometry.block, *tail)} if sharded else {}
             add(name, (geometry.rows, *tail), (geometry.chunk, *tail), dimensions, dtype="uint16", **options)
     if geometry.rooms:
-        shape = (geometry.backgrounds, side, side)
-        add("room_depth", shape, (1, *shape[1:]), ("picture", "y", "x"), dtype="uint16", compressors=smooth)
-        add("room_floor", shape, (1, *shape[1:]), ("picture", "y", "x"))
-        add("room_margin", shape[:1], shape[:1], ("picture",), dtype="uint16")
+        count, one = (geometry.backgrounds, side, side), (1, side, side)
+        add("room_depth", count, one, ("picture", "y", "x"), dtype="uint16", compressors=smooth)
+        add("room_floor", count, one, ("picture", "y", "x"))
+        for name in _ROOM_COLUMNS:
+            add(name, count[:1], count[:1], ("picture",), dtype="uint16")
     if "background" in geometry.fields:
         shape = (geometry.backgrounds, side, side, 3)
         add("background", shape, (1, *shape[1:]), ("picture", "y", "x", "channel"))

@@ -7,6 +7,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
+RoomParts = tuple[np.ndarray, np.ndarray, int, int]
+"""Depth (S,S) u2, floor (S,S) u1, the margin of the depth in permille, the camera's height above the floor in mm."""
+
 
 class Source(Protocol):
     """Rows to pack: the plan that lists them, and their pixels."""
@@ -36,8 +39,8 @@ class Source(Protocol):
     def coded_depth(self, first: int, last: int) -> list[bytes] | None:
         """Return the encoded chunks of these rows' depth if it has them just as a store encodes them, else None."""
 
-    def room(self, number: int) -> tuple[np.ndarray, np.ndarray, int]:
-        """Return a background as a room: depth (S,S) u2, floor (S,S) u1, and the margin of the depth in permille."""
+    def room(self, number: int) -> RoomParts:
+        """Return a background as a room."""
 
     def cutouts(self) -> tuple[np.ndarray, np.ndarray]:
         """Return all foregrounds, (f,H,W,4) u1, and their heights and widths, (f,2), for a recipe."""

@@ -1,17 +1,22 @@
 """Describe a corpus or a store: as fields, and as text."""
 
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from dsgen.corpus.composed import composed_depth
 from dsgen.corpus.corpus import Corpus
+from dsgen.corpus.labels import COMPOSED
 from dsgen.corpus.pictures import has_composites
+from dsgen.corpus.placement import FLOOR
 from dsgen.store.kind import is_store
 
 _SAMPLED_ROWS = 64  # of which depth percentiles are taken
 _DEPTH_PERCENTILES = (1, 50, 99)
+_NEAR = 1.25  # ratio of two depths that are close
 _FLIP_PERCENTILES = (5, 50, 95, 99)
 _FLIP_LIMITS = (0.1, 0.2, 0.4)
 
@@ -33,6 +38,36 @@ class DepthInfo:
 
 
 @dataclass(frozen=True)
+class PeopleInfo:
+    """How people are placed: `place` is random or floor, `per_row` how many are in a row at least and at most.
+
+    `distances_m` are the 1st, 50th and 99th percentile of how far those on floors stand, None where none does.
+    `without_floor` names the backgrounds in which no floor was found.
+    """
+
+    place: str
+    per_row: tuple[int, int]
+    distances_m: tuple[float, ...] | None
+    without_floor: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class ComposedInfo:
+    """How far a network's labels are from composed depth, over `sampled_rows` rows.
+
+    `abs_rel` is the mean of |network - composed| / composed, `delta1` the share of pixels whose ratio is below 1.25, of
+    all pixels and of those of people; None without labels of a network.
+    """
+
+    depth_from: dict[str, int]
+    sampled_rows: int
+    abs_rel: float | None
+    delta1: float | None
+    people_abs_rel: float | None
+    people_delta1: float | None
+
+
+@dataclass(frozen=True)
 class FlipErrorInfo:
     """How far the depth of rows and of their mirror images disagree.
 
@@ -49,7 +84,8 @@ class CorpusInfo:
     """What a corpus holds: sizes in pixels, numbers of rows; `dsgen` is the version that made it.
 
     `drawn_rows` counts the rows whose picture files were drawn. `depth` is None before labelling, `flip_error` where
-    it was not measured.
+    it was not measured, `people` where all have one size and random places, `composed` where the depth of the
+    backgrounds is not known.
     """
 
     path: str
@@ -62,7 +98,7 @@ class CorpusInfo:
     flip: bool
     size: int
     label_size: int
-    fg_height: int
+    fg_height: int | str
     seed: int
     splits: dict[str, int]
     drawn_rows: int
@@ -70,6 +106,8 @@ class CorpusInfo:
     flip_error: FlipErrorInfo | None
     kind: str = "corpus"
     skip_unused: bool = False
+    people: PeopleInfo | None = None
+    composed: ComposedInfo | None = None
 
     def table(self) -> str:
         """Format the fields as text, a line per fact."""
@@ -139,6 +177,45 @@ def describe_corpus(path: Path) -> CorpusInfo:
         drawn_rows=sum(len(corpus.rows_of(b)) for b in range(backgrounds) if has_composites(corpus, b)),
         depth=_describe_depth(corpus),
         flip_error=None if corpus.flip_error is None else _describe_flip_error(corpus.flip_error),
+        people=_describe_people(corpus) if corpus.people else None,
+        composed=_describe_composed(corpus),
+    )
+
+
+def _describe_people(corpus: Corpus) -> PeopleInfo:
+    parameters, people = corpus.manifest["parameters"], corpus.plan["people"]
+    distances = people["distance"][(people["height"] > 0) & (people["distance"] > 0)]
+    count = (people["height"] > 0).sum(axis=1)
+    return PeopleInfo(
+        place=parameters.get("place", "random"),
+        per_row=(int(count.min()), int(count.max())),
+        distances_m=tuple((np.percentile(distances, _DEPTH_PERCENTILES) / 1000).tolist()) if len(distances) else None,
+        without_floor=tuple(corpus.rooms.without_floor()) if corpus.rooms is not None else (),
+    )
+
+
+def _describe_composed(corpus: Corpus) -> ComposedInfo | None:
+    """Say where the depth of backgrounds is from, and compare a network's finished labels with composed depth."""
+    if corpus.rooms is None:
+        return None
+    sources = Counter(record["depth_from"] for record in corpus.rooms.records)
+    labels = corpus.labels
+    if labels is None or not labels.metric or labels.attributes["model"] == COMPOSED or labels.missing_rows():
+        return ComposedInfo(dict(sources), 0, None, None, None, None)
+    rows = np.sort(np.random.default_rng(0).choice(len(corpus), min(_SAMPLED_ROWS, len(corpus)), replace=False))
+    composed, network = composed_depth(corpus, corpus.plan[rows]) / 1000, labels.read_rows(rows) / 1000
+    _, mask = corpus.render(corpus.plan[rows])
+    known = (composed > 0) & (network > 0)
+    ratio = np.maximum(composed, network)[known] / np.minimum(composed, network)[known]
+    error = np.abs(composed - network)[known] / composed[known]
+    of_people = mask[known] > 0
+
+    def mean(values: np.ndarray) -> float | None:
+        return float(values.mean()) if len(values) else None
+
+    near = ratio < _NEAR
+    return ComposedInfo(
+        dict(sources), len(rows), mean(error), mean(near), mean(error[of_people]), mean(near[of_people])
     )
 
 
@@ -212,6 +289,10 @@ def _render_corpus(info: CorpusInfo) -> str:
         "pictures": _render_progress(info.drawn_rows, info.rows, "drawn", "none; everything downstream works without"),
         "depth": _render_depth(info),
     }
+    if info.people is not None:
+        lines["people"] = _render_people(info.people)
+    if info.composed is not None:
+        lines["composed"] = _render_composed(info.composed)
     if info.flip_error is not None:
         lines["flip error"] = _render_flip_error(info.flip_error)
     return _align(lines)
@@ -231,6 +312,29 @@ def _render_depth(info: CorpusInfo) -> str:
             f"; 1st, 50th, 99th percentile {low:.2f}, {middle:.2f}, {high:.2f} m ({depth.sampled_rows} rows sampled)"
         )
     return text
+
+
+def _render_people(people: PeopleInfo) -> str:
+    least, most = people.per_row
+    text = f"{least} a row" if least == most else f"{least} to {most} a row"
+    if people.place != FLOOR:
+        return f"{text}, at random places"
+    if people.distances_m is not None:
+        low, middle, high = people.distances_m
+        text += f", on the floor, 1st, 50th, 99th percentile {low:.2f}, {middle:.2f}, {high:.2f} m away"
+    if people.without_floor:
+        text += f"; no floor found in {', '.join(people.without_floor)}"
+    return text
+
+
+def _render_composed(composed: ComposedInfo) -> str:
+    text = "depth of backgrounds: " + ", ".join(f"{count:,} {source}" for source, count in composed.depth_from.items())
+    if composed.abs_rel is None:
+        return text
+    text += f"; the labels differ from it by {composed.abs_rel:.1%} on average, {composed.delta1:.1%} within 25 %"
+    if composed.people_abs_rel is not None:
+        text += f"; on people {composed.people_abs_rel:.1%}, {composed.people_delta1:.1%}"
+    return text + f" ({composed.sampled_rows} rows sampled)"
 
 
 def _render_flip_error(info: FlipErrorInfo) -> str:

@@ -65,7 +65,7 @@ def test_keys_of_later_versions_are_kept(corpus: Path):
         (b"null", "damaged"),
         (b'{"format": 1}', "rows is missing"),
         (b'{"format": "1"}', 'format: got "1"'),
-        (b'{"format": 2}', "format 2, expected 1; use the dsgen that made it"),
+        (b'{"format": 3}', "format 3, expected 1 or 2; use the dsgen that made it"),
     ],
 )
 def test_a_manifest_that_is_none_is_refused(tmp_path: Path, corpus: Path, content: bytes, message: str):
