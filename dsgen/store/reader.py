@@ -338,6 +338,16 @@ class Store:
         """The plan of the corpus, read from the columns of the shards."""
         return np.concatenate([shard.plan_rows() for shard in self.shards])
 
+    @property
+    def people(self) -> int:
+        """The slots for people that rows have, 0 without."""
+        return self.shards[0].people
+
+    @cached_property
+    def boxes(self) -> np.ndarray:
+        """What is in view of the people of every row: (rows, slots, 4) u2 left, top, width and height in pixels."""
+        return np.concatenate([shard.column("person_box") for shard in self.shards])
+
     def rows_of(self, split: str | None) -> np.ndarray:
         """Return the rows of a split in order, (n,) i8, or all rows for None.
 

@@ -104,7 +104,8 @@ def export_store(
     elif file_format == "coco":
         import_masks()
     opened = Store(store)
-    settings = ExportSettings(file_format, choose_fields(opened, file_format, backgrounds), image_format)
+    fields = choose_fields(opened, file_format, backgrounds)
+    settings = ExportSettings(file_format, fields, image_format, opened.people > 0)
     splits = choose_splits(opened, split)
     made_from: dict[str, Any] = {
         "store_sha256": opened.sha256,

@@ -28,6 +28,8 @@ IMAGE_SUFFIXES = {"png": "png", "jpeg": "jpg"}
 # of depth in a tar file: webdataset's picture decoders take every .png and keep 8 bits of it; this one they leave alone
 DEPTH_SUFFIX = "npy.gz"
 JPEG_QUALITY = 95
+# of a person: number in `instance`, cut-out, mirrored or not, left, top, width, height in view in pixels, and distance
+PEOPLE = {"instance": "uint8", "foreground": "uint32", "flip": "uint8", "box": "uint16", "distance_m": "float32"}
 COLUMN_NAMES = {"background": "background_number"}  # as in the store, where `background` is an array of images
 
 
@@ -59,11 +61,15 @@ class _Export(TypedDict):
 
 @dataclass(frozen=True)
 class ExportSettings:
-    """What the bytes of a file depend on besides the store and its rows. `fields` are the images of a sample."""
+    """What the bytes of a file depend on besides the store and its rows.
+
+    `fields` are the images of a sample; `people` says that rows have a list of people.
+    """
 
     file_format: str
     fields: tuple[str, ...]
     image_format: str
+    people: bool = False
 
     @property
     def units(self) -> dict[str, str]:
@@ -71,7 +77,8 @@ class ExportSettings:
         depth = {"depth": "millimetre"} if "depth" in self.fields else {}
         if self.file_format in PICTURE_FORMATS:
             return depth | ({"distance_m": "metre"} if self.file_format == "coco" else {})
-        return depth | {"top": "pixel", "left": "pixel"}
+        people = {"box": "pixel", "distance_m": "metre"} if self.people else {}
+        return depth | {"top": "pixel", "left": "pixel"} | people
 
     def suffix(self, field: str) -> str:
         """Return the extension of an encoded image, without the dot."""
@@ -83,7 +90,8 @@ class ExportSettings:
     def kinds(self) -> dict[str, str]:
         """The type of every column of a table: `Image`, or a name that both Arrow and `datasets` know."""
         numbers = {COLUMN_NAMES.get(name, name): DTYPE[name].name for name in DTYPE.names or ()}
-        return dict.fromkeys(self.fields, "Image") | {"row": "int64"} | numbers | {"split": "string"}
+        kinds = dict.fromkeys(self.fields, "Image") | {"row": "int64"} | numbers | {"split": "string"}
+        return kinds | {"people": "People"} if self.people else kinds
 
     def describe(self, field: str) -> str:
         """Describe an image of a sample."""

@@ -72,7 +72,23 @@ def _columns(store: Store, row: int) -> dict[str, Any]:
     """Return the number of a row and its entries in the plan."""
     values = store.plan[row]
     columns = {COLUMN_NAMES.get(name, name): values[name].item() for name in DTYPE.names or ()}
-    return {"row": row} | columns | {"split": SPLITS[columns["split"]]}
+    columns = {"row": row} | columns | {"split": SPLITS[columns["split"]]}
+    if store.people:
+        columns["people"] = _people(values["people"], store.boxes[row])
+    return columns
+
+
+def _people(slots: np.ndarray, boxes: np.ndarray) -> list[dict[str, Any]]:
+    """Describe the people of a row, nobody for an empty slot; see `PEOPLE`."""
+    found = []
+    for slot, (person, box) in enumerate(zip(slots, boxes.tolist(), strict=True)):
+        if person["height"]:
+            distance = int(person["distance"])
+            numbers = {"foreground": int(person["foreground"]), "flip": int(person["flip"])}
+            found.append(
+                {"instance": slot + 1, **numbers, "box": box, "distance_m": distance / 1000 if distance else None}
+            )
+    return found
 
 
 def encode_picture(field: str, image: np.ndarray, settings: ExportSettings) -> bytes:
