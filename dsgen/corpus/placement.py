@@ -364,7 +364,7 @@ def _place_on_floor(
         if not rules.truncate:
             usable &= (tried["top"] >= 0) & (tried["left"] >= 0) & (tried["left"] + width <= size * UNIT)
         seen = np.zeros(len(left), np.int64)
-        seen[usable] = _count_visible(tried[usable], earlier[left][usable], shapes, ground.room)
+        seen[usable] = _count_visible(tried[usable], earlier[left][usable], shapes, ground.room, wanted)
         better = usable & (seen > best[left])
         slots[left[better]] = tried[better]
         best[left] = np.maximum(best[left], np.where(usable, seen, -1))
@@ -374,33 +374,48 @@ def _place_on_floor(
     return best >= wanted
 
 
-def _count_visible(slots: np.ndarray, earlier: np.ndarray, shapes: _Shapes, room: Room) -> np.ndarray:
-    """Count the points of people that are in view, (n,); of people that hide too much of those before them, none.
+def _count_visible(slots: np.ndarray, earlier: np.ndarray, shapes: _Shapes, room: Room, wanted: int) -> np.ndarray:
+    """Count the points of people that are in view, (n,); none of people who hide too much of those before them.
 
-    Someone before them may lose at most half of their points to them.
+    Those keep `wanted` points in view, or all that they have if these are fewer.
     """
-    assert room.hides is not None
     seen = np.empty(len(slots), np.int64)
     for start in range(0, len(slots), 4096):  # bounded memory
-        part = slice(start, start + 4096)
-        some = slots[part]
+        some, others = slots[start : start + 4096], earlier[start : start + 4096]
+        visible = _in_room(some, shapes, room)
         y, x = _points(some, shapes)
-        side = room.hides.shape[0]
-        inside = (y >= 0) & (y < side * UNIT) & (x >= 0) & (x < side * UNIT)
-        hides = room.hides[np.clip(y // UNIT, 0, side - 1), np.clip(x // UNIT, 0, side - 1)].astype(np.int64)
-        distance = some["distance"].astype(np.int64)
-        visible = inside & (hides >= room.least_visible(distance)[:, None])
+        for slot in range(others.shape[1]):
+            visible &= ~_hides(others[:, slot], some, y, x, shapes)
         spoilt = np.zeros(len(some), bool)
-        for slot in range(earlier.shape[1]):
-            other = earlier[part, slot]
-            there = other["height"] > 0
-            in_front = there & (other["distance"] <= some["distance"])
-            visible &= ~(in_front[:, None] & _covers(other, y, x, shapes))
+        for slot in range(others.shape[1]):
+            other = others[:, slot]
+            in_view = _in_room(other, shapes, room)
             other_y, other_x = _points(other, shapes)
-            covered = _covers(some, other_y, other_x, shapes).sum(axis=1)
-            spoilt |= there & ~in_front & (2 * covered > _POINTS)
-        seen[part] = np.where(spoilt, 0, visible.sum(axis=1))
+            for nearer in range(others.shape[1]):
+                if nearer != slot:
+                    in_view &= ~_hides(others[:, nearer], other, other_y, other_x, shapes)
+            left = (in_view & ~_hides(some, other, other_y, other_x, shapes)).sum(axis=1)
+            spoilt |= (other["height"] > 0) & (left < np.minimum(wanted, in_view.sum(axis=1)))
+        seen[start : start + 4096] = np.where(spoilt, 0, visible.sum(axis=1))
     return seen
+
+
+def _in_room(slots: np.ndarray, shapes: _Shapes, room: Room) -> np.ndarray:
+    """Say which points (n, points) of people are inside the picture, and not hidden by the room."""
+    assert room.hides is not None
+    y, x = _points(slots, shapes)
+    side = room.hides.shape[0]
+    inside = (y >= 0) & (y < side * UNIT) & (x >= 0) & (x < side * UNIT)
+    hides = room.hides[np.clip(y // UNIT, 0, side - 1), np.clip(x // UNIT, 0, side - 1)].astype(np.int64)
+    visible: np.ndarray = inside & (hides >= room.least_visible(slots["distance"].astype(np.int64))[:, None])
+    return visible
+
+
+def _hides(nearer: np.ndarray, slots: np.ndarray, y: np.ndarray, x: np.ndarray, shapes: _Shapes) -> np.ndarray:
+    """Say which points (n, points) of people in `slots` are hidden by people in `nearer`, if these are in front."""
+    in_front = (nearer["height"] > 0) & (nearer["distance"] <= slots["distance"])
+    hidden: np.ndarray = in_front[:, None] & _covers(nearer, y, x, shapes)
+    return hidden
 
 
 def _points(slots: np.ndarray, shapes: _Shapes) -> tuple[np.ndarray, np.ndarray]:

@@ -1,4 +1,4 @@
-"""Draw the figure of the corpus README, how people are placed: `python tests/scripts/placement_figure.py CORPUS OUT.png`.
+"""Draw the figure of the corpus README: `python tests/scripts/placement_figure.py CORPUS OUT.png`.
 
 CORPUS is one with people on floors; a row is drawn beside the geometry.
 """
@@ -58,7 +58,9 @@ def main(corpus: Corpus, out: Path) -> None:
     figure.colorbar(shown, ax=axes[3], fraction=0.045)
     people = row["people"][row["people"]["height"] > 0]
     far = ", ".join(f"{distance / 1000:.1f}" for distance in people["distance"].tolist())
-    for axis, title in zip(axes, ("seen from the side", "floor found, feet drawn", f"people at {far} m", "depth, m")):
+    for axis, title in zip(
+        axes, ("seen from the side", "floor found, feet drawn", f"people at {far} m", "depth, m"), strict=True
+    ):
         axis.set_title(title, fontsize=9)
         axis.set_axis_off()
     figure.set_dpi(110)
