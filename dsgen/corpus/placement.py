@@ -11,7 +11,9 @@ Slot 0 has the row's own foreground. On a floor with normal n and the camera h m
 pixel of the floor, with a probability proportional to the square metres that the pixel shows,
 Z^2 / (f^2 (-n . r)), or the same for all pixels; r is the pixel's ray with z = 1. There the floor is
 Z = h / (-n . r) away, and a person of H metres is f H / Z pixels high. What shows less than the least visible share,
-or sticks out of the picture, is drawn again, up to `DRAWS` times; then the draw that shows most is kept.
+or sticks out of the picture, is drawn again, up to `DRAWS` times; then the draw that shows most is kept. If none shows
+any of the row's own foreground, it may stick out of the picture, and if that is of no use either, it has the random
+place of its row; so no row is without it.
 
 The draws of a row depend only on the seed, on the names of its background and foreground, and on what is known of the
 room. The others of a row come from the foregrounds of the same split: a ring of hashes of their names, so that another
@@ -19,7 +21,7 @@ picture takes its share of the rows and changes no other.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -278,11 +280,36 @@ def _place_rows(
             enough = _place_on_floor(slots, people[here, :slot], keys[here], base, shapes, ground, rules, size)
         if slot == 0:
             little += int((~enough).sum())
+            _place_the_rest(slots, rows[here], keys[here], base, shapes, ground, rules, size)
         else:  # a row has fewer people rather than one that is not to be seen
             slots["height"][~enough] = 0
         people[here, slot] = slots
     _note_corner(rows, size)
     return little
+
+
+def _place_the_rest(
+    slots: np.ndarray,
+    rows: np.ndarray,
+    keys: np.ndarray,
+    base: int,
+    shapes: _Shapes,
+    ground: _Ground | None,
+    rules: Rules,
+    size: int,
+) -> None:
+    """Place those of whom nothing would be in view: on the floor but cut off by the border, else at a random place."""
+    if ground is not None and not rules.truncate:
+        nowhere = np.flatnonzero(slots["height"] == 0)
+        some = slots[nowhere]
+        _place_on_floor(
+            some, some[:, None][:, :0], keys[nowhere], base, shapes, ground, replace(rules, truncate=True), size
+        )
+        slots[nowhere] = some
+    nowhere = np.flatnonzero(slots["height"] == 0)
+    some = slots[nowhere]
+    _place_anywhere(some, rows[nowhere], keys[nowhere], base, shapes, rules, size)
+    slots[nowhere] = some
 
 
 def _others(
@@ -346,7 +373,7 @@ def _place_on_floor(
         share = (_draw(keys, base + 6) / 2**31 - 1) * rules.height_jitter
         height_m = height_m * (1 + share)
     best = np.full(len(slots), -1, np.int64)
-    wanted = -(-round(rules.min_visible * 1000) * _POINTS // 1000)
+    wanted = max(1, -(-round(rules.min_visible * 1000) * _POINTS // 1000))
     left = np.arange(len(slots))
     for attempt in range(DRAWS):
         bits, fine = (_draw(keys[left], base + 64 + 2 * attempt + k) for k in (0, 1))
@@ -365,7 +392,7 @@ def _place_on_floor(
             usable &= (tried["top"] >= 0) & (tried["left"] >= 0) & (tried["left"] + width <= size * UNIT)
         seen = np.zeros(len(left), np.int64)
         seen[usable] = _count_visible(tried[usable], earlier[left][usable], shapes, ground.room, wanted)
-        better = usable & (seen > best[left])
+        better = usable & (seen > np.maximum(best[left], 0))
         slots[left[better]] = tried[better]
         best[left] = np.maximum(best[left], np.where(usable, seen, -1))
         left = left[best[left] < wanted]
