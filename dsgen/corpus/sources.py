@@ -242,7 +242,8 @@ def write_sources(
     ]
     figure_shapes: list[tuple[int, int]] = []
     if figures:
-        frames.append(_create(group, "figure", (len(foreground_paths), *figure_frame(foreground_paths), 4)))
+        shape = (len(foreground_paths), *figure_frame(foreground_paths), 4)
+        frames.append(_create(group, "figure", shape, each=1))  # they are read one by one
     shapes = _write_all(
         foreground_paths,
         lambda p: normalise_foreground(p, fg_height, size, scales, loose, figure=figures),
@@ -283,8 +284,9 @@ def read_figures(sources: zarr.Group) -> Iterator[np.ndarray]:
             yield frame[:height, :width]
 
 
-def _create(group: zarr.Group, name: str, shape: tuple[int, ...]) -> zarr.Array:
-    chunk = max(1, min(shape[0], _CHUNK_BYTES // math.prod(shape[1:])))
+def _create(group: zarr.Group, name: str, shape: tuple[int, ...], each: int | None = None) -> zarr.Array:
+    """Create an array of pictures, `each` of them in a chunk, by default some 4 MiB."""
+    chunk = each or max(1, min(shape[0], _CHUNK_BYTES // math.prod(shape[1:])))
     return group.create_array(
         name, shape=shape, chunks=(chunk, *shape[1:]), dtype="uint8", compressors=ZstdCodec(level=3), fill_value=0
     )
