@@ -151,7 +151,7 @@ def test_other_depth_is_a_conflict(tmp_path: Path, random_corpus: Path, room_pic
     other = Path(shutil.copytree(room_pictures / "depths", tmp_path / "other"))
     np.save(other / "room1.npy", draw_room_depth(camera_m=1.4))
     before = files(path)
-    with pytest.raises(ConflictError, match="(?s)other depth.*depth of room1 sha256"):
+    with pytest.raises(ConflictError, match=r"(?s)other depth.*depth of room1 sha256"):
         label_composed(path, background_depths=other, jobs=1)
     assert files(path) == before
 
