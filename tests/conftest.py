@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ import pytest
 import zarr
 from PIL import Image
 from support.corpora import ENCODER, draw_background, draw_cutout, make_corpus, write_weights
+from support.rooms import STANDING, make_room_corpus, write_room_pictures
 
 # tiny networks gain nothing from threads, and lose much where cores are shared; before torch is first imported
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -80,6 +82,19 @@ def labelled_corpus(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> P
     )
     array[:] = depth
     return path
+
+
+@pytest.fixture(scope="session")
+def room_pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folders `backgrounds`, `depths` and `foregrounds`: two rooms with a floor, one without, and five people."""
+    return write_room_pictures(tmp_path_factory.mktemp("rooms"))
+
+
+@pytest.fixture(scope="session")
+def floor_corpus(tmp_path_factory: pytest.TempPathFactory, room_pictures: Path) -> Path:
+    """A corpus of 1 to 3 people on the floors of these rooms, 3 x 5 x 2 flips x 2 positions, 48 pixels, with looks."""
+    looks = {"shadow": 0.5, "match_colours": 0.4, "feather": 1, "blend": "alpha,gaussian,poisson"}
+    return make_room_corpus(tmp_path_factory.mktemp("floor") / "corpus", room_pictures, replace(STANDING, **looks))
 
 
 @pytest.fixture(scope="session")

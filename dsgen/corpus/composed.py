@@ -242,22 +242,35 @@ def _know_rooms(
     corpus: Corpus, folder: Path | None, estimate: Estimator | None, fov_deg: float | None, workers: int
 ) -> Corpus:
     """Return the corpus with what is known of its rooms: make it if it is not there, and compare it if it is."""
-    records = corpus.manifest["backgrounds"]
     if corpus.rooms is not None:
         if folder is not None:
             _check_same_depth(corpus, folder)
         return corpus
-    views = [_view(record, fov_deg) for record in records]
+    views = [view_of(record, fov_deg) for record in corpus.manifest["backgrounds"]]
+    write_composed_rooms(corpus, corpus.path / layout.ROOMS, views, folder, estimate, workers)
+    return Corpus(corpus.path)
+
+
+def write_composed_rooms(
+    corpus: Corpus,
+    path: Path,
+    views: Sequence[tuple[float, str]],
+    folder: Path | None,
+    estimate: Estimator | None,
+    workers: int,
+) -> None:
+    """Write what is known of the rooms of a corpus whose people do not stand in them to `path`.
+
+    `views` are the backgrounds' fields of view and where these are from. Raises as `DepthSource`.
+    """
+    records = corpus.manifest["backgrounds"]
     files = [SourceFile(record["name"], record["file"], record["sha256"]) for record in records]
     source = DepthSource(
         files, views, lambda number: corpus.background(number, corpus.label_size), folder, estimate, square=True
     )
     names = [record["name"] for record in records]
     heights_m = None if corpus.people else _bundled_heights(corpus.manifest["foregrounds"], workers)
-    write_rooms(
-        corpus.path / layout.ROOMS, names, views, sorted({corpus.size, corpus.label_size}), source.read, heights_m
-    )
-    return Corpus(corpus.path)
+    write_rooms(path, names, views, sorted({corpus.size, corpus.label_size}), source.read, heights_m)
 
 
 def _check_same_depth(corpus: Corpus, folder: Path) -> None:
@@ -266,17 +279,20 @@ def _check_same_depth(corpus: Corpus, folder: Path) -> None:
 
     assert corpus.rooms is not None
     given = DepthFolder(folder)
-    differences = [
-        Difference(f"depth of {record['name']}", "another", record["depth_from"])
-        for record in corpus.rooms.records
-        if not given.has(record["name"]) or given.read(record["name"], None).sha256 != record["depth_sha256"]
-    ]
+    differences = []
+    for record in corpus.rooms.records:
+        name, was = record["name"], record["depth_sha256"]
+        now = given.read(name, None).sha256 if given.has(name) else None
+        if now != was:
+            told = "none" if now is None else f"sha256 {now[:12]}"
+            differences.append(Difference(f"depth of {name}", told, f"sha256 {was[:12]} ({record['depth_from']})"))
     if differences:
         remedy = f"leave out --background-depths, or remove {corpus.rooms.path} if people do not stand in it"
         raise ConflictError(corpus.path, "its backgrounds have other depth", remedy, differences[:3], "corpus")
 
 
-def _view(record: PictureRecord, fov_deg: float | None) -> tuple[float, str]:
+def view_of(record: PictureRecord, fov_deg: float | None = None) -> tuple[float, str]:
+    """Return the field of view of a background and where it is from; `fov_deg` is that of those without their own."""
     if "fov_deg" in record and "fov_from" in record:
         return float(record["fov_deg"]), record["fov_from"]
     return (ASSUMED_FOV_DEG, ASSUMED) if fov_deg is None else (float(fov_deg), OPTION)

@@ -1,15 +1,21 @@
 """Cut-outs drawn at any size and place: resampled in integers, with the same bits on every machine.
 
-A cut-out is kept in levels, each half as large as the one before: premultiplied RGBA, where a pixel is the mean of four
-of the level before, (a + b + c + d + 2) >> 2. It is drawn from the smallest level that is at least as large as what is
-drawn. Places are in units of 1/64 pixel of the stored size. At `scale` k, the pixel (x, y) of a picture has its centre
-at x' = 32 (2x + 1) units of the drawn size, and shows the level at
+A cut-out is kept in levels: level 0 is premultiplied RGBA, (colour alpha + 127) / 255 rounded down. Each other is half
+as large as the one before, rounded up, down to the first with less than 8 rows or columns: a pixel is the mean of four
+of the level before, (a + b + c + d + 2) >> 2, transparent ones beyond its edge. It is drawn from the last level that is
+at least as high as what is drawn, h0 / 2^level >= k height / 64, else from level 0. Places are in units of 1/64 pixel
+of the stored size. At `scale` k, the pixel (x, y) of a picture has its centre at x' = 32 (2x + 1) units of the drawn
+size, and shows the level at
 
     u = floor(256 h0 (x' - k left) / (2^level k height)) - 128      in 1/256 of the level's pixels
 
-where h0 is the height of the cut-out and `height` the one that it is drawn with; likewise for y. A tilted cut-out is
-turned about the middle of its lower edge before. Outside the level all is transparent. Between four of its pixels,
-values are interpolated first along y, then along x, each time (a (256 - w) + b w + 128) >> 8 with w = u & 255.
+where h0 is the height of the cut-out and `height` the one that it is drawn with; likewise for y. Outside the level all
+is transparent. Between four of its pixels, values are interpolated first along y, then along x, each time
+(a (256 - w) + b w + 128) >> 8 with w = u & 255. A tilted cut-out is turned about the middle of its lower edge: for
+x' - k left and y' - k top it has, with c and s the cosine and sine of the tilt, times 65536 and rounded,
+m = floor(k height w0 / (2 h0)), a = x' - k left - m and b = y' - k top - k height,
+
+    (a c + b s) / 65536 + m      and      (b c - a s) / 65536 + k height      not rounded
 """
 
 import math
@@ -90,17 +96,14 @@ class Figure:
 
     def window(self, height: int, top: int, left: int, tilt: int, size: int, scale: int) -> Window:
         """Return what a drawn cut-out can touch of a picture of `size` * `scale` pixels; see `draw` for the rest."""
-        low, high = top, top + height
-        first, last = left, left + -(-height * self.width // self.height)
+        height, top, left = height * scale, top * scale, left * scale
+        beyond = max(0, -(-height // (2 * self.height)) - UNIT // 2)  # enlarged, half a pixel of the cut-out is wide
+        low, high = top - beyond, top + height + beyond
+        first, last = left - beyond, left + -(-height * self.width // self.height) + beyond
         if tilt:
-            middle, reach = (first + last) // 2, math.isqrt(height**2 + (last - first) ** 2) + UNIT
+            middle, reach = (first + last) // 2, math.isqrt((high - low) ** 2 + (last - first) ** 2) + UNIT
             low, high, first, last = high - reach, high + reach, middle - reach, middle + reach
-        whole = Window(
-            low * scale // UNIT - 1,
-            -(-high * scale // UNIT) + 1,
-            first * scale // UNIT - 1,
-            -(-last * scale // UNIT) + 1,
-        )
+        whole = Window(low // UNIT - 1, -(-high // UNIT) + 1, first // UNIT - 1, -(-last // UNIT) + 1)
         return whole.within(size * scale)
 
     def draw(self, window: Window, height: int, top: int, left: int, tilt: int, scale: int) -> np.ndarray:

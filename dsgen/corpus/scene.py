@@ -9,9 +9,16 @@ multiplied by v / 255, how far the room leaves them in view, then pasted:
     depth = the distance of that person, and the room's depth without
 
 Per pixel a person at distance z is hidden where the room is nearer than z - margin, except by the floor and by what has
-no depth. v is (255 n + 4) / 9, n the number of pixels, among the 3 x 3 around, that do not hide them, rounded down;
-pixels outside the picture hide nothing. People at distance 0 have none: they are drawn over all others, in the order of
-their slots, the first in front; `dsgen.corpus.composed` has their depth.
+no depth; the margin is floor(z margin_permille / 1000) + 30 mm. v is (255 n + 4) / 9, n the number of pixels, among the
+3 x 3 around, that do not hide them, rounded down; pixels outside the picture hide nothing. People at distance 0 have
+none: they are drawn over all others, in the order of their slots, the first in front; `dsgen.corpus.composed` has their
+depth.
+
+Looks come in this order. First the shadows of all people at a distance fall on the floor. Then, for each person in the
+window that `Figure.window` returns, as if it went on beyond the picture: colours are matched to those of every second
+pixel of the background in the window and 16 stored pixels around it, the edge is feathered, the outline is blurred if
+the blend is Gaussian, v applies, and the person is pasted, or blended if the blend is Poisson. The masks, instances and
+depth are those of people without looks.
 """
 
 from collections.abc import Collection, Mapping
@@ -174,7 +181,7 @@ def _draw_person(
         alpha = cv2.extractChannel(rgba, 3)
         _paste(image[window.slices], rgba, alpha)
         return window, alpha
-    pad = max(looks.feather, GAUSSIAN_PAD)  # what is beyond the picture's border is no edge of the person
+    pad = looks.feather + GAUSSIAN_PAD  # what is beyond the picture's border is no edge of the person
     wide = window.padded(pad)
     rgba = figure.draw(wide, height, top, left, tilt, scale)
     colour, alpha = cv2.cvtColor(rgba, cv2.COLOR_RGBA2RGB), cv2.extractChannel(rgba, 3)

@@ -12,9 +12,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from dsgen.camera import ASSUMED_FOV_DEG
 from dsgen.corpus import layout
-from dsgen.corpus.composed import label_composed
+from dsgen.corpus.composed import label_composed, view_of, write_composed_rooms
 from dsgen.corpus.corpus import Corpus
 from dsgen.corpus.labels import COMPOSED, DEPTH, FLIP_ERROR, RELATIVE, block_file, restored_metadata
 from dsgen.corpus.manifest import (
@@ -43,7 +42,6 @@ from dsgen.integrity.findings import EXTRA, FOREIGN, KEPT, Finding, RepairLog, R
 from dsgen.integrity.verify import verify
 from dsgen.io.assets import asset
 from dsgen.io.atomic import is_unfinished, unfinished_path, write_bytes, write_folder
-from dsgen.io.cameras import ASSUMED
 from dsgen.io.filesystem import LocalFiles, hash_tree
 from dsgen.io.folders import list_pictures, match_key
 from dsgen.io.images import read_picture
@@ -107,15 +105,23 @@ def _repair_foundation(
         _repair_sources(path, manifest, report.findings, folders, workers, log)
     log.found += len(report.findings)
     report = ReportBuilder(str(path), "corpus")
-    check_rooms(path, manifest, report)
-    if report.findings:
-        _repair_rooms(path, manifest, report.findings, folders["backgrounds"], depths, workers, log)
-    log.found += len(report.findings)
-    report = ReportBuilder(str(path), "corpus")
+    stand_in_them = "rooms_sha256" in manifest  # then the plan is made from the rooms
+    if stand_in_them:
+        check_rooms(path, manifest, report)
+        if report.findings:
+            _repair_rooms(path, manifest, report.findings, folders["backgrounds"], depths, workers, log)
+        log.found += len(report.findings)
+        report = ReportBuilder(str(path), "corpus")
     check_plan(path, manifest, report)
     if report.findings:
         _repair_plan(path, manifest, report.findings, log)
     log.found += len(report.findings)
+    if not stand_in_them:
+        report = ReportBuilder(str(path), "corpus")
+        check_rooms(path, manifest, report)
+        if report.findings:
+            _repair_composed_rooms(path, report.findings, depths, workers, log)
+        log.found += len(report.findings)
 
 
 def _refuse_all_unlike(path: Path, findings: Iterable[Finding]) -> None:
@@ -138,8 +144,7 @@ def _repair_sources(
     log: RepairLog,
 ) -> None:
     """Normalise the source pictures again and replace the files that differ."""
-    extra = [finding.file for finding in findings if finding.what == EXTRA]
-    if any(finding.what not in KEPT for finding in findings):
+    if _is_damaged(findings):
         parameters = manifest["parameters"]
         paths = [_find_originals(path, manifest, kind, folder, workers) for kind, folder in folders.items()]
         unfinished = unfinished_path(path / layout.SOURCES)
@@ -158,9 +163,7 @@ def _repair_sources(
             _replace_sources(path, unfinished, manifest, workers, log)
         finally:
             LocalFiles(path).remove(unfinished.name)
-    for file in extra:
-        LocalFiles(path).remove(file)
-        log.removed.append(file)
+    _remove_extra(path, findings, log)
 
 
 def _repair_rooms(
@@ -172,36 +175,87 @@ def _repair_rooms(
     workers: int,
     log: RepairLog,
 ) -> None:
-    """Make the rooms again from the depth of the backgrounds, if any of it is damaged, and remove what is extra."""
-    if any(finding.what not in KEPT for finding in findings):
-        from dsgen.depth.rooms import estimate_depth_with
-
-        paths = _find_originals(path, manifest, "backgrounds", backgrounds, workers)
-        records, parameters = manifest["backgrounds"], manifest["parameters"]
-        views = [
-            (float(record["fov_deg"]), str(record["fov_from"])) if "fov_deg" in record else (ASSUMED_FOV_DEG, ASSUMED)
-            for record in records
-        ]
-        files = [SourceFile(record["name"], record["file"], record["sha256"]) for record in records]
-        source = DepthSource(files, views, lambda number: read_picture(paths[number]), depths, estimate_depth_with())
-        unfinished = unfinished_path(path / layout.ROOMS)
-        sizes = sorted({parameters["size"], parameters["label_size"]})
-        try:
-            write_rooms(unfinished, [record["name"] for record in records], views, sizes, source.read)
-            made = Rooms(unfinished, len(records))
-            recorded = manifest.get("rooms_sha256")
-            if recorded not in (None, made.sha256):
-                raise DamagedError(
-                    path / layout.ROOMS,
-                    "damaged, and made again it is another: its depth came from other files or another network",
-                    "pass the folder of depth maps with --background-depths",
-                )
-            _clear(path / layout.ROOMS)
-            unfinished.rename(path / layout.ROOMS)
-        finally:
-            LocalFiles(path).remove(unfinished.name)
-        log.replaced.append(layout.ROOMS)
+    """Make the rooms that people stand in again from the depth of the backgrounds, if any of them is damaged."""
+    if not _is_damaged(findings):
+        _remove_extra(path, findings, log)
         return
+    from dsgen.depth.rooms import estimate_depth_with
+
+    paths = _find_originals(path, manifest, "backgrounds", backgrounds, workers)
+    records, parameters = manifest["backgrounds"], manifest["parameters"]
+    views = [view_of(record) for record in records]
+    files = [SourceFile(record["name"], record["file"], record["sha256"]) for record in records]
+    source = DepthSource(files, views, lambda number: read_picture(paths[number]), depths, estimate_depth_with())
+    sizes = sorted({parameters["size"], parameters["label_size"]})
+    names = [record["name"] for record in records]
+    with _made_again(path, len(records), manifest.get("rooms_sha256"), log) as unfinished:
+        write_rooms(unfinished, names, views, sizes, source.read)
+
+
+def _repair_composed_rooms(
+    path: Path, findings: list[Finding], depths: Path | None, workers: int, log: RepairLog
+) -> None:
+    """Make the rooms of composed depth again, if any of them is damaged.
+
+    Fields of view may be from an option, which only their metadata records. What vouches for that is its own hash, or
+    the labels that were composed. Without either, the rooms are removed.
+    """
+    if not _is_damaged(findings):
+        _remove_extra(path, findings, log)
+        return
+    from dsgen.depth.rooms import estimate_depth_with
+
+    corpus = Corpus(path)
+    records = corpus.manifest["backgrounds"]
+    views = [view_of(record) for record in records]
+    try:
+        recorded = Rooms(path / layout.ROOMS, len(records))
+        views = [(record["fov_deg"], record["fov_from"]) for record in recorded.records]
+        sha256: str | None = recorded.sha256
+    except DsgenError:
+        sha256 = _rooms_of_labels(corpus)
+    if sha256 is None:
+        LocalFiles(path).remove(layout.ROOMS)
+        log.removed.append(layout.ROOMS)
+        log.notes.append(f"{layout.ROOMS}: removed; dsgen depth --composed makes it again, with the same options")
+        return
+    with _made_again(path, len(records), sha256, log) as unfinished:
+        write_composed_rooms(corpus, unfinished, views, depths, estimate_depth_with(), workers)
+
+
+def _rooms_of_labels(corpus: Corpus) -> str | None:
+    """Return the hash of the rooms that the labels were composed with, None where they were not or cannot be read."""
+    try:
+        attributes = corpus.depth_attributes
+    except DsgenError:
+        return None
+    return str(attributes["weights_sha256"]) if attributes.get("model") == COMPOSED else None
+
+
+@contextmanager
+def _made_again(path: Path, backgrounds: int, sha256: str | None, log: RepairLog) -> Iterator[Path]:
+    """Put the rooms that are made in the folder given in the place of damaged ones, if they are the same."""
+    unfinished = unfinished_path(path / layout.ROOMS)
+    try:
+        yield unfinished
+        if sha256 not in (None, Rooms(unfinished, backgrounds).sha256):
+            raise DamagedError(
+                path / layout.ROOMS,
+                "damaged, and made again it is another: its depth or fields of view came from elsewhere",
+                "pass the folder of depth maps with --background-depths",
+            )
+        _clear(path / layout.ROOMS)
+        unfinished.rename(path / layout.ROOMS)
+    finally:
+        LocalFiles(path).remove(unfinished.name)
+    log.replaced.append(layout.ROOMS)
+
+
+def _is_damaged(findings: Iterable[Finding]) -> bool:
+    return any(finding.what not in KEPT for finding in findings)
+
+
+def _remove_extra(path: Path, findings: Iterable[Finding], log: RepairLog) -> None:
     for finding in findings:
         if finding.what == EXTRA:
             LocalFiles(path).remove(finding.file)

@@ -75,7 +75,8 @@ class CorpusSource:
         self.attributes = {name: corpus.manifest[name] for name in ("backgrounds", "foregrounds")}
         self.folders = [corpus.path]
         self._labels = LocalFiles(corpus.path / layout.DEPTH)
-        self.key = SourceKey(CorpusSource, (str(Path(path).absolute()), max_flip_error, corpus.sha256, depth, composed))
+        arguments = str(Path(path).absolute()), max_flip_error, corpus.sha256, depth, composed
+        self.key = SourceKey(CorpusSource, arguments, repr((labels, self._written)))
 
     def pictures(self, first: int, last: int) -> dict[str, np.ndarray]:
         """Draw rows `first` to `last`, exclusive, and read their depth."""

@@ -30,7 +30,7 @@ from which `Shard` draws them, bit for bit the same. Every chunk of pixels carri
 Where people have sizes and places of their own, rows have slots for people, and a column for each of their properties
 in the plan, `person_top` (sample, person) and so on, and
 
-    person_box        (sample, person, side)    u2   left, top, width and height of what is seen of them, in pixels
+    person_box        (sample, person, box)     u2   left, top, width and height of what is seen of them, in pixels
 
 `instance` is there if rows may have several people, or if there are several classes. A recipe with rooms has
 
@@ -437,7 +437,7 @@ def metadata_files(geometry: Geometry, attributes: Mapping[str, Any], *, sharded
                 options |= {"dtype": "uint16", "compressors": smooth}
             dimensions = ("sample", "y", "x", "channel")[: 1 + len(tail)]
             add(name, (geometry.rows, *tail), (geometry.chunk, *tail), dimensions, **options)
-    for name, dimensions in (("person_box", ("sample", "person", "side")), ("person_depth", ("sample", "person"))):
+    for name, dimensions in (("person_box", ("sample", "person", "box")), ("person_depth", ("sample", "person"))):
         if name in geometry.fields:
             slots = max(1, geometry.people)
             tail = (slots, 4) if name == "person_box" else (slots,)

@@ -48,10 +48,14 @@ class Source(Protocol):
 
 @dataclass(frozen=True)
 class SourceKey:
-    """How to open a source in another process: call `make` with `arguments`. Hashable, so that workers can cache it."""
+    """How to open a source in another process: call `make` with `arguments`. Hashable, so that workers can cache it.
+
+    `state` differs where the same arguments open something else than before, as a corpus that was labelled meanwhile.
+    """
 
     make: Callable[..., Source]
     arguments: tuple[Any, ...]
+    state: str = ""
 
     def open(self) -> Source:
         """Open the source."""

@@ -5,7 +5,7 @@ import tracemalloc
 
 import numpy as np
 import pytest
-from support.rooms import Box, camera_axes, trace_room
+from support.traced_rooms import Box, camera_axes, trace_room
 
 from dsgen.camera import focal_px
 from dsgen.corpus.floor import Floor, find_floor
