@@ -138,7 +138,7 @@ class Shard:
             cutouts = {pair: self._cutout(*pair) for pair in pairs}
             with _reading(self.files, f"rows {first}..{last - 1}"):
                 image, mask = render(rows, backgrounds, cutouts, self.size, out=out)
-            drawn = {"image": image, "mask": mask}
+            drawn = {"image": image, "mask": mask, "instance": mask & 1}
             if depths is not None:
                 rooms = np.stack([self._room_depth(b) for b in rows["background"].tolist()])
                 drawn["depth"] = compose(rooms, mask, depths[:, 0])

@@ -5,6 +5,7 @@ CORPUS is one with people on floors; a row is drawn beside the geometry.
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -18,7 +19,7 @@ from dsgen.corpus.figures import UNIT
 ROW = 0.43  # of the plan, as a share
 
 
-def draw_geometry(axis) -> None:
+def draw_geometry(axis: Any) -> None:
     """Draw the camera, the floor, a person, and the lengths that belong together, from the side."""
     axis.plot([-0.3, 5.4], [0, 0], color="saddlebrown", lw=3)
     axis.plot([4, 4], [0.04, 1.46], color="tab:blue", lw=5, solid_capstyle="round")
@@ -27,9 +28,12 @@ def draw_geometry(axis) -> None:
     for height in (0.0, 1.75):
         axis.plot([0, 4], [1.4, height], color="grey", lw=0.9)
     axis.plot([1, 1], [1.4 - 0.35, 1.4 + 0.35 * 0.25], color="black", lw=2.5)
-    arrows = (((0, 0), (0, 1.32), "$h$", (-0.24, 0.6)), ((4.35, 0), (4.35, 1.75), "$H$", (4.45, 0.8)))
-    arrows += (((0, 2.05), (4, 2.05), "$Z = h \\, / \\, (-n \\cdot r)$", (1.45, 2.12)),)
-    arrows += (((0, 1.75), (1, 1.75), "$f$", (0.42, 1.8)),)
+    arrows = (
+        ((0.0, 0.0), (0.0, 1.32), "$h$", (-0.24, 0.6)),
+        ((4.35, 0.0), (4.35, 1.75), "$H$", (4.45, 0.8)),
+        ((0.0, 2.05), (4.0, 2.05), "$Z = h \\, / \\, (-n \\cdot r)$", (1.45, 2.12)),
+        ((0.0, 1.75), (1.0, 1.75), "$f$", (0.42, 1.8)),
+    )
     for start, end, text, at in arrows:
         axis.add_patch(FancyArrowPatch(start, end, arrowstyle="<->", mutation_scale=9, lw=0.9))
         axis.text(*at, text, fontsize=10)
