@@ -120,8 +120,7 @@ class Figure:
             y = 32 * (2 * np.arange(window.top, window.bottom) + 1) - top
             x = 32 * (2 * np.arange(window.left, window.right) + 1) - left
             return self._draw_turned(level, (step, divisor), y, x, height, tilt)
-        rows, row_weights = _samples(window.top, window.bottom, top, step, divisor, level.shape[0])
-        columns, column_weights = _samples(window.left, window.right, left, step, divisor, level.shape[1])
+        rows, row_weights, columns, column_weights = _samples(window, top, left, step, divisor, level.shape)
         mixed = level.steps.take(rows, axis=0)  # along y first
         mixed *= row_weights[:, None]
         mixed += level.pixels.take(rows, axis=0)
@@ -176,16 +175,24 @@ class _Level:
         return self.pixels.nbytes + self.steps.nbytes
 
 
-def _samples(first: int, last: int, corner: int, step: int, divisor: int, length: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return where the pixels `first` to `last`, exclusive, of a row or column lie in a level, as `_between` does."""
-    position = np.arange((64 * first + 32 - corner) * step, (64 * last + 32 - corner) * step, 64 * step)
+def _samples(
+    window: Window, top: int, left: int, step: int, divisor: int, shape: tuple[int, int]
+) -> tuple[np.ndarray, ...]:
+    """Return where the rows of a window lie in a level of this shape, as `_between` does, and then its columns."""
+    height = window.bottom - window.top
+    position = np.arange(height + window.right - window.left)
+    position *= 64 * step
+    position[:height] += (64 * window.top + 32 - top) * step
+    position[height:] += (64 * (window.left - height) + 32 - left) * step
     position //= divisor
     position += 256 * _PAD - 128
     weights = (position & 255).astype(np.uint16)
     position >>= 8
-    if position[0] < 0 or position[-1] > length - 2:
-        np.clip(position, 0, length - 2, out=position)
-    return position, weights
+    rows, columns = position[:height], position[height:]
+    for places, length in ((rows, shape[0]), (columns, shape[1])):
+        if places[0] < 0 or places[-1] > length - 2:
+            np.clip(places, 0, length - 2, out=places)
+    return rows, weights[:height], columns, weights[height:]
 
 
 def _between(position: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
