@@ -204,7 +204,11 @@ class Parameters:
             (0 <= self.tilt <= 180, "tilt", "0 to 180 degrees"),
             (0 <= self.height_jitter < 1, "height_jitter", "a share of 0 to below 1"),
             (0 <= self.shadow <= 1, "shadow", "0 to 1"),
-            (self.shadow == 0 or self.place == FLOOR, "shadow", "0 without --place floor: there is nothing to fall on"),
+            (
+                self.place == FLOOR or not 0 < self.shadow <= 1,
+                "shadow",
+                "0, since shadows fall on floors: add --place floor",
+            ),
             (0 <= self.match_colours <= 1, "match_colours", "0 to 1"),
             (self.feather in (0, *FEATHER_RADII), "feather", "0 to 3 pixels"),
             (set(self.blend.split(",")) <= set(BLENDS), "blend", f"one or several of {','.join(BLENDS)}"),

@@ -71,16 +71,23 @@ class Figure:
         self.height, self.width = rgba.shape[:2]
         self._rgba = rgba
         alpha = rgba[..., 3:].astype(np.uint16)
-        level = np.concatenate([(rgba[..., :3] * alpha + 127) // 255, alpha], axis=2).astype(np.uint16)
-        self._levels = [_Level.of(level)]
-        while min(level.shape[:2]) >= 2 * _SMALLEST:
-            level = _halve(level)
-            self._levels.append(_Level.of(level))
+        pixels = np.concatenate([(rgba[..., :3] * alpha + 127) // 255, alpha], axis=2).astype(np.uint8)
+        self._pixels = [pixels]
+        while min(pixels.shape[:2]) >= 2 * _SMALLEST:
+            pixels = _halve(pixels)
+            self._pixels.append(pixels)
+        self._levels: dict[int, _Level] = {}  # those that were drawn from
 
     @property
     def nbytes(self) -> int:
-        """Bytes in memory."""
-        return sum(level.nbytes for level in self._levels)
+        """Bytes in memory once all levels but the largest were drawn from, as they are if pictures are small."""
+        return 2 * self._rgba.nbytes + sum(level.nbytes * 5 for level in self._pixels[1:])
+
+    def _level(self, number: int) -> "_Level":
+        found = self._levels.get(number)
+        if found is None:
+            found = self._levels[number] = _Level.of(self._pixels[number].astype(np.uint16))
+        return found
 
     @cached_property
     def contacts(self) -> tuple[Contact, ...]:
@@ -113,9 +120,9 @@ class Figure:
         """
         height, top, left = height * scale, top * scale, left * scale
         number = 0
-        while number + 1 < len(self._levels) and self.height * UNIT >= height << (number + 1):
+        while number + 1 < len(self._pixels) and self.height * UNIT >= height << (number + 1):
             number += 1
-        level, step, divisor = self._levels[number], 256 * self.height, height << number
+        level, step, divisor = self._level(number), 256 * self.height, height << number
         if tilt:
             y = 32 * (2 * np.arange(window.top, window.bottom) + 1) - top
             x = 32 * (2 * np.arange(window.left, window.right) + 1) - left
@@ -170,10 +177,6 @@ class _Level:
         values = np.ascontiguousarray(padded.reshape(len(padded), -1))
         return cls(padded.shape[:2], (values << 8) + 128, np.roll(values, -1, axis=0) - values)
 
-    @property
-    def nbytes(self) -> int:
-        return self.pixels.nbytes + self.steps.nbytes
-
 
 def _samples(
     window: Window, top: int, left: int, step: int, divisor: int, shape: tuple[int, int]
@@ -202,5 +205,5 @@ def _between(position: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]
 
 def _halve(level: np.ndarray) -> np.ndarray:
     height, width = level.shape[:2]
-    even = np.pad(level, ((0, height % 2), (0, width % 2), (0, 0)))
-    return (even[::2, ::2] + even[1::2, ::2] + even[::2, 1::2] + even[1::2, 1::2] + 2) >> 2
+    even = np.pad(level, ((0, height % 2), (0, width % 2), (0, 0))).astype(np.uint16)
+    return ((even[::2, ::2] + even[1::2, ::2] + even[::2, 1::2] + even[1::2, 1::2] + 2) >> 2).astype(np.uint8)
