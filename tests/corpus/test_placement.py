@@ -39,13 +39,16 @@ class KnownRooms:
         self.lacking = lacking
 
     def floor(self, number: int, size: int) -> Floor | None:
+        """The same plane in all rooms."""
         assert size == SIZE
         return None if number in self.lacking else Floor(UP, CAMERA_M, self.mask)
 
     def focal_px(self, number: int, size: int) -> float:  # noqa: ARG002
+        """The same camera in all rooms."""
         return FOCAL
 
     def room(self, number: int, image: np.ndarray) -> Room:  # noqa: ARG002
+        """The same depth in all rooms."""
         depth = np.rint(self.depth * 1000).astype(np.uint16)
         return Room.of(image, depth, np.where(self.mask, 255, 0).astype(np.uint8), 20, round(CAMERA_M * 1000))
 
