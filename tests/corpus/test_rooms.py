@@ -89,7 +89,7 @@ def test_nothing_is_left_of_rooms_that_fail(tmp_path: Path):
     def fail(number: int) -> RoomDepth:
         raise DsgenError(f"room {number}", "broken", "mend it")
 
-    with pytest.raises(SeveralErrors, match="(?s)room 0.*room 1"):
+    with pytest.raises(SeveralErrors, match=r"(?s)room 0.*room 1"):
         write_rooms(tmp_path / "rooms.zarr", NAMES, VIEWS, [48], fail)
     assert not list(tmp_path.iterdir())
 
