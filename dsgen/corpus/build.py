@@ -187,6 +187,7 @@ class Parameters:
         multiple = not sized or (self.size <= self.label_size <= 2 * MAX_SIZE and self.label_size % self.size == 0)
         shared = 0 <= self.validation_share < 1
         rest = 1 - self.validation_share if shared else 1
+        shaded = 0 <= self.shadow <= 1
         rules = (
             (1 <= self.positions <= MAX_POSITIONS, "positions", f"1 to {MAX_POSITIONS}"),
             (sized, "size", f"{MIN_SIZE} to {MAX_SIZE} pixels"),
@@ -203,11 +204,11 @@ class Parameters:
             (self.without_floor in WITHOUT_FLOOR, "without_floor", " or ".join(WITHOUT_FLOOR)),
             (0 <= self.tilt <= 180, "tilt", "0 to 180 degrees"),
             (0 <= self.height_jitter < 1, "height_jitter", "a share of 0 to below 1"),
-            (0 <= self.shadow <= 1, "shadow", "0 to 1"),
+            (shaded, "shadow", "0 to 1"),
             (
-                self.place == FLOOR or not 0 < self.shadow <= 1,
+                not shaded or self.shadow == 0 or self.place == FLOOR,
                 "shadow",
-                "0, since shadows fall on floors: add --place floor",
+                "0 without --place floor: there is nothing to fall on",
             ),
             (0 <= self.match_colours <= 1, "match_colours", "0 to 1"),
             (self.feather in (0, *FEATHER_RADII), "feather", "0 to 3 pixels"),

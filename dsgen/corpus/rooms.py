@@ -102,7 +102,7 @@ class Rooms:
         remedy = f"run dsgen repair {path.parent}"
         with named_damage(path / _ROOT, remedy):
             content = json.loads((path / _ROOT).read_bytes())
-            attributes = check_as(_Attributes, content.get("attributes"), f"{path.name}/{_ROOT}")
+            attributes = check_as(_Attributes, content.get("attributes"), path / _ROOT, remedy)
         if attributes["sha256"] != _hash(attributes) or len(attributes["rooms"]) != backgrounds:
             raise DamagedError(path / _ROOT, "damaged, differs from the hash in it", remedy)
         if sha256 not in (None, attributes["sha256"]):
@@ -289,7 +289,10 @@ class DepthFolder:
             raise DsgenError(self.folder, f"{names} are depth maps of the same background", "remove one")
         path = paths[0]
         if path.suffix.lower() == ".png":
-            depth_m = images.read_depth_png(path).astype(np.float32) / np.float32(1000)
+            millimetres = images.read_depth_png(path)
+            if millimetres.dtype.itemsize == 1:  # a view of depth, whose numbers are no millimetres
+                raise DamagedError(path, "a PNG of 8 bits, expected one of 16 bits in millimetres", "replace it")
+            depth_m = millimetres.astype(np.float32) / np.float32(1000)
         else:
             depth_m = read_npy(path)
         if depth_m.ndim != 2 or depth_m.dtype.kind not in "fiu":

@@ -287,7 +287,13 @@ def _create(group: zarr.Group, name: str, shape: tuple[int, ...], each: int | No
     """Create an array of pictures, `each` of them in a chunk, by default some 4 MiB."""
     chunk = each or max(1, min(shape[0], _CHUNK_BYTES // math.prod(shape[1:])))
     return group.create_array(
-        name, shape=shape, chunks=(chunk, *shape[1:]), dtype="uint8", compressors=ZstdCodec(level=3), fill_value=0
+        name,
+        shape=shape,
+        chunks=(chunk, *shape[1:]),
+        dtype="uint8",
+        compressors=ZstdCodec(level=3),
+        fill_value=0,
+        config={"write_empty_chunks": True},  # a missing file is damage, also where all pixels are black
     )
 
 

@@ -13,6 +13,7 @@ import pytest
 
 from dsgen.cli.app import main
 from dsgen.corpus.build import CompositeResult
+from dsgen.corpus.composed import ComposedResult
 from dsgen.depth.fit import TrainDepthResult
 from dsgen.depth.label_corpus import LabelResult
 from dsgen.depth.label_folder import FolderLabelResult
@@ -92,6 +93,9 @@ RESULTS: dict[str, Any] = {
         pictures_per_second=1234.5,
         kind="metric",
         **LABELS,
+    ),
+    "dsgen.corpus.composed.label_composed": ComposedResult(
+        corpus=Path("corpus"), rows=1234, labelled=1200, already_there=34, left=0
     ),
     "dsgen.depth.label_folder.label_folder": FolderLabelResult(folder=Path("in"), out=Path("out"), failed=(), **LABELS),
     "dsgen.store.packing.pack_source": PackResult(
@@ -237,6 +241,8 @@ def stages(monkeypatch: pytest.MonkeyPatch) -> Stages:
         monkeypatch.setattr(name, lambda _: "a table")
     monkeypatch.setattr(CorpusInfo, "table", lambda _: "a table")
     monkeypatch.setattr("dsgen.integrity.verify.is_store", lambda path: path != "corpus")
-    monkeypatch.setattr("dsgen.store.corpus_source.CorpusSource", lambda *arguments: ("corpus", *arguments))
+    monkeypatch.setattr(
+        "dsgen.store.corpus_source.CorpusSource", lambda *arguments, composed: ("corpus", *arguments, composed)
+    )
     monkeypatch.setattr("dsgen.store.picture_source.Pictures", lambda *arguments: ("pictures", *arguments))
     return stages

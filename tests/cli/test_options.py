@@ -57,6 +57,31 @@ REFUSED = [
     (("repair", "corpus", "--corpus", "c"), "--corpus", "a corpus is repaired", HERE),
     (("repair", "shards", "--backgrounds", "b"), "--backgrounds", "a store is repaired", HERE),
     (("repair", "shards", "--foregrounds", "b"), "--foregrounds", "a store is repaired", HERE),
+    (("pack", "--images", "i", "--composed"), "--composed", "pictures are packed (--images)", HERE),
+    (("depth", "folder", "--composed"), "--composed", "a folder of pictures is labelled", HERE),
+    (("depth", "--background-depths", "d"), "--background-depths", "a network labels (no --composed)", HERE),
+    *(
+        (("depth", "--composed", *option), option[0], "depth is composed (--composed)", HERE)
+        for option in (
+            ("--batch-size", "2"),
+            ("--compile",),
+            ("--precision", "float32"),
+            ("--average-flip",),
+            ("--check-flip",),
+            ("--metric-reference", "bundled"),
+            ("--max-depth", "8"),
+        )
+    ),
+    *(
+        (
+            ("composite", *more, option, "x"),
+            option,
+            "people are put at random places (--place random)",
+            HERE,
+        )
+        for option in ("--background-depths", "--depth-weights")
+        for more in ((), ("--people", "2"))
+    ),
     (("composite", "--no-pictures", "--part", "1/2"), "--part", "no pictures are written (--no-pictures)", HERE),
     (("composite", "--no-pictures", "--backend", "dask"), "--backend", "no pictures are written (--no-pictures)", HERE),
     *(
@@ -128,8 +153,9 @@ def test_the_older_spelling_of_the_corpus(run: Run, stages: Stages):
         (("composite",), 0, Path("corpus")),
         (("composite", "x"), 0, Path("x")),
         (("depth", "x"), 0, Path("x")),
-        (("pack",), 0, ("corpus", Path("corpus"), None)),
-        (("pack", "x"), 0, ("corpus", Path("x"), None)),
+        (("pack",), 0, ("corpus", Path("corpus"), None, False)),
+        (("pack", "x"), 0, ("corpus", Path("x"), None, False)),
+        (("pack", "x", "--composed"), 0, ("corpus", Path("x"), None, True)),
         (("train", "x"), 0, "x"),
         (("info",), 0, "corpus"),
         (("info", "x"), 0, "x"),

@@ -237,3 +237,12 @@ def test_the_largest_cutouts_fit_into_little_memory(tmp_path: Path, pictures: Pa
     arguments = [str(tmp_path / "c"), str(pictures / "backgrounds"), str(tmp_path / "f")]
     run = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, text=True, check=True)
     assert int(run.stdout) < 1_300_000  # KiB
+
+
+def test_black_backgrounds_are_written(tmp_path: Path, pictures: Path):
+    """A chunk of nothing but zeros is a file too: a missing one is damage."""
+    (tmp_path / "black").mkdir()
+    Image.fromarray(np.zeros((60, 60, 3), np.uint8)).save(tmp_path / "black/one.png")
+    Image.fromarray(np.zeros((70, 70, 3), np.uint8)).save(tmp_path / "black/two.png")
+    composite(tmp_path / "c", tmp_path / "black", pictures / "foregrounds", SMALL, jobs=1)
+    assert not Corpus(tmp_path / "c").background(1).any()

@@ -3,6 +3,7 @@
 import json
 import shutil
 import zipfile
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,10 @@ from dsgen.store.reader import Store
 from dsgen.views.info import describe
 
 MADE = Path(__file__).parent.parent / "data/earlier/made.zip"
+LIBRARIES = {"zarr": "3.1.6", "numcodecs": "0.16.6", "opencv-python": "5.0.0.93"}  # of which bytes are compared
+same_libraries = pytest.mark.skipif(
+    {name: version(name) for name in LIBRARIES} != LIBRARIES, reason="other libraries write other bytes of the same"
+)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -38,6 +43,7 @@ def made(tmp_path: Path) -> Path:
     return tmp_path / "made"
 
 
+@same_libraries
 @pytest.mark.parametrize("name", ["corpus", *STORES])
 def test_it_is_whole(made: Path, name: str):
     """Nothing is found, by itself and by comparison; looking changes nothing."""
@@ -48,6 +54,7 @@ def test_it_is_whole(made: Path, name: str):
     assert digest(made / name) == before
 
 
+@same_libraries
 def test_composite_goes_on(made: Path):
     """Nothing is drawn, no byte changes; a missing folder of composites is drawn again to the same bytes."""
     pictures, before = made / "pictures", digest(made / "corpus")
@@ -60,6 +67,7 @@ def test_composite_goes_on(made: Path):
     assert digest(made / "corpus") == before
 
 
+@same_libraries
 def test_the_same_corpus_is_made_today(made: Path, tmp_path: Path):
     """Of the same pictures: the same bytes in every file, the manifest too."""
     pictures = made / "pictures"
@@ -82,6 +90,7 @@ def test_labels_go_on(made: Path, monkeypatch: pytest.MonkeyPatch):
     draw_missing_views(Corpus(made / "corpus"), 1, None)
 
 
+@same_libraries
 @pytest.mark.parametrize("name", STORES)
 def test_it_is_packed_to_the_same_bytes(made: Path, tmp_path: Path, name: str):
     """Today's stores of one person at random places are those of the version before; packing again changes nothing."""
@@ -92,6 +101,7 @@ def test_it_is_packed_to_the_same_bytes(made: Path, tmp_path: Path, name: str):
     assert digest(tmp_path / "again") == before
 
 
+@same_libraries
 @pytest.mark.parametrize("name", STORES)
 def test_it_is_repaired(made: Path, name: str):
     """A shard that is lost comes back byte for byte."""
