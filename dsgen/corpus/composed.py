@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import cv2
 import numpy as np
 
 from dsgen.camera import ASSUMED_FOV_DEG
@@ -149,11 +150,7 @@ def find_boxes(instance: np.ndarray, slots: int) -> np.ndarray:
     boxes = np.zeros((len(instance), slots, 4), np.uint16)
     for picture, row in zip(instance, boxes, strict=True):
         for slot in range(slots):
-            seen = picture == slot + 1
-            lines = np.flatnonzero(seen.max(axis=1))
-            if len(lines):
-                columns = np.flatnonzero(seen[lines[0] : lines[-1] + 1].max(axis=0))
-                row[slot] = columns[0], lines[0], columns[-1] + 1 - columns[0], lines[-1] + 1 - lines[0]
+            row[slot] = cv2.boundingRect(picture if slots == 1 else (picture == slot + 1).view(np.uint8))
     return boxes
 
 

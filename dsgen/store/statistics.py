@@ -43,14 +43,16 @@ def image_sums(image: np.ndarray) -> Sums:
 
 
 def depth_sums(depth_mm: np.ndarray) -> Sums:
-    """Count the valid pixels of (n,S,S) u2 and add up their values and squares, exactly."""
-    count = total = squares = 0
+    """Count the valid pixels of (n,S,S) u2 and add up their values and squares, exactly.
+
+    Every sum over a picture is a whole number below 2**53, which floats hold.
+    """
+    total = squares = 0
     for one in depth_mm:
-        wide = one.astype(np.uint32)
-        count += int(np.count_nonzero(wide))
-        total += int(wide.sum(dtype=np.uint64))
-        squares += int(np.square(wide, out=wide).sum(dtype=np.uint64))
-    return {"count": count, "sum": [total], "squares": [squares]}
+        wide = one.reshape(-1).astype(np.float64)
+        total += int(wide.sum())
+        squares += int(wide @ wide)
+    return {"count": int(np.count_nonzero(depth_mm)), "sum": [total], "squares": [squares]}
 
 
 def scale_sums(sums: Sums, times: int) -> Sums:
