@@ -11,11 +11,11 @@ foregrounds.
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, NotRequired
+from typing import Any, Literal, NotRequired, TypeVar
 
 import numpy as np
 import zarr
@@ -34,7 +34,9 @@ from dsgen.io.atomic import write_folder
 from dsgen.io.folders import match_key, names_in_words
 from dsgen.io.json_files import check_as
 from dsgen.io.npy_files import read_npy
+from dsgen.parallel.progress import progress
 
+T = TypeVar("T")
 FILE, BUNDLED = "file", "bundled"
 EXACT_PERMILLE, ESTIMATED_PERMILLE = 20, 100  # margins of depth that is measured, and of a network's
 _MOST_MM = 65534
@@ -210,7 +212,7 @@ def write_rooms(
                 **common,
             )
         records: list[RoomRecord] = []
-        for number, (name, (fov_deg, fov_from)) in enumerate(zip(names, views, strict=True)):
+        for number, (name, (fov_deg, fov_from)) in enumerate(_told(zip(names, views, strict=True), len(names))):
             try:
                 found = depth_of(number)
             except DsgenError as error:
@@ -243,6 +245,14 @@ def write_rooms(
         if heights_m is not None:
             attributes["heights_m"] = list(heights_m)
         group.attrs.update(attributes | {"sha256": _hash(attributes)})
+
+
+def _told(items: Iterable[T], count: int) -> Iterator[T]:
+    """Yield items, telling how far they are."""
+    with progress("rooms", count) as advance:
+        for item in items:
+            yield item
+            advance(1)
 
 
 def _hash(attributes: Any) -> str:
