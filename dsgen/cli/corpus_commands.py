@@ -67,6 +67,10 @@ def composite(
         Path | None,
         typer.Option(help="With --place floor: weights of the network that estimates depth; bundled by default."),
     ] = None,
+    depth_model: Annotated[
+        str | None,
+        typer.Option(help="Likewise: a metric hf:NAME, or the timm encoder of --depth-weights if the file names none."),
+    ] = None,
     pictures: Annotated[
         bool, typer.Option("--pictures/--no-pictures", help="Write picture files; later stages do not need them.")
     ] = True,
@@ -84,9 +88,8 @@ def composite(
     if not pictures:
         refuse_ignored(context, "no pictures are written (--no-pictures)", "part", "backend", "scheduler")
     if parameters.place != "floor":
-        refuse_ignored(
-            context, "people are put at random places (--place random)", "background_depths", "depth_weights"
-        )
+        unused = ("background_depths", "depth_weights", "depth_model")
+        refuse_ignored(context, "people are put at random places (--place random)", *unused)
     work, cluster = parse_part_of(part), dask_address(context, backend, scheduler)
     result = make(
         _choose_corpus(context, corpus, corpus_option),
@@ -101,7 +104,7 @@ def composite(
         cluster=cluster,
         fov_deg=fov,
         background_depths=background_depths,
-        estimate_depth=_estimate_depth(depth_weights),
+        estimate_depth=_estimate_depth(depth_weights, depth_model),
     )
     drawn = "no picture files drawn (--no-pictures)"
     if pictures:
@@ -114,7 +117,7 @@ def composite(
     return Reply(text, as_dict(result))
 
 
-def _estimate_depth(weights: Path | None) -> "Estimator":
+def _estimate_depth(weights: Path | None, model: str | None) -> "Estimator":
     """Return what estimates depth of backgrounds that is not given; its network is loaded when it is used."""
     loaded: list[Estimator] = []
 
@@ -122,7 +125,7 @@ def _estimate_depth(weights: Path | None) -> "Estimator":
         if not loaded:
             from dsgen.depth.rooms import estimate_depth_with
 
-            loaded.append(estimate_depth_with(weights))
+            loaded.append(estimate_depth_with(weights, model))
         return loaded[0](picture, fov_deg)
 
     return estimate

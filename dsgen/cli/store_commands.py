@@ -1,7 +1,7 @@
 """The commands that pack stores, export them, check them and repair them."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -19,6 +19,9 @@ from dsgen.cli.options import (
     refuse_ignored,
 )
 from dsgen.cli.results import Reply, as_dict, counts, megabytes, plural
+
+if TYPE_CHECKING:
+    from dsgen.store.export.export import ExportResult
 
 _OF_PICTURES = ("masks", "depths", "backgrounds", "size", "png_unit", "validation_share", "test_share", "seed")
 _OF_CORPORA = ("corpus", "recipe", "max_flip_error", "composed")
@@ -119,22 +122,31 @@ def export(
     source: Annotated[str, typer.Argument(metavar="SOURCE", help="A store; for ONNX the folder of a training run.")],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="The folder to make; for ONNX a file, NAME.onnx.")],
     file_format: Annotated[
-        str, typer.Option("--format", help="Format of a store's export: webdataset (tar files) or parquet.")
+        str,
+        typer.Option(
+            "--format", help="Format of a store's export: webdataset (tar files), parquet, coco or yolo (instances)."
+        ),
     ] = "webdataset",
     split: Annotated[
         str | None, typer.Option(help="train, validation, test, unused, or all four; the first three by default.")
     ] = None,
     image_format: Annotated[str, typer.Option(help="png, which is lossless, or jpeg of quality 95.")] = "png",
     backgrounds: Annotated[
-        bool, typer.Option("--backgrounds/--no-backgrounds", help="Add its background to every sample.")
+        bool,
+        typer.Option(
+            "--backgrounds/--no-backgrounds", help="Add its background to every sample of webdataset or parquet."
+        ),
     ] = False,
-    rows_per_file: Annotated[int, typer.Option(help="Largest number of samples in a file.")] = 1000,
+    rows_per_file: Annotated[
+        int, typer.Option(help="Largest number of samples in a file; of coco and yolo, written together.")
+    ] = 1000,
     jobs: Jobs = None,
 ) -> Reply:
-    """Export a store as WebDataset or parquet, or a network as ONNX.
+    """Export a store as WebDataset, parquet, COCO or YOLO, or a network as ONNX.
 
-    A store goes into a folder of files for WebDataset or Hugging Face datasets; run it again to resume it. The network
-    of a training run goes into one file when OUT ends in .onnx; that takes none of the options for stores.
+    A store goes into a folder: of files for WebDataset or Hugging Face datasets, or of pictures with the instances in
+    them as COCO annotations or as the polygons of ultralytics. Run it again to resume it. The network of a training run
+    goes into one file when OUT ends in .onnx; that takes none of the options for stores.
     """
     from dsgen.io.filesystem import is_url
     from dsgen.io.places import STORES, Kind, not_a_run, not_a_store, recognise
@@ -162,10 +174,21 @@ def export(
     )
     text = (
         f"{result.out}: {result.rows:,} rows ({counts(result.splits)}) in "
-        f"{plural(result.files, result.format + ' file')}, {megabytes(result.bytes)}; "
+        f"{plural(result.files, result.format + ' file')}, {megabytes(result.bytes)}{_instances_text(result)}; "
         f"{result.exported:,} exported now, {result.already_there:,} already existed"
     )
     return Reply(text, as_dict(result))
+
+
+def _instances_text(result: "ExportResult") -> str:
+    if result.instances is None:
+        return ""
+    told = [
+        f"{plural(result.rows_without, 'row')} without any" if result.rows_without else "",
+        f"{result.tiny_instances:,} smaller than 16 pixels" if result.tiny_instances else "",
+    ]
+    more = ", ".join(filter(None, told))
+    return f", {plural(result.instances, 'instance')}{f' ({more})' if more else ''}"
 
 
 def _export_network(run: Path, out: Path) -> Reply:
@@ -253,6 +276,7 @@ EXPORT = Command(
     (
         "dsgen export shards tars",
         "dsgen export shards table --format parquet --split all",
+        "dsgen export shards coco --format coco",
         "dsgen export run model.onnx",
     ),
     endpoint=True,

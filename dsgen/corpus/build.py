@@ -336,6 +336,8 @@ def composite(
             if not (corpus / layout.CORPUS_JSON).exists():
                 _make(corpus, parameters, *sources, depths, workers)
             opened = Corpus(corpus)
+            if background_depths is not None and opened.rooms is not None:
+                opened.rooms.check_same_depth(background_depths)
             if sources[0].fields_of_view() and not _recorded_views(opened.manifest):
                 log.warning(
                     "%s: does not record the fields of view of its backgrounds, though they are known; to have them, "
@@ -381,6 +383,11 @@ def _check_existing(path: Path, parameters: Parameters, backgrounds: SourceFolde
         if changed:
             shown = ", ".join(changed[:3]) + (", ..." if len(changed) > 3 else "")
             differences.append(Difference(kind, len(given), f"{len(recorded)}; different: {shown}"))
+    heights = {file.file: person.height_m for file, person in zip(foregrounds.files, foregrounds.people, strict=False)}
+    for record in manifest["foregrounds"]:
+        was_m, now_m = record.get("height_m"), heights.get(record["file"])
+        if was_m is not None and now_m is not None and was_m != now_m:
+            differences.append(Difference(f"height of {record['file']}", now_m, was_m))
     recorded_views, views = _recorded_views(manifest), {n: v for n, (v, _) in backgrounds.fields_of_view().items()}
     if recorded_views and recorded_views != views:  # corpora of earlier versions have none
         name = min(n for n in recorded_views.keys() | views.keys() if recorded_views.get(n) != views.get(n))

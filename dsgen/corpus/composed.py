@@ -24,7 +24,7 @@ from dsgen.corpus.labels import COMPOSED, EXACT, METRIC, LabelAttributes, count_
 from dsgen.corpus.manifest import PictureRecord
 from dsgen.corpus.rooms import DepthSource, Estimator, write_rooms
 from dsgen.corpus.sources import SourceFile, SourceFolder, hash_files
-from dsgen.errors import ConflictError, Difference, InvalidValueError
+from dsgen.errors import InvalidValueError
 from dsgen.io.assets import asset
 from dsgen.io.cameras import ASSUMED, OPTION, check_fov
 from dsgen.io.folders import list_pictures
@@ -244,7 +244,7 @@ def _know_rooms(
     """Return the corpus with what is known of its rooms: make it if it is not there, and compare it if it is."""
     if corpus.rooms is not None:
         if folder is not None:
-            _check_same_depth(corpus, folder)
+            corpus.rooms.check_same_depth(folder)
         return corpus
     views = [view_of(record, fov_deg) for record in corpus.manifest["backgrounds"]]
     write_composed_rooms(corpus, corpus.path / layout.ROOMS, views, folder, estimate, workers)
@@ -271,24 +271,6 @@ def write_composed_rooms(
     names = [record["name"] for record in records]
     heights_m = None if corpus.people else _bundled_heights(corpus.manifest["foregrounds"], workers)
     write_rooms(path, names, views, sorted({corpus.size, corpus.label_size}), source.read, heights_m)
-
-
-def _check_same_depth(corpus: Corpus, folder: Path) -> None:
-    """Raise `ConflictError` unless the depth maps of a folder are those that the corpus has."""
-    from dsgen.corpus.rooms import DepthFolder
-
-    assert corpus.rooms is not None
-    given = DepthFolder(folder)
-    differences = []
-    for record in corpus.rooms.records:
-        name, was = record["name"], record["depth_sha256"]
-        now = given.read(name, None).sha256 if given.has(name) else None
-        if now != was:
-            told = "none" if now is None else f"sha256 {now[:12]}"
-            differences.append(Difference(f"depth of {name}", told, f"sha256 {was[:12]} ({record['depth_from']})"))
-    if differences:
-        remedy = f"leave out --background-depths, or remove {corpus.rooms.path} if people do not stand in it"
-        raise ConflictError(corpus.path, "its backgrounds have other depth", remedy, differences[:3], "corpus")
 
 
 def view_of(record: PictureRecord, fov_deg: float | None = None) -> tuple[float, str]:

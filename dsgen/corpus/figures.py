@@ -71,16 +71,23 @@ class Figure:
         self.height, self.width = rgba.shape[:2]
         self._rgba = rgba
         alpha = rgba[..., 3:].astype(np.uint16)
-        level = np.concatenate([(rgba[..., :3] * alpha + 127) // 255, alpha], axis=2).astype(np.uint16)
-        self._levels = [_Level.of(level)]
-        while min(level.shape[:2]) >= 2 * _SMALLEST:
-            level = _halve(level)
-            self._levels.append(_Level.of(level))
+        pixels = np.concatenate([(rgba[..., :3] * alpha + 127) // 255, alpha], axis=2).astype(np.uint8)
+        self._pixels = [pixels]
+        while min(pixels.shape[:2]) >= 2 * _SMALLEST:
+            pixels = _halve(pixels)
+            self._pixels.append(pixels)
+        self._levels: dict[int, _Level] = {}  # those that were drawn from
 
     @property
     def nbytes(self) -> int:
-        """Bytes in memory."""
-        return sum(level.nbytes for level in self._levels)
+        """Bytes in memory once all levels but the largest were drawn from, as they are if pictures are small."""
+        return 2 * self._rgba.nbytes + sum(level.nbytes * 5 for level in self._pixels[1:])
+
+    def _level(self, number: int) -> "_Level":
+        found = self._levels.get(number)
+        if found is None:
+            found = self._levels[number] = _Level.of(self._pixels[number].astype(np.uint16))
+        return found
 
     @cached_property
     def contacts(self) -> tuple[Contact, ...]:
@@ -113,21 +120,27 @@ class Figure:
         """
         height, top, left = height * scale, top * scale, left * scale
         number = 0
-        while number + 1 < len(self._levels) and self.height * UNIT >= height << (number + 1):
+        while number + 1 < len(self._pixels) and self.height * UNIT >= height << (number + 1):
             number += 1
-        level, ratio = self._levels[number], (256 * self.height, height << number)
-        y = 32 * (2 * np.arange(window.top, window.bottom) + 1) - top
-        x = 32 * (2 * np.arange(window.left, window.right) + 1) - left
+        level, step, divisor = self._level(number), 256 * self.height, height << number
         if tilt:
-            return self._draw_turned(level, ratio, y, x, height, tilt)
-        rows, row_weights = _samples(y * ratio[0] // ratio[1] - 128, level.shape[0])
-        columns, column_weights = _samples(x * ratio[0] // ratio[1] - 128, level.shape[1])
-        along_y = _mix(level.pixels.take(rows, axis=0), level.steps.take(rows, axis=0), row_weights[:, None])
-        whole = along_y.view(np.uint64)  # the four channels of a pixel are moved together
-        first, second = (whole.take(columns + k, axis=1).view(np.uint16) for k in (0, 1))
+            y = 32 * (2 * np.arange(window.top, window.bottom) + 1) - top
+            x = 32 * (2 * np.arange(window.left, window.right) + 1) - left
+            return self._draw_turned(level, (step, divisor), y, x, height, tilt)
+        rows, row_weights, columns, column_weights = _samples(window, top, left, step, divisor, level.shape)
+        mixed = level.steps.take(rows, axis=0)  # along y first
+        mixed *= row_weights[:, None]
+        mixed += level.pixels.take(rows, axis=0)
+        mixed >>= 8
+        whole = mixed.view(np.uint64)  # the four channels of a pixel are moved together
+        first, second = whole.take(columns, axis=1).view(np.uint16), whole.take(columns + 1, axis=1).view(np.uint16)
         second -= first
-        mixed = _mix(first, second, np.repeat(column_weights, 4))
-        return mixed.astype(np.uint8).reshape(len(rows), len(columns), 4)
+        second *= column_weights.repeat(4)
+        first <<= 8
+        first += 128
+        first += second
+        first >>= 8
+        return first.astype(np.uint8).reshape(len(rows), len(columns), 4)
 
     def _draw_turned(
         self, level: "_Level", ratio: tuple[int, int], y: np.ndarray, x: np.ndarray, height: int, tilt: int
@@ -139,18 +152,20 @@ class Figure:
         turned_x = across * cosine + along * sine + half * _TURN
         turned_y = along * cosine - across * sine + height * _TURN
         divisor = ratio[1] * _TURN
-        rows, row_weights = _samples(turned_y * ratio[0] // divisor - 128, level.shape[0])
-        columns, column_weights = _samples(turned_x * ratio[0] // divisor - 128, level.shape[1])
+        rows, row_weights = _between(turned_y * ratio[0] // divisor - 128, level.shape[0])
+        columns, column_weights = _between(turned_x * ratio[0] // divisor - 128, level.shape[1])
         pixels, steps = level.pixels.reshape(-1, 4), level.steps.reshape(-1, 4)
         start = rows * level.shape[1] + columns
-        first, second = (_mix(pixels[start + k], steps[start + k], row_weights[..., None]) for k in (0, 1))
-        second -= first
-        return _mix(first, second, column_weights[..., None]).astype(np.uint8)
+        first, second = ((steps[start + k] * row_weights[..., None] + pixels[start + k]) >> 8 for k in (0, 1))
+        return ((((second - first) * column_weights[..., None] + (first << 8)) + 128) >> 8).astype(np.uint8)
 
 
 @dataclass(frozen=True)
 class _Level:
-    """A level, padded to `shape` (H,W): `pixels` (H,4W) u2, and `steps`, what the next row has more, mod 2^16."""
+    """A level, padded to `shape` (H,W): `pixels` (H,4W) u2 are 256 times the values, plus 128.
+
+    `steps` are the values of the next row less those of the row, mod 2^16.
+    """
 
     shape: tuple[int, int]
     pixels: np.ndarray
@@ -159,34 +174,36 @@ class _Level:
     @classmethod
     def of(cls, level: np.ndarray) -> "_Level":
         padded = np.pad(level, ((_PAD, _PAD), (_PAD, _PAD), (0, 0)))
-        pixels = np.ascontiguousarray(padded.reshape(len(padded), -1))
-        return cls(padded.shape[:2], pixels, np.roll(pixels, -1, axis=0) - pixels)
-
-    @property
-    def nbytes(self) -> int:
-        return self.pixels.nbytes + self.steps.nbytes
+        values = np.ascontiguousarray(padded.reshape(len(padded), -1))
+        return cls(padded.shape[:2], (values << 8) + 128, np.roll(values, -1, axis=0) - values)
 
 
-def _samples(position: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
+def _samples(
+    window: Window, top: int, left: int, step: int, divisor: int, shape: tuple[int, int]
+) -> tuple[np.ndarray, ...]:
+    """Return where the rows of a window lie in a level of this shape, as `_between` does, and then its columns."""
+    height = window.bottom - window.top
+    position = np.arange(height + window.right - window.left)
+    position *= 64 * step
+    position[:height] += (64 * window.top + 32 - top) * step
+    position[height:] += (64 * (window.left - height) + 32 - left) * step
+    position //= divisor
+    position += 256 * _PAD - 128
+    weights = (position & 255).astype(np.uint16)
+    position >>= 8
+    rows, columns = position[:height], position[height:]
+    for places, length in ((rows, shape[0]), (columns, shape[1])):
+        if places[0] < 0 or places[-1] > length - 2:
+            np.clip(places, 0, length - 2, out=places)
+    return rows, weights[:height], columns, weights[height:]
+
+
+def _between(position: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
     """Return the first of the two padded pixels of a level between which positions lie, and the second's weight u2."""
-    first = np.maximum(np.minimum((position >> 8) + _PAD, length - 2), 0)
-    return first, (position & 255).astype(np.uint16)
-
-
-def _mix(first: np.ndarray, step: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    """Interpolate u2 values of at most 255 into the memory of the first: (256 a + (b - a) w + 128) >> 8.
-
-    `step` is b - a mod 2^16, and is overwritten.
-    """
-    step *= weight
-    step += 128
-    first <<= 8
-    first += step
-    first >>= 8
-    return first
+    return np.clip((position >> 8) + _PAD, 0, length - 2), (position & 255).astype(np.uint16)
 
 
 def _halve(level: np.ndarray) -> np.ndarray:
     height, width = level.shape[:2]
-    even = np.pad(level, ((0, height % 2), (0, width % 2), (0, 0)))
-    return (even[::2, ::2] + even[1::2, ::2] + even[::2, 1::2] + even[1::2, 1::2] + 2) >> 2
+    even = np.pad(level, ((0, height % 2), (0, width % 2), (0, 0))).astype(np.uint16)
+    return ((even[::2, ::2] + even[1::2, ::2] + even[::2, 1::2] + even[1::2, 1::2] + 2) >> 2).astype(np.uint8)

@@ -11,7 +11,9 @@ Slot 0 has the row's own foreground. On a floor with normal n and the camera h m
 pixel of the floor, with a probability proportional to the square metres that the pixel shows,
 Z^2 / (f^2 (-n . r)), or the same for all pixels; r is the pixel's ray with z = 1. There the floor is
 Z = h / (-n . r) away, and a person of H metres is f H / Z pixels high. What shows less than the least visible share,
-or sticks out of the picture, is drawn again, up to `DRAWS` times; then the draw that shows most is kept.
+or sticks out of the picture, is drawn again, up to `DRAWS` times; then the draw that shows most is kept. If none shows
+any of the row's own foreground, it may stick out of the picture, and if that is of no use either, it has the random
+place of its row; so no row is without it.
 
 The draws of a row depend only on the seed, on the names of its background and foreground, and on what is known of the
 room. The others of a row come from the foregrounds of the same split: a ring of hashes of their names, so that another
@@ -19,7 +21,7 @@ picture takes its share of the rows and changes no other.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -278,11 +280,36 @@ def _place_rows(
             enough = _place_on_floor(slots, people[here, :slot], keys[here], base, shapes, ground, rules, size)
         if slot == 0:
             little += int((~enough).sum())
+            _place_the_rest(slots, rows[here], keys[here], base, shapes, ground, rules, size)
         else:  # a row has fewer people rather than one that is not to be seen
             slots["height"][~enough] = 0
         people[here, slot] = slots
     _note_corner(rows, size)
     return little
+
+
+def _place_the_rest(
+    slots: np.ndarray,
+    rows: np.ndarray,
+    keys: np.ndarray,
+    base: int,
+    shapes: _Shapes,
+    ground: _Ground | None,
+    rules: Rules,
+    size: int,
+) -> None:
+    """Place those of whom nothing would be in view: on the floor but cut off by the border, else at a random place."""
+    if ground is not None and not rules.truncate:
+        nowhere = np.flatnonzero(slots["height"] == 0)
+        some = slots[nowhere]
+        _place_on_floor(
+            some, some[:, None][:, :0], keys[nowhere], base, shapes, ground, replace(rules, truncate=True), size
+        )
+        slots[nowhere] = some
+    nowhere = np.flatnonzero(slots["height"] == 0)
+    some = slots[nowhere]
+    _place_anywhere(some, rows[nowhere], keys[nowhere], base, shapes, rules, size)
+    slots[nowhere] = some
 
 
 def _others(
@@ -346,7 +373,7 @@ def _place_on_floor(
         share = (_draw(keys, base + 6) / 2**31 - 1) * rules.height_jitter
         height_m = height_m * (1 + share)
     best = np.full(len(slots), -1, np.int64)
-    wanted = -(-round(rules.min_visible * 1000) * _POINTS // 1000)
+    wanted = max(1, -(-round(rules.min_visible * 1000) * _POINTS // 1000))
     left = np.arange(len(slots))
     for attempt in range(DRAWS):
         bits, fine = (_draw(keys[left], base + 64 + 2 * attempt + k) for k in (0, 1))
@@ -364,8 +391,8 @@ def _place_on_floor(
         if not rules.truncate:
             usable &= (tried["top"] >= 0) & (tried["left"] >= 0) & (tried["left"] + width <= size * UNIT)
         seen = np.zeros(len(left), np.int64)
-        seen[usable] = _count_visible(tried[usable], earlier[left][usable], shapes, ground.room)
-        better = usable & (seen > best[left])
+        seen[usable] = _count_visible(tried[usable], earlier[left][usable], shapes, ground.room, wanted)
+        better = usable & (seen > np.maximum(best[left], 0))
         slots[left[better]] = tried[better]
         best[left] = np.maximum(best[left], np.where(usable, seen, -1))
         left = left[best[left] < wanted]
@@ -374,33 +401,48 @@ def _place_on_floor(
     return best >= wanted
 
 
-def _count_visible(slots: np.ndarray, earlier: np.ndarray, shapes: _Shapes, room: Room) -> np.ndarray:
-    """Count the points of people that are in view, (n,); of people that hide too much of those before them, none.
+def _count_visible(slots: np.ndarray, earlier: np.ndarray, shapes: _Shapes, room: Room, wanted: int) -> np.ndarray:
+    """Count the points of people that are in view, (n,); none of people who hide too much of those before them.
 
-    Someone before them may lose at most half of their points to them.
+    Those keep `wanted` points in view, or all that they have if these are fewer.
     """
-    assert room.hides is not None
     seen = np.empty(len(slots), np.int64)
     for start in range(0, len(slots), 4096):  # bounded memory
-        part = slice(start, start + 4096)
-        some = slots[part]
+        some, others = slots[start : start + 4096], earlier[start : start + 4096]
+        visible = _in_room(some, shapes, room)
         y, x = _points(some, shapes)
-        side = room.hides.shape[0]
-        inside = (y >= 0) & (y < side * UNIT) & (x >= 0) & (x < side * UNIT)
-        hides = room.hides[np.clip(y // UNIT, 0, side - 1), np.clip(x // UNIT, 0, side - 1)].astype(np.int64)
-        distance = some["distance"].astype(np.int64)
-        visible = inside & (hides >= room.least_visible(distance)[:, None])
+        for slot in range(others.shape[1]):
+            visible &= ~_hides(others[:, slot], some, y, x, shapes)
         spoilt = np.zeros(len(some), bool)
-        for slot in range(earlier.shape[1]):
-            other = earlier[part, slot]
-            there = other["height"] > 0
-            in_front = there & (other["distance"] <= some["distance"])
-            visible &= ~(in_front[:, None] & _covers(other, y, x, shapes))
+        for slot in range(others.shape[1]):
+            other = others[:, slot]
+            in_view = _in_room(other, shapes, room)
             other_y, other_x = _points(other, shapes)
-            covered = _covers(some, other_y, other_x, shapes).sum(axis=1)
-            spoilt |= there & ~in_front & (2 * covered > _POINTS)
-        seen[part] = np.where(spoilt, 0, visible.sum(axis=1))
+            for nearer in range(others.shape[1]):
+                if nearer != slot:
+                    in_view &= ~_hides(others[:, nearer], other, other_y, other_x, shapes)
+            left = (in_view & ~_hides(some, other, other_y, other_x, shapes)).sum(axis=1)
+            spoilt |= (other["height"] > 0) & (left < np.minimum(wanted, in_view.sum(axis=1)))
+        seen[start : start + 4096] = np.where(spoilt, 0, visible.sum(axis=1))
     return seen
+
+
+def _in_room(slots: np.ndarray, shapes: _Shapes, room: Room) -> np.ndarray:
+    """Say which points (n, points) of people are inside the picture, and not hidden by the room."""
+    assert room.hides is not None
+    y, x = _points(slots, shapes)
+    side = room.hides.shape[0]
+    inside = (y >= 0) & (y < side * UNIT) & (x >= 0) & (x < side * UNIT)
+    hides = room.hides[np.clip(y // UNIT, 0, side - 1), np.clip(x // UNIT, 0, side - 1)].astype(np.int64)
+    visible: np.ndarray = inside & (hides >= room.least_visible(slots["distance"].astype(np.int64))[:, None])
+    return visible
+
+
+def _hides(nearer: np.ndarray, slots: np.ndarray, y: np.ndarray, x: np.ndarray, shapes: _Shapes) -> np.ndarray:
+    """Say which points (n, points) of people in `slots` are hidden by people in `nearer`, if these are in front."""
+    in_front = (nearer["height"] > 0) & (nearer["distance"] <= slots["distance"])
+    hidden: np.ndarray = in_front[:, None] & _covers(nearer, y, x, shapes)
+    return hidden
 
 
 def _points(slots: np.ndarray, shapes: _Shapes) -> tuple[np.ndarray, np.ndarray]:

@@ -27,7 +27,7 @@ from dsgen.corpus.floor import Floor, find_floor
 from dsgen.corpus.scene import Room
 from dsgen.corpus.sources import SourceFile
 from dsgen.corpus.vouched import named_damage, open_array, open_vouched
-from dsgen.errors import DamagedError, DsgenError, raise_all
+from dsgen.errors import ConflictError, DamagedError, Difference, DsgenError, raise_all
 from dsgen.io import images
 from dsgen.io.assets import asset
 from dsgen.io.atomic import write_folder
@@ -38,6 +38,7 @@ from dsgen.io.npy_files import read_npy
 FILE, BUNDLED = "file", "bundled"
 EXACT_PERMILLE, ESTIMATED_PERMILLE = 20, 100  # margins of depth that is measured, and of a network's
 _MOST_MM = 65534
+_SHOWN = 3  # differences in an error
 _ROOT = "zarr.json"
 
 
@@ -150,6 +151,21 @@ class Rooms:
         record = self.records[number]
         floor = record.get("floor")
         return record["margin_permille"], 0 if floor is None else round(1000 * floor["height_m"])
+
+    def check_same_depth(self, folder: Path) -> None:
+        """Raise `ConflictError` unless the depth maps of a folder are those that the rooms were made from."""
+        given = DepthFolder(folder)
+        differences = []
+        for record in self.records:
+            name, was = record["name"], record["depth_sha256"]
+            now = given.read(name, None).sha256 if given.has(name) else None
+            if now != was:
+                told = "none" if now is None else f"sha256 {now[:12]}"
+                differences.append(Difference(f"depth of {name}", told, f"sha256 {was[:12]} ({record['depth_from']})"))
+        if differences:
+            remedy = f"leave out --background-depths, or remove {self.path} if people do not stand in it"
+            corpus = self.path.parent
+            raise ConflictError(corpus, "its backgrounds have other depth", remedy, differences[:_SHOWN], "corpus")
 
     def without_floor(self) -> list[str]:
         """Name the backgrounds in which no floor was found."""

@@ -144,9 +144,10 @@ def draw_scenes(
             if window.empty:
                 continue
             inside = (i, *window.slices)
-            solid = (alpha >> 7) * _ALL
+            solid = cv2.threshold(alpha, 127, 255, cv2.THRESH_BINARY)[1]
             if mask is not None:
-                mask[inside] |= solid
+                shape = mask[inside]
+                cv2.bitwise_or(shape, solid, dst=shape)
             if instance is not None:
                 _set(instance[inside], slot + 1, solid)
             if depth is not None and shown is not None:
@@ -227,10 +228,8 @@ def _shade(
 
 
 def _set(values: np.ndarray, value: int, where: np.ndarray) -> None:
-    """Set integers (h,w) to a value where `where` (h,w) u1 is 255 and not 0: without a branch, and so faster."""
-    change = values ^ values.dtype.type(value)
-    change &= where if values.dtype == np.uint8 else where * _PAIR
-    values ^= change
+    """Set integers (h,w) to a value where `where` (h,w) u1 is not 0."""
+    cv2.copyTo(np.full(where.shape, value, values.dtype), where, dst=values)
 
 
 def drawing_order(slots: list[tuple[int, ...]]) -> list[tuple[int, tuple[int, ...]]]:
@@ -248,33 +247,21 @@ def _hide(rgba: np.ndarray, room: Room, window: Window, distance: int) -> None:
     least = room.least_visible(distance)
     if (room.hides[window.slices] >= least).all():
         return
-    side = room.hides.shape[0]
-    top, left = max(0, window.top - 1), max(0, window.left - 1)
-    around = room.hides[top : min(side, window.bottom + 1), left : min(side, window.right + 1)] < least
-    height, width = rgba.shape[:2]
-    hidden = np.zeros((height + 2, width + 2), np.uint8)
-    y, x = top - window.top + 1, left - window.left + 1
-    hidden[y : y + around.shape[0], x : x + around.shape[1]] = around
-    columns = hidden[:-2] + hidden[1:-1] + hidden[2:]
-    count = columns[:, :-2] + columns[:, 1:-1] + columns[:, 2:]
-    visible = _VISIBLE[count]
-    scaled = np.multiply(rgba, cv2.merge([visible] * 4), dtype=np.uint16)
-    scaled += 128
-    scaled += scaled >> 8
-    scaled >>= 8
-    rgba[...] = scaled
+    wide = window.padded(1).within(room.hides.shape[0])
+    hiding = (room.hides[wide.slices] < least).view(np.uint8)
+    count = cv2.boxFilter(hiding, -1, (3, 3), normalize=False, borderType=cv2.BORDER_CONSTANT)
+    top, left = window.top - wide.top, window.left - wide.left
+    visible = cv2.LUT(count[top : top + rgba.shape[0], left : left + rgba.shape[1]], _VISIBLE)
+    cv2.multiply(rgba, cv2.merge([visible] * 4), dst=rgba, scale=_SHARE)
 
 
-_ALL, _PAIR = np.uint8(255), np.uint16(257)
-_VISIBLE = ((255 * (9 - np.arange(10)) + 4) // 9).astype(np.uint8)  # by the number of pixels that hide
+# OpenCV multiplies in floats, and rounds; x / 255 is never within 1 / 510 of a tie, so the result is exact
+_SHARE = 1 / 255
+_VISIBLE = ((255 * np.maximum(0, 9 - np.arange(256)) + 4) // 9).astype(np.uint8)  # by the number of pixels that hide
 
 
 def _paste(below: np.ndarray, rgba: np.ndarray, alpha: np.ndarray) -> None:
     """Paste a premultiplied person (h,w,4) u1 over (h,w,3) u1, in place."""
-    through = cv2.cvtColor(255 - alpha, cv2.COLOR_GRAY2RGB)
-    mixed = np.multiply(below, through, dtype=np.uint16)
-    mixed += 128
-    mixed += mixed >> 8
-    mixed >>= 8
-    mixed += cv2.cvtColor(rgba, cv2.COLOR_RGBA2RGB)
-    below[...] = mixed
+    through = cv2.cvtColor(cv2.bitwise_not(alpha), cv2.COLOR_GRAY2RGB)
+    mixed = cv2.multiply(below, through, dst=through, scale=_SHARE)
+    cv2.add(mixed, cv2.cvtColor(rgba, cv2.COLOR_RGBA2RGB), dst=below)

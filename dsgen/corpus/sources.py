@@ -6,7 +6,7 @@
 
 Where people have sizes of their own:
 
-- `figure`: (f,H,W,4) u1 RGBA, each foreground as large as its file has it, `MAX_FIGURE` pixels at most.
+- `figure`: (f,H,W,4) u1 RGBA, each foreground as large as its file has it, at most as large as labels.
 - `figure_shape`: (f,2) u2, their heights and widths.
 
 At scale k a foreground is exactly k times as large, so that a location in stored pixels holds at every size. All
@@ -38,8 +38,7 @@ from dsgen.io.folders import class_of, list_pictures, match_key
 from dsgen.io.people import Person, read_people
 from dsgen.io.picture_files import read_size_and_fov, share_memory
 
-MAX_FIGURE = 1024  # pixels along the longer side
-MIN_FRAME = 16
+_LEAST_FRAME = 16  # pixels
 _CHUNK_BYTES = 4 * 2**20
 log = logging.getLogger("dsgen")
 
@@ -161,13 +160,13 @@ def normalise_foreground(
     scales: tuple[int, ...],
     loose: dict[Path, int] | None = None,
     *,
-    figure: bool = False,
+    figure: int = 0,
 ) -> list[np.ndarray]:
     """Read a foreground, trim it to what counts and resize it to `fg_height` rows times every scale: (h,w,4) u1 each.
 
     A foreground that would be wider than `size` pixels is reduced to that width, keeping its proportions. `loose` is
     told how many pixels of the file did not count, as `dsgen.io.cutouts` defines. With `figure` the trimmed cut-out as
-    the file has it is the last.
+    the file has it, with at most so many pixels along its longer side, is the last.
     """
     with share_memory(path):
         rgba = read_trimmed(path, loose)
@@ -176,7 +175,7 @@ def normalise_foreground(
             height, width = max(1, round(rgba.shape[0] * size / rgba.shape[1])), size
         scaled = [images.resize_cutout(rgba, height * scale, width * scale) for scale in scales]
         if figure:
-            scaled.append(_limited(rgba))
+            scaled.append(_limited(rgba, figure))
     if not all((s[..., 3] >= SOLID).any() for s in scaled):
         reason = f"alpha is below 128 everywhere at {width}x{height} pixels, so the mask would be empty"
         raise DsgenError(path, reason, "replace it or use a larger --fg-height")
@@ -199,13 +198,12 @@ def read_trimmed(path: Path, loose: dict[Path, int] | None = None) -> np.ndarray
     return images.trim(rgba)
 
 
-def _limited(rgba: np.ndarray) -> np.ndarray:
-    """Scale a cut-out down to `MAX_FIGURE` pixels along its longer side, if it has more."""
-    height, width = rgba.shape[:2]
-    most = max(height, width)
-    if most <= MAX_FIGURE:
+def _limited(rgba: np.ndarray, most: int) -> np.ndarray:
+    """Scale a cut-out down to `most` pixels along its longer side, if it has more."""
+    longer = max(rgba.shape[:2])
+    if longer <= most:
         return rgba
-    return images.resize_cutout(rgba, *(max(1, round(side * MAX_FIGURE / most)) for side in (height, width)))
+    return images.resize_cutout(rgba, *(max(1, round(side * most / longer)) for side in rgba.shape[:2]))
 
 
 def write_sources(
@@ -223,7 +221,8 @@ def write_sources(
     """Check and normalise all pictures and write them to the zarr group at `path`.
 
     `scales` are the multiples of `size` to write. Returns the foregrounds' heights and widths at the stored size,
-    (f,2) i8. With `figures` it also writes the cut-outs as the files have them. Raises all errors together: those
+    (f,2) i8. With `figures` it also writes the cut-outs as
+    the files have them, as large as the largest pictures at most. Raises all errors together: those
     already found, `errors`, and one for every picture that cannot be used. Pictures with the same pixels are logged as
     a warning.
     """
@@ -242,10 +241,11 @@ def write_sources(
     ]
     figure_shapes: list[tuple[int, int]] = []
     if figures:
-        frames.append(_create(group, "figure", (len(foreground_paths), *figure_frame(foreground_paths), 4)))
+        shape = (len(foreground_paths), *_figure_frame(foreground_paths, max(scales) * size), 4)
+        frames.append(_create(group, "figure", shape, each=1))  # they are read one by one
     shapes = _write_all(
         foreground_paths,
-        lambda p: normalise_foreground(p, fg_height, size, scales, loose, figure=figures),
+        lambda p: normalise_foreground(p, fg_height, size, scales, loose, figure=max(scales) * size if figures else 0),
         frames,
         errors,
         workers,
@@ -262,13 +262,13 @@ def write_sources(
     return np.array(shapes, np.int64)
 
 
-def figure_frame(paths: list[Path]) -> tuple[int, int]:
-    """Return the height and width of a frame in which every cut-out fits as `MAX_FIGURE` limits it."""
-    sides = [(MIN_FRAME, MIN_FRAME)]
+def _figure_frame(paths: list[Path], most: int) -> tuple[int, int]:
+    """Return the height and width of a frame in which every cut-out fits, limited to `most` pixels."""
+    sides = [(_LEAST_FRAME, _LEAST_FRAME)]
     for path in paths:
         with contextlib.suppress(DsgenError):  # reading the pixels raises the error to report
             (height, width), _ = read_size_and_fov(path)
-            sides.append((min(height, MAX_FIGURE), min(width, MAX_FIGURE)))
+            sides.append((min(height, most), min(width, most)))
     return max(height for height, _ in sides), max(width for _, width in sides)
 
 
@@ -283,8 +283,9 @@ def read_figures(sources: zarr.Group) -> Iterator[np.ndarray]:
             yield frame[:height, :width]
 
 
-def _create(group: zarr.Group, name: str, shape: tuple[int, ...]) -> zarr.Array:
-    chunk = max(1, min(shape[0], _CHUNK_BYTES // math.prod(shape[1:])))
+def _create(group: zarr.Group, name: str, shape: tuple[int, ...], each: int | None = None) -> zarr.Array:
+    """Create an array of pictures, `each` of them in a chunk, by default some 4 MiB."""
+    chunk = each or max(1, min(shape[0], _CHUNK_BYTES // math.prod(shape[1:])))
     return group.create_array(
         name,
         shape=shape,

@@ -48,7 +48,7 @@ class CorpusSource:
         self._written = corpus.labels is not None and (corpus.labels.attributes["model"] == COMPOSED or not composed)
         self.people = corpus.people
         classes = {record.get("class") for record in corpus.manifest["foregrounds"]}
-        several = ("instance",) if corpus.people > 1 or (corpus.people and len(classes) > 1) else ()
+        several = ("instance",) if corpus.people > 1 or len(classes) > 1 else ()
         self.fields: tuple[str, ...] = (
             "image",
             "mask",
@@ -68,7 +68,9 @@ class CorpusSource:
             "depth": labels,
         } | _leave_out(corpus, max_flip_error)
         if corpus.people:
-            self.made_from |= {"people": corpus.people, "instance": bool(several)}
+            self.made_from["people"] = corpus.people
+        if several:
+            self.made_from["instance"] = True
         if self._composed:
             self.made_from["composed"] = True
         self.plan = corpus.plan
@@ -93,6 +95,8 @@ class CorpusSource:
                 del found["instance"]
         else:
             found["image"], found["mask"] = corpus.render(rows)
+            if "instance" in self.fields:
+                found["instance"] = found["mask"] & 1
             if draws_depth:
                 found["depth"] = compose(room_depths(corpus, rows), found["mask"], found["person_depth"][:, 0])
         if draws_depth:

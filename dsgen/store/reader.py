@@ -138,7 +138,7 @@ class Shard:
             cutouts = {pair: self._cutout(*pair) for pair in pairs}
             with _reading(self.files, f"rows {first}..{last - 1}"):
                 image, mask = render(rows, backgrounds, cutouts, self.size, out=out)
-            drawn = {"image": image, "mask": mask}
+            drawn = {"image": image, "mask": mask, "instance": mask & 1}
             if depths is not None:
                 rooms = np.stack([self._room_depth(b) for b in rows["background"].tolist()])
                 drawn["depth"] = compose(rooms, mask, depths[:, 0])
@@ -337,6 +337,16 @@ class Store:
     def plan(self) -> np.ndarray:
         """The plan of the corpus, read from the columns of the shards."""
         return np.concatenate([shard.plan_rows() for shard in self.shards])
+
+    @property
+    def people(self) -> int:
+        """The slots for people that rows have, 0 without."""
+        return self.shards[0].people
+
+    @cached_property
+    def boxes(self) -> np.ndarray:
+        """What is in view of the people of every row: (rows, slots, 4) u2 left, top, width and height in pixels."""
+        return np.concatenate([shard.column("person_box") for shard in self.shards])
 
     def rows_of(self, split: str | None) -> np.ndarray:
         """Return the rows of a split in order, (n,) i8, or all rows for None.

@@ -307,7 +307,7 @@ def parse_index(content: bytes, name: str) -> Index:
 
 def index_format(made_from: Mapping[str, Any]) -> int:
     """Return the format of a store: versions that know only the first cannot draw the rows of the second."""
-    scenes = made_from["recipe"] and (made_from.get("people") or made_from.get("composed"))
+    scenes = made_from["recipe"] and any(made_from.get(name) for name in ("people", "composed", "instance"))
     return SCENE_FORMAT if scenes else FORMAT
 
 

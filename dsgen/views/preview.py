@@ -1,22 +1,38 @@
 """Preview a corpus or a store: a contact sheet of random rows, drawn with matplotlib.
 
-A row shows the composite, its mask and its depth; depth is coloured on one scale in metres for the whole sheet.
+A row shows the composite, its mask and its depth. Of several people each has a colour in the mask. Depth is coloured on
+one scale in metres for the whole sheet; where there are no labels, composed depth is shown if it is known.
 """
 
 import io
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from dsgen.corpus import layout
+from dsgen.corpus.composed import composed_depth
 from dsgen.corpus.corpus import Corpus
+from dsgen.corpus.plan import MAX_PEOPLE
 from dsgen.errors import InvalidValueError, NotFoundError, check_rules
 from dsgen.io.atomic import write_bytes
 from dsgen.io.colours import drawable
 from dsgen.secrets import hide_secrets
 from dsgen.store.kind import is_store
 from dsgen.units import MIN_DEPTH_M
+
+_MASK: dict[str, Any] = {"cmap": "gray", "vmin": 0, "vmax": 255}
+_COLOURS = (
+    "gold",
+    "deepskyblue",
+    "tomato",
+    "limegreen",
+    "violet",
+    "orange",
+    "turquoise",
+    "white",
+)  # of people, by slot
 
 
 @dataclass(frozen=True)
@@ -31,7 +47,7 @@ class PreviewResult:
 class Sample:
     """Rows to draw: images (n,S,S,3) u1, masks (n,S,S) u1 and depth (n,S,S) metres, None where there are none.
 
-    `titles` has one title per row.
+    `titles` has one title per row. `several` says that masks are 1 + the slot of the person that is seen.
     """
 
     rows: np.ndarray
@@ -39,6 +55,7 @@ class Sample:
     mask: np.ndarray | None
     depth_m: np.ndarray | None
     titles: list[str]
+    several: bool = False
 
 
 def preview(path: Path | str, out: Path = Path("preview.png"), *, count: int = 12, seed: int = 0) -> PreviewResult:
@@ -68,10 +85,14 @@ def _read_corpus(path: Path, count: int, seed: int) -> Sample:
     corpus = Corpus(path)
     rows = _choose(len(corpus), count, seed)
     image, mask = corpus.render(corpus.plan[rows])
+    if corpus.people > 1:
+        mask = corpus.draw(corpus.plan[rows], ("instance",))["instance"]
     labels = None if corpus.depth is None else corpus.labels
     depth_m = None if labels is None else labels.read_rows(rows) / 1000
+    if corpus.labels is None and corpus.rooms is not None:
+        depth_m = composed_depth(corpus, corpus.plan[rows]) / 1000
     titles = [layout.composite_name(b, f, bool(flip), p) for b, f, flip, p, *_ in corpus.plan[rows].tolist()]
-    return Sample(rows, image, mask, depth_m, titles)
+    return Sample(rows, image, mask, depth_m, titles, corpus.people > 1)
 
 
 def _read_store(path: Path | str, count: int, seed: int) -> Sample:
@@ -82,12 +103,15 @@ def _read_store(path: Path | str, count: int, seed: int) -> Sample:
     samples = [store.read(row, row + 1) for row in rows.tolist()]
     fields = {name: np.concatenate([sample[name] for sample in samples]) for name in samples[0]}
     depth_m = fields["depth"] / 1000 if "depth" in fields else None
-    return Sample(rows, fields["image"], fields.get("mask"), depth_m, [f"row {row}" for row in rows.tolist()])
+    titles = [f"row {row}" for row in rows.tolist()]
+    mask = fields.get("instance", fields.get("mask"))
+    return Sample(rows, fields["image"], mask, depth_m, titles, "instance" in fields)
 
 
 def draw_sheet(out: Path, sample: Sample, title: str) -> None:
     """Draw rows as a PNG, two per line: the image and, where there are, the mask and the depth."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.colors import ListedColormap
     from matplotlib.figure import Figure
 
     mask, depth_m = sample.mask, sample.depth_m
@@ -100,12 +124,14 @@ def draw_sheet(out: Path, sample: Sample, title: str) -> None:
         axis.set_axis_off()
     far_m = max(MIN_DEPTH_M, float(np.percentile(depth_m, 99.5))) if depth_m is not None else None
     shown = None
+    several = ListedColormap(["black", *(_COLOURS[slot % len(_COLOURS)] for slot in range(MAX_PEOPLE))])
+    people: dict[str, Any] = {"cmap": several, "vmin": 0, "vmax": MAX_PEOPLE, "interpolation": "nearest"}
     for number, name in enumerate(sample.titles):
         line, first = number // across, panels * (number % across)
         axes[line, first].imshow(sample.image[number])
         axes[line, first].set_title(drawable(name), fontsize=7, loc="left", parse_math=False)
         if mask is not None:
-            axes[line, first + 1].imshow(mask[number], cmap="gray", vmin=0, vmax=255)
+            axes[line, first + 1].imshow(mask[number], **(people if sample.several else _MASK))
         if depth_m is not None:
             known = np.ma.masked_equal(depth_m[number], 0)
             shown = axes[line, first + panels - 1].imshow(known, cmap="turbo_r", vmin=0, vmax=far_m)

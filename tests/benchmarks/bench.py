@@ -25,12 +25,15 @@ from record import circumstances, replace_section
 
 from dsgen.corpus import layout
 from dsgen.corpus.build import Parameters, composite
+from dsgen.corpus.composed import person_depths
 from dsgen.corpus.corpus import Corpus
 from dsgen.corpus.pictures import draw_composites
 from dsgen.corpus.plan import make_plan
+from dsgen.corpus.scene import DRAWN
 from dsgen.io import images
 from dsgen.io.assets import asset
 from dsgen.parallel.pool import available_cores
+from dsgen.store.packing import pack
 
 REPORTED: list[tuple[str, str]] = []
 PACKAGES = ("numpy", "opencv-python", "pillow", "timm", "torch", "zarr")
@@ -118,6 +121,46 @@ def bench_composite(folder: Path, backgrounds: int, processes: int, rounds: int)
     report(f"plan of {len(plan):,} rows", f"{time.perf_counter() - started:.2f} s")
     with ProcessPoolExecutor(1) as pool:
         report("peak memory of a worker", f"{pool.submit(worker_memory, str(corpus), 0).result():,.0f} MB")
+
+
+def bench_scenes(folder: Path, backgrounds: int, rounds: int) -> None:
+    """People on floors beside `render`, in turns: pixels, composed depth, and the plan."""
+    plain, floor = folder / "plain", folder / "floor"
+    composite(plain, parameters=Parameters(), max_backgrounds=backgrounds, pictures=False)
+    started = time.perf_counter()
+    composite(floor, parameters=Parameters(place="floor"), max_backgrounds=backgrounds, pictures=False)
+    report(
+        f"composite --place floor --no-pictures, {backgrounds} backgrounds", f"{time.perf_counter() - started:.1f} s"
+    )
+    random, scenes = Corpus(plain), Corpus(floor)
+    memory = {name: np.empty((20, 224, 224, 3)[: 4 if name == "image" else 3], dtype) for name, dtype in DRAWN.items()}
+
+    def rate(corpus: Corpus, draw: Callable[[np.ndarray], object]) -> float:
+        blocks = [corpus.plan[i : i + 20] for i in range(0, min(len(corpus), 8000), 20)]
+        started = time.perf_counter()
+        for block in blocks:
+            draw(block)
+        return 20 * len(blocks) / (time.perf_counter() - started)
+
+    def draw_with_depth(rows: np.ndarray) -> None:
+        fields = ("image", "mask", "depth")
+        scenes.draw(rows, fields, depths=person_depths(scenes, rows), out=memory)
+
+    measured: list[tuple[float, ...]] = []
+    for number in range(rounds + 1):
+        both = rate(random, random.render), rate(scenes, lambda rows: scenes.draw(rows, out=memory))
+        if number:  # the first reads the sources
+            measured.append((*both, rate(scenes, draw_with_depth)))
+    names = ("render, image and mask", "people on floors, image and mask", "the same with composed depth")
+    for name, rates in zip(names, zip(*measured, strict=True), strict=True):
+        report(name, f"{statistics.median(rates):,.0f} rows/s a core, rounds {', '.join(f'{r:,.0f}' for r in rates)}")
+    started = time.perf_counter()
+    result = pack(floor, folder / "recipe", recipe=True)
+    seconds = time.perf_counter() - started
+    report(
+        "pack --recipe with composed depth",
+        f"{result.rows / seconds:,.0f} rows/s, {(result.bytes or 0) / result.rows:,.0f} bytes a row",
+    )
 
 
 def bench_depth(folder: Path, rounds: int) -> None:
@@ -238,7 +281,7 @@ def report(what: str, value: str) -> None:
 def main() -> None:
     """Run the measurements chosen, in a temporary folder below `--folder`, which git ignores."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("chosen", nargs="*", default=["composite", "depth", "store", "unet"], metavar="what")
+    parser.add_argument("chosen", nargs="*", default=["composite", "scenes", "depth", "store", "unet"], metavar="what")
     parser.add_argument("--backgrounds", type=int, default=8, help="number of backgrounds, for composite")
     parser.add_argument("--processes", type=int, default=available_cores())
     parser.add_argument("--rounds", type=int, default=3)
@@ -255,6 +298,8 @@ def main() -> None:
                 bench_composite(Path(temporary), arguments.backgrounds, arguments.processes, arguments.rounds)
     with tempfile.TemporaryDirectory(dir=arguments.folder) as temporary:
         folder = Path(temporary)
+        if "scenes" in arguments.chosen:
+            bench_scenes(folder, arguments.backgrounds, arguments.rounds)
         if "depth" in arguments.chosen:
             bench_depth(folder, arguments.rounds)
         if "store" in arguments.chosen:

@@ -1,5 +1,6 @@
 """Every metadata file that dsgen reads, as targets of the fuzzer, each with what reads it."""
 
+import contextlib
 import io
 import json
 import random
@@ -7,6 +8,7 @@ import struct
 import zipfile
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -27,6 +29,7 @@ from dsgen.evaluation.predict import predict
 from dsgen.integrity.repair import repair
 from dsgen.integrity.verify import verify
 from dsgen.io.cameras import read_cameras
+from dsgen.store.export import pictures as export_pictures
 from dsgen.store.export.export import export_store
 from dsgen.store.packing import pack
 from dsgen.store.picture_source import Pictures
@@ -104,6 +107,9 @@ def make_targets(root: Path, corpus: Path) -> list[Target]:
     )
     export_store(store, root / "export", jobs=1)
     add(root / "export", "export.json", lambda folder: export_store(store, folder, jobs=1))
+    _make_unfinished_export(root / "coco", store)
+    record = "exporting/train-00000-of-00001.json"
+    add(root / "coco", f"export.json {record}", lambda folder: export_store(store, folder, "coco", jobs=1))
 
     rooms = root / "rooms"
     rooms.mkdir()
@@ -193,6 +199,13 @@ def corpus_targets(root: Path, pictures: Path, labelled: Path) -> list[Target]:
     targets = [Target(f"corpus/{name}", plain, name, readers) for name in names]
     labels = ("depth.zarr/zarr.json", "depth.zarr/depth/zarr.json")
     return targets + [Target(f"labelled/{name}", labelled, name, readers) for name in labels]
+
+
+def _make_unfinished_export(out: Path, store: Path) -> None:
+    """Export picture files, and end before the labels are written."""
+    stopped = mock.patch.object(export_pictures, "_write_summary", side_effect=KeyboardInterrupt)
+    with contextlib.suppress(KeyboardInterrupt), stopped:
+        export_store(store, out, "coco", jobs=1)
 
 
 def _make_unfinished(folder: Path, store: Path) -> None:

@@ -6,7 +6,9 @@ import numpy as np
 
 from dsgen import __version__
 from dsgen.corpus.plan import SPLITS
-from dsgen.store.export.plan import ExportSettings
+from dsgen.store.export.instances import TINY_PIXELS, InstanceLabels
+from dsgen.store.export.pictures import PictureFiles
+from dsgen.store.export.plan import PICTURE_FORMATS, ExportSettings
 from dsgen.store.reader import Store
 
 _SOURCES = ["background", "foreground"]
@@ -46,6 +48,41 @@ The usual decoders of webdataset read all of them{depth}:
 
 {licence}"""
 _TAR_DEPTH = ", whatever they make of pictures. Depth stays uint16 millimetres, 0 = none"
+_PICTURE_CARD = """# Composites with labels of instances
+
+Foregrounds pasted on backgrounds, {size}x{size} pixels, exported by dsgen {version} from the store whose `index.json`
+has the SHA-256 {sha256}.
+
+| split | rows | pictures |
+|---|---|---|
+{splits}
+{held_out}
+{instances:,} instances of {classes}. {without:,} rows have no visible one. {tiny:,} instances have fewer than
+{tiny_pixels} pixels.
+
+{about}
+{licence}"""
+_ABOUT_COCO = """`labels.json` of each split has the annotations, with exact masks as compressed run lengths. The id of
+an image is its row in the corpus. An annotation has `foreground`, its name, `flip`, and `distance_m`, metres along the
+optical axis, where it is known.{depth}
+
+    from torchvision.datasets import CocoDetection
+
+    dataset = CocoDetection("{split}/data", "{split}/labels.json")
+    image, annotations = dataset[0]
+    masks = [dataset.coco.annToMask(annotation) for annotation in annotations]  # (S,S) uint8, 0 or 1
+"""
+_COCO_DEPTH = """
+
+`depth_file` of an image names its depth, relative to `labels.json`: 16-bit PNG, millimetres, 0 = none."""
+_ABOUT_YOLO = """`labels` has a text file for each picture, with a polygon for each instance. Its parts and holes are
+joined by bridges without width. ultralytics reads it as it is, given the path of `data.yaml`; it needs both `train` and
+`val`:
+
+    from ultralytics import YOLO
+
+    YOLO("yolo11n-seg.pt").train(data="data.yaml")
+"""
 _LICENCE = """## Licence
 
 That of the backgrounds and foregrounds the composites are made of; name it here before passing them on. Those bundled
@@ -94,6 +131,8 @@ def write_card(store: Store, index: dict[str, Any], settings: ExportSettings) ->
     """
     if settings.file_format == "webdataset":
         return _write_tar_card(store, index, settings)
+    if settings.file_format in PICTURE_FORMATS:
+        return _write_picture_card(store, index, settings)
     kinds = settings.kinds
     about = {field: settings.describe(field) for field in settings.fields} | _ABOUT_COLUMNS
     tasks = [task for name, task in _TASKS.items() if name in kinds]
@@ -132,6 +171,29 @@ def _write_tar_card(store: Store, index: dict[str, Any], settings: ExportSetting
         image=members["image"],
         snippet="".join(f'        {field} = sample["{used[field]}"]  # {what[field]}\n' for field in used),
         depth=_TAR_DEPTH if "depth" in members else "",
+        licence=_LICENCE,
+    )
+
+
+def _write_picture_card(store: Store, index: dict[str, Any], settings: ExportSettings) -> str:
+    files, blocks = PictureFiles(settings), index["blocks"].values()
+    depth = _COCO_DEPTH if "depth" in settings.fields else ""
+    about = _ABOUT_COCO.format(split=next(iter(index["splits"])), depth=depth)
+    return _PICTURE_CARD.format(
+        size=store.size,
+        version=__version__,
+        sha256=store.sha256,
+        splits="\n".join(
+            f"| {split} | {counts['rows']:,} | `{files.folder('image', split)}` |"
+            for split, counts in index["splits"].items()
+        ),
+        held_out=_HELD_OUT_CARD if are_held_out(store.plan) else "",
+        instances=sum(block["instances"] for block in blocks),
+        classes=", ".join(f"`{name}`" for name in InstanceLabels(store).classes),
+        without=sum(block["rows_without"] for block in blocks),
+        tiny=sum(block["tiny_instances"] for block in blocks),
+        tiny_pixels=TINY_PIXELS,
+        about=_ABOUT_YOLO if settings.file_format == "yolo" else about,
         licence=_LICENCE,
     )
 

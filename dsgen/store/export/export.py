@@ -1,11 +1,8 @@
 """Export a store: divide it into files, write those that are missing, and note what was written."""
 
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from dsgen import __version__
 from dsgen.errors import InvalidValueError
@@ -13,12 +10,15 @@ from dsgen.io.atomic import clear_unfinished, write_bytes, write_file, write_jso
 from dsgen.parallel.locks import exclusive_lock
 from dsgen.parallel.pool import run_blocks, worker_count
 from dsgen.store.export.cards import write_card
+from dsgen.store.export.coco import import_masks
 from dsgen.store.export.parquet import import_parquet, write_parquet
+from dsgen.store.export.pictures import PictureFiles, forget_records, write_pictures
 from dsgen.store.export.plan import (
     CARD,
     EXPORT_JSON,
+    FORMATS,
     IMAGE_SUFFIXES,
-    SUFFIXES,
+    PICTURE_FORMATS,
     ExportFile,
     ExportSettings,
     check_choice,
@@ -30,7 +30,7 @@ from dsgen.store.export.plan import (
     is_complete,
     read_export,
 )
-from dsgen.store.export.samples import encode_samples
+from dsgen.store.export.samples import encode_samples, open_store, split_rows
 from dsgen.store.export.webdataset import write_tar
 from dsgen.store.reader import Store
 
@@ -44,10 +44,11 @@ class ExportResult:
     out: str
     """The folder."""
     format: str
-    """`webdataset` or `parquet`."""
+    """`webdataset`, `parquet`, `coco` or `yolo`."""
     rows: int
     """Rows of the whole export."""
     files: int
+    """Files of the whole export but for its card and index."""
     exported: int
     """Rows that this run wrote."""
     already_there: int
@@ -56,6 +57,12 @@ class ExportResult:
     """Bytes of all files."""
     splits: dict[str, int]
     """Rows of every split that was exported."""
+    instances: int | None = None
+    """Labelled instances, for `coco` and `yolo`."""
+    tiny_instances: int | None = None
+    """How many of them have fewer than 16 pixels."""
+    rows_without: int | None = None
+    """Rows without any visible instance."""
 
 
 def export_store(
@@ -69,28 +76,36 @@ def export_store(
     rows_per_file: int = 1000,
     jobs: int | None = None,
 ) -> ExportResult:
-    """Write a store as `webdataset` or `parquet` files; resume if some of them exist already.
+    """Write a store as `webdataset`, `parquet`, `coco` or `yolo` files; resume if some of them exist already.
+
+    `coco` and `yolo` have a file for every picture, and labels of its instances. Of them, `rows_per_file` is the number
+    of rows that are written together, and that a run which was killed may write again.
 
     `split` is train, validation, test or unused, or `all` four; by default the first three are exported.
     `image_format` is `png`, lossless, or `jpeg`. `backgrounds` adds the background to every sample: one more image a
-    sample in a tar file; in parquet an image that repeats within a hundred rows costs nothing.
+    sample in a tar file; in parquet an image that repeats within a hundred rows costs nothing. `coco` and `yolo` have
+    none.
 
-    Raises `InvalidValueError` for a bad option and a folder that holds other files, and `ConflictError` for an export
-    of another store or with other settings.
+    Raises `InvalidValueError` for a bad option, a folder that holds other files, and a store without masks that is to
+    be `coco` or `yolo`; `ConflictError` for an export of another store or with other settings; `MissingPackageError`
+    for `parquet` without pyarrow and `coco` without pycocotools.
 
     >>> result = export_store("shards", Path("out"), "parquet", split="train")  # doctest: +SKIP
     >>> result.rows, result.files  # doctest: +SKIP
     (320000, 320)
     """
     workers = worker_count(jobs)
-    check_choice("--format", file_format, SUFFIXES)
+    check_choice("--format", file_format, FORMATS)
     check_choice("--image-format", image_format, IMAGE_SUFFIXES)
     if rows_per_file < 1:
         raise InvalidValueError.expected("rows_per_file", rows_per_file, "1 or more", "leave it out for 1000")
     if file_format == "parquet":
         import_parquet()
+    elif file_format == "coco":
+        import_masks()
     opened = Store(store)
-    settings = ExportSettings(file_format, choose_fields(opened, backgrounds), image_format)
+    fields = choose_fields(opened, file_format, backgrounds)
+    settings = ExportSettings(file_format, fields, image_format, opened.people > 0)
     splits = choose_splits(opened, split)
     made_from: dict[str, Any] = {
         "store_sha256": opened.sha256,
@@ -103,18 +118,31 @@ def export_store(
     if file_format == "webdataset" and "depth" in settings.fields:
         made_from["depth"] = settings.suffix("depth")
     files = [file for name in splits for file in divide(name, opened.splits[name], rows_per_file, file_format)]
-    check_out(out, made_from, files)
+    if file_format in PICTURE_FORMATS:
+        pictures = PictureFiles(settings)
+        check_out(out, made_from, lambda name: pictures.has(name, splits, files))
+    else:
+        names = {file.name for file in files}
+        check_out(out, made_from, names.__contains__)
     with exclusive_lock(out):
-        missing = _write_missing(opened, out, made_from, settings, files, workers)
+        write = _write_picture_files if file_format in PICTURE_FORMATS else _write_missing
+        missing, written = write(opened, out, made_from, settings, files, workers)
+    blocks = written.get("blocks", {}).values()
+    counted = {
+        name: sum(block[name] for block in blocks) if file_format in PICTURE_FORMATS else None
+        for name in ("instances", "tiny_instances", "rows_without")
+    }
     return ExportResult(
         out=str(out),
         format=file_format,
         rows=count_rows(files),
-        files=len(files),
+        files=len(written["files"]) + sum(block["rows"] * len(block["bytes"]) for block in blocks),
         exported=count_rows(missing),
         already_there=count_rows(files) - count_rows(missing),
-        bytes=sum((out / file.name).stat().st_size for file in files),
+        bytes=sum(file["bytes"] for file in written["files"].values())
+        + sum(sum(block["bytes"].values()) for block in blocks),
         splits={name: opened.splits[name] for name in splits},
+        **counted,
     )
 
 
@@ -125,12 +153,15 @@ def _write_missing(
     settings: ExportSettings,
     files: list[ExportFile],
     workers: int,
-) -> list[ExportFile]:
-    """Write the files that are missing or cut short, then card and index; return those files."""
+) -> tuple[list[ExportFile], dict[str, Any]]:
+    """Write the files that are missing or cut short, then card and index.
+
+    Returns those files, and the entry `files` of the index.
+    """
     before = read_export(out)
     missing = [file for file in files if not is_complete(out, file, before)]
     if not missing and before.get("complete"):
-        return missing
+        return missing, {"files": _describe_files(out, files)}
     for file in missing:  # as long as the index still says what size it should have
         (out / file.name).unlink(missing_ok=True)
     for folder in {(out / file.name).parent for file in files}:  # of processes that were killed
@@ -139,27 +170,45 @@ def _write_missing(
     blocks = [(store.path, store.sha256, out, file, settings) for file in missing]
     total = count_rows(files)
     run_blocks(export_file, blocks, jobs=workers, title="export", total=total, done=total - count_rows(missing))
-    index = _make_index(store, out, made_from, settings, files)
+    written = {"files": _describe_files(out, files)}
+    index = _start_index(store, made_from, settings, files) | written
+    for split, about in index["splits"].items():
+        own = [file for file in files if file.split == split]
+        about["files"] = own[0].name.replace("00000", f"{{00000..{len(own) - 1:05d}}}", 1)
+    _write_card_and_index(store, out, settings, index)
+    return missing, written
+
+
+def _write_picture_files(
+    store: Store,
+    out: Path,
+    made_from: dict[str, Any],
+    settings: ExportSettings,
+    blocks: list[ExportFile],
+    workers: int,
+) -> tuple[list[ExportFile], dict[str, Any]]:
+    """Write the blocks of picture files that are missing, then card and index.
+
+    Returns those blocks, and the entries `files` and `blocks` of the index.
+    """
+    before, start = read_export(out), {"format": VERSION, "complete": False, "made_from": made_from}
+    missing, written = write_pictures(store, out, start, settings, blocks, before, workers)
+    if not read_export(out).get("complete"):  # it stays so where nothing was missing
+        _write_card_and_index(store, out, settings, _start_index(store, made_from, settings, blocks) | written)
+    forget_records(out)
+    return missing, written
+
+
+def _write_card_and_index(store: Store, out: Path, settings: ExportSettings, index: dict[str, Any]) -> None:
     if not (out / CARD).exists():  # users write their licence into it
         write_bytes(out / CARD, write_card(store, index, settings).encode())
     write_json(out / EXPORT_JSON, index)
-    return missing
-
-
-@lru_cache(maxsize=1)
-def _open(path: Path | str, _sha256: str) -> Store:
-    return Store(path)
-
-
-@lru_cache(maxsize=1)
-def _split_rows(path: Path | str, sha256: str, split: str) -> np.ndarray:
-    return _open(path, sha256).rows_of(split)
 
 
 def export_file(store: Path | str, sha256: str, out: Path, file: ExportFile, settings: ExportSettings) -> int:
     """Write one file of an export; return its rows."""
-    opened = _open(store, sha256)
-    rows = _split_rows(store, sha256, file.split)[file.first : file.last]
+    opened = open_store(store, sha256)
+    rows = split_rows(store, sha256, file.split)[file.first : file.last]
     write = write_tar if settings.file_format == "webdataset" else write_parquet
     (out / file.name).parent.mkdir(exist_ok=True)
     with write_file(out / file.name, apart=True) as stream:
@@ -167,28 +216,28 @@ def export_file(store: Path | str, sha256: str, out: Path, file: ExportFile, set
     return len(rows)
 
 
-def _make_index(
-    store: Store, out: Path, made_from: dict[str, Any], settings: ExportSettings, files: list[ExportFile]
+def _describe_files(out: Path, files: list[ExportFile]) -> dict[str, dict[str, Any]]:
+    """Return split, rows and bytes of tar or parquet files."""
+    return {
+        file.name: {"split": file.split, "rows": file.rows, "bytes": (out / file.name).stat().st_size} for file in files
+    }
+
+
+def _start_index(
+    store: Store, made_from: dict[str, Any], settings: ExportSettings, files: list[ExportFile]
 ) -> dict[str, Any]:
-    """Return the content of `export.json` of a complete export."""
-    index: dict[str, Any] = {
+    """Return what the `export.json` of every complete export begins with."""
+    return {
         "format": VERSION,
         "dsgen": __version__,
         "complete": True,
         "made_from": made_from,
         "rows": count_rows(files),
         "size": store.size,
-        "splits": {},
+        "splits": {
+            split: {"rows": count_rows(file for file in files if file.split == split)} for split in made_from["splits"]
+        },
         "pictures": {f"{field}.{settings.suffix(field)}": settings.describe(field) for field in settings.fields},
         "units": settings.units,
         "depth": store.index.get("depth"),
-        "files": {
-            file.name: {"split": file.split, "rows": file.rows, "bytes": (out / file.name).stat().st_size}
-            for file in files
-        },
     }
-    for split in made_from["splits"]:
-        own = [file for file in files if file.split == split]
-        brace = f"{{00000..{len(own) - 1:05d}}}"
-        index["splits"][split] = {"rows": count_rows(own), "files": own[0].name.replace("00000", brace, 1)}
-    return index

@@ -6,7 +6,7 @@ from itertools import islice
 from typing import Any, BinaryIO
 
 from dsgen.errors import MissingPackageError
-from dsgen.store.export.plan import ExportSettings
+from dsgen.store.export.plan import PEOPLE, ExportSettings
 from dsgen.store.export.samples import EncodedSample
 
 _ROW_GROUP = 100  # rows that writer and readers hold in memory at once
@@ -23,18 +23,31 @@ def import_parquet() -> tuple[Any, Any]:
     return pyarrow, pyarrow.parquet
 
 
+def _feature(kind: str) -> Any:
+    """Return what `datasets` calls a kind of column."""
+    if kind == "Image":
+        return {"_type": "Image"}
+    if kind == "People":
+        box = {"feature": _feature(PEOPLE["box"]), "_type": "List"}
+        return {
+            "feature": {name: box if name == "box" else _feature(each) for name, each in PEOPLE.items()},
+            "_type": "List",
+        }
+    return {"dtype": kind, "_type": "Value"}
+
+
 def write_parquet(stream: BinaryIO, samples: Iterator[EncodedSample], settings: ExportSettings) -> None:
     """Write samples as parquet, with the features of Hugging Face `datasets` in the schema."""
     pyarrow, parquet = import_parquet()
     image = pyarrow.struct({"bytes": pyarrow.binary(), "path": pyarrow.string()})
-    types = {name: image if kind == "Image" else getattr(pyarrow, kind)() for name, kind in settings.kinds.items()}
-    features = {
-        name: {"_type": "Image"} if kind == "Image" else {"dtype": kind, "_type": "Value"}
-        for name, kind in settings.kinds.items()
-    }
+    numbers = {name: getattr(pyarrow, kind)() for name, kind in PEOPLE.items() if name != "box"}
+    people = pyarrow.list_(pyarrow.struct(numbers | {"box": pyarrow.list_(pyarrow.uint16())}))
+    special = {"Image": image, "People": people}
+    types = {name: special.get(kind) or getattr(pyarrow, kind)() for name, kind in settings.kinds.items()}
+    features = {name: _feature(kind) for name, kind in settings.kinds.items()}
     metadata = {"huggingface": json.dumps({"info": {"features": features}})}
     schema = pyarrow.schema(list(types.items()), metadata=metadata)
-    plain = [name for name, kind in settings.kinds.items() if kind != "Image"]
+    plain = [name for name, kind in settings.kinds.items() if kind not in special]
     with parquet.ParquetWriter(
         stream,
         schema,
