@@ -92,7 +92,7 @@ def room_pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def floor_corpus(tmp_path_factory: pytest.TempPathFactory, room_pictures: Path) -> Path:
-    """A corpus of 1 to 3 people on the floors of these rooms, 3 x 5 x 2 flips x 2 positions, 48 pixels, with looks."""
+    """A corpus of 1 to 3 people on the floors of these rooms, 3 x 5 x 2 flips, 48 pixels, with looks."""
     looks = {"shadow": 0.5, "match_colours": 0.4, "feather": 1, "blend": "alpha,gaussian,poisson"}
     return make_room_corpus(tmp_path_factory.mktemp("floor") / "corpus", room_pictures, replace(STANDING, **looks))
 

@@ -25,7 +25,7 @@ from dsgen.corpus.labels import COMPOSED, EXACT, METRIC, LabelAttributes, count_
 from dsgen.corpus.manifest import PictureRecord
 from dsgen.corpus.rooms import DepthSource, Estimator, write_rooms
 from dsgen.corpus.sources import SourceFile, SourceFolder, hash_files
-from dsgen.errors import InvalidValueError
+from dsgen.errors import ConflictError, Difference, InvalidValueError
 from dsgen.io.assets import asset
 from dsgen.io.cameras import ASSUMED, OPTION, check_fov
 from dsgen.io.folders import list_pictures
@@ -74,7 +74,7 @@ def label_composed(
 
     Labels of a network stay as they are; composed depth is then drawn when it is compared or packed.
 
-    Raises `ConflictError` for a corpus composed with other depth, and `DsgenError` as `DepthSource`.
+    Raises `ConflictError` for a corpus composed with other depth or fields of view, and `DsgenError` as `DepthSource`.
 
     >>> from dsgen import label_composed
     >>> label_composed(Path("corpus")).labelled  # doctest: +SKIP
@@ -242,10 +242,26 @@ def _know_rooms(
     if corpus.rooms is not None:
         if folder is not None:
             corpus.rooms.check_same_depth(folder)
+        if fov_deg is not None:
+            _check_same_views(corpus, fov_deg)
         return corpus
     views = [view_of(record, fov_deg) for record in corpus.manifest["backgrounds"]]
     write_composed_rooms(corpus, corpus.path / layout.ROOMS, views, folder, estimate, workers)
     return Corpus(corpus.path)
+
+
+def _check_same_views(corpus: Corpus, fov_deg: float) -> None:
+    """Raise `ConflictError` unless the backgrounds without a field of view of their own have this one."""
+    assert corpus.rooms is not None
+    differences = []
+    for record, room in zip(corpus.manifest["backgrounds"], corpus.rooms.records, strict=True):
+        now, _ = view_of(record, fov_deg)
+        if now != room["fov_deg"]:
+            was = f"{room['fov_deg']:g} ({room['fov_from']})"
+            differences.append(Difference(f"field of view of {room['name']}", f"{now:g}", was))
+    if differences:
+        remedy = f"leave out --fov, or remove {corpus.rooms.path} if people do not stand in it"
+        raise ConflictError(corpus.path, "its backgrounds have other fields of view", remedy, differences[:3], "corpus")
 
 
 def write_composed_rooms(

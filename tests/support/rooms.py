@@ -12,7 +12,7 @@ from dsgen.corpus.build import Parameters, composite
 
 FOV_DEG = 60.0
 STANDING = Parameters(
-    positions=2,
+    positions=1,
     size=48,
     label_size=96,
     fg_height=20,
