@@ -25,6 +25,7 @@ from dsgen.errors import InvalidValueError
 if TYPE_CHECKING:
     import numpy as np
 
+    from dsgen.corpus.build import CompositeResult
     from dsgen.corpus.rooms import Estimator, RoomDepth
 
 
@@ -53,14 +54,14 @@ def composite(
         float | None,
         typer.Option(
             help="Field of view in degrees, along the width, of backgrounds that do not say theirs in a CSV file or by "
-            "EXIF; not recorded by default."
+            "EXIF. With --place floor 63 is assumed; else none is recorded by default."
         ),
     ] = None,
     background_depths: Annotated[
         Path | None,
         typer.Option(
-            help="With --place floor: folder of the backgrounds' depth maps, NAME.png (16 bits, mm) or NAME.npy (m); "
-            "without it, that of bundled ones is bundled, that of others is estimated."
+            help="With --place floor: folder of the backgrounds' depth maps, NAME.png (16 bits, mm) or NAME.npy (m). "
+            "Without it, bundled backgrounds have their exact depth, and that of others is estimated."
         ),
     ] = None,
     depth_weights: Annotated[
@@ -69,7 +70,7 @@ def composite(
     ] = None,
     depth_model: Annotated[
         str | None,
-        typer.Option(help="Likewise: a metric hf:NAME, or the timm encoder of --depth-weights if the file names none."),
+        typer.Option(help="With --place floor: a metric Hugging Face model, hf:NAME, that estimates depth instead."),
     ] = None,
     pictures: Annotated[
         bool, typer.Option("--pictures/--no-pictures", help="Write picture files; later stages do not need them.")
@@ -112,7 +113,7 @@ def composite(
     text = (
         f"{result.corpus}: {result.rows:,} composites of {plural(result.backgrounds, 'background')} and "
         f"{plural(result.foregrounds, 'foreground')} ({counts(result.splits)}{_explain_unused(result.splits)}); "
-        f"{drawn}{left_to_others(result.left, part)}"
+        f"{drawn}{left_to_others(result.left, part)}{_explain_rooms(result)}"
     )
     return Reply(text, as_dict(result))
 
@@ -129,6 +130,15 @@ def _estimate_depth(weights: Path | None, model: str | None) -> "Estimator":
         return loaded[0](picture, fov_deg)
 
     return estimate
+
+
+def _explain_rooms(result: "CompositeResult") -> str:
+    """Say where the depth is from that people were placed by, and whether their sizes rest on assumed cameras."""
+    if result.depth_from is None:
+        return ""
+    sources = ", ".join(f"{count:,} {source}" for source, count in result.depth_from.items())
+    assumed = f", field of view of {result.fov_assumed:,} assumed, see --fov" if result.fov_assumed else ""
+    return f"; depth of backgrounds: {sources}{assumed}"
 
 
 def _explain_unused(splits: dict[str, int]) -> str:

@@ -81,8 +81,8 @@ def depth(
         bool,
         typer.Option(
             "--composed",
-            help="Label with the depth that follows from the composition: the background's, and people's distance. The "
-            "network is asked only for backgrounds whose depth is not known.",
+            help="Label with composed depth: the background's own, and each person's distance. The network is run only "
+            "on backgrounds whose depth is not known.",
         ),
     ] = False,
     background_depths: Annotated[

@@ -108,11 +108,14 @@ def _packed_text(packed: dict[str, Any], recipe: bool, limited: bool, few: bool)
     if not packed["finished"]:
         return f"{packed['store']}: {packed['packed']:,} rows packed now; other parts are not finished yet"
     left_out = f", {packed['left_out']:,} left out of the splits" if limited else ""
+    depth = "with depth" if packed["depth"] else "without depth"
+    if packed.get("depth_from"):
+        depth += f" by {packed['depth_from']}"
     kind = "a recipe" if recipe else f"{packed['image_bytes_per_row']:,} image bytes a row"
     return (
         f"{packed['store']}: {packed['rows']:,} rows in {plural(packed['shards'], 'shard')}"
         f"{' (as many as the rows can fill)' if few else ''}, "
-        f"{'with' if packed['depth'] else 'without'} depth, {megabytes(packed['bytes'])} ({kind}){left_out}; "
+        f"{depth}, {megabytes(packed['bytes'])} ({kind}){left_out}; "
         f"{packed['packed']:,} packed now, {packed['already_there']:,} already existed"
     )
 

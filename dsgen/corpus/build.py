@@ -78,7 +78,9 @@ class Parameters:
     True
     """
 
-    positions: int = field(default=20, metadata={"help": "Positions per background, foreground and flip."})
+    positions: int = field(
+        default=20, metadata={"help": "Rows of every background, foreground and mirror image: so many positions."}
+    )
     size: int = field(default=224, metadata={"help": "Side of the stored images, in pixels."})
     label_size: int = field(
         default=448, metadata={"help": "Side at which depth is labelled, in pixels; a multiple of --size."}
@@ -120,24 +122,36 @@ class Parameters:
     )
     people: int | str = field(
         default=1,
-        metadata={"help": "People in a picture: a number, or a range such as 1-3; the others are of the same split."},
+        metadata={
+            "help": "People in a picture: a number, or a range such as 1-3. The further ones are of the same split; "
+            "there are fewer where there is no room for them. A cut-out of two people counts as one."
+        },
     )
     spread: str = field(
         default="area",
-        metadata={"help": "How people are spread over a floor: evenly by area in square metres, or by pixels."},
+        metadata={
+            "help": "How people are spread over a floor: area, evenly over its square metres, or pixels, evenly over "
+            "its pixels."
+        },
     )
     min_visible: float = field(
         default=0.5,
-        metadata={"help": "Least share of a person on a floor to be in view; with less, another place is drawn."},
+        metadata={
+            "help": "Smallest share of a person on a floor that must be in view, 0 to 1; with less, another place is "
+            "tried."
+        },
     )
     truncate: bool = field(default=False, metadata={"help": "Let people on a floor stick out of the picture."})
     without_floor: str = field(
         default=RANDOM,
-        metadata={"help": "What is done with backgrounds without a floor: random places, or leave-out."},
+        metadata={
+            "help": "What to do with backgrounds in which no floor is found: random (people anywhere), or leave-out "
+            "(no rows)."
+        },
     )
-    tilt: float = field(default=0.0, metadata={"help": "Turn people by up to so many degrees, either way."})
+    tilt: float = field(default=0.0, metadata={"help": "Tilt people by up to this many degrees to either side."})
     height_jitter: float = field(
-        default=0.0, metadata={"help": "Change the height of people on a floor by up to this share, either way."}
+        default=0.0, metadata={"help": "Vary the height of people on a floor by up to this share, such as 0.05."}
     )
 
     shadow: float = field(
@@ -145,9 +159,9 @@ class Parameters:
     )
     match_colours: float = field(
         default=0.0,
-        metadata={"help": "How far, 0 to 1, people take on light and colours of what is around them; try 0.4."},
+        metadata={"help": "How strongly, 0 to 1, people are recoloured to match their surroundings; try 0.3."},
     )
-    feather: int = field(default=0, metadata={"help": "Soften people's edges over so many pixels, 0 to 3."})
+    feather: int = field(default=0, metadata={"help": "Soften people's edges over this many pixels, 0 to 3."})
     blend: str = field(
         default="alpha",
         metadata={"help": "How people are blended in: alpha, gaussian or poisson, or several, such as alpha,gaussian."},
@@ -208,7 +222,7 @@ class Parameters:
             (
                 not shaded or self.shadow == 0 or self.place == FLOOR,
                 "shadow",
-                "0 without --place floor: there is nothing to fall on",
+                "0 without --place floor",
             ),
             (0 <= self.match_colours <= 1, "match_colours", "0 to 1"),
             (self.feather in (0, *FEATHER_RADII), "feather", "0 to 3 pixels"),
@@ -255,7 +269,8 @@ class CompositeResult:
     """What `composite` made; `drawn`, `already_there` and `left` count rows whose picture files are drawn.
 
     With a part, `drawn` and `already_there` count its rows, `left` those of all parts. All three are 0 without
-    pictures.
+    pictures. Where people stand on floors, `depth_from` counts backgrounds by where their depth is from, and
+    `fov_assumed` those whose field of view had to be assumed.
     """
 
     corpus: Path
@@ -266,6 +281,8 @@ class CompositeResult:
     already_there: int
     left: int
     splits: dict[str, int]
+    depth_from: dict[str, int] | None = None
+    fov_assumed: int = 0
 
 
 def composite(
@@ -338,7 +355,9 @@ def composite(
             opened = Corpus(corpus)
             if background_depths is not None and opened.rooms is not None:
                 opened.rooms.check_same_depth(background_depths)
-            if sources[0].fields_of_view() and not _recorded_views(opened.manifest):
+            if parameters.place == FLOOR and opened.rooms is not None:
+                opened.rooms.check_same_views(sources[0].views())
+            elif sources[0].fields_of_view() and not _recorded_views(opened.manifest):
                 log.warning(
                     "%s: does not record the fields of view of its backgrounds, though they are known; to have them, "
                     "make it again under another name",
@@ -355,6 +374,8 @@ def composite(
         already_there=rows.already_there,
         left=rows.left,
         splits=opened.manifest["splits"],
+        depth_from=None if opened.rooms is None else opened.rooms.depth_sources(),
+        fov_assumed=0 if opened.rooms is None else opened.rooms.assumed_views(),
     )
 
 

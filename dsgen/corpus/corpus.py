@@ -21,9 +21,9 @@ from dsgen.corpus.manifest import parse_manifest, people_slots, plan_hash, sourc
 from dsgen.corpus.plan import SPLITS, load_plan
 from dsgen.corpus.render import Cutout, render
 from dsgen.corpus.rooms import Rooms
-from dsgen.corpus.scene import Looks, Room, draw_scenes
+from dsgen.corpus.scene import DRAWN, Looks, Room, draw_scenes
 from dsgen.corpus.vouched import named_damage, open_array, open_vouched
-from dsgen.errors import DamagedError, DsgenError
+from dsgen.errors import DamagedError, DsgenError, InvalidValueError
 from dsgen.io.cache import Cache
 from dsgen.io.places import not_a_corpus
 
@@ -225,7 +225,17 @@ class Corpus:
         depths: np.ndarray | None = None,
         out: Mapping[str, np.ndarray] | None = None,
     ) -> dict[str, np.ndarray]:
-        """Draw rows of a plan with the column `people`; see `dsgen.corpus.scene.draw_scenes`."""
+        """Draw fields of rows of a plan with the column `people`: image, mask, instance, and depth, as composed.
+
+        Returns (n,S,S,3) u1, (n,S,S) u1, (n,S,S) u1 and (n,S,S) u2 millimetres, by name; see
+        `dsgen.corpus.scene.draw_scenes` for `depths` and `out`, and `background` for `size`. Raises
+        `InvalidValueError` for other fields, and for a corpus whose rows have no such column: see `render`.
+        """
+        if not self.people:
+            raise InvalidValueError(self.path, "its rows have no people of their own", "use Corpus.render")
+        for field in fields:
+            if field not in DRAWN:
+                raise InvalidValueError.expected("fields", field, ", ".join(DRAWN))
         scale = self._scale(size)
         rooms = {b: self.room(b, self.size * scale) for b in np.unique(rows["background"]).tolist()}
         people = rows["people"][rows["people"]["height"] > 0]

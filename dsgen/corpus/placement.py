@@ -103,10 +103,11 @@ class RoomsToPlan(Protocol):
 
 @dataclass(frozen=True)
 class PlacedPlan:
-    """A plan with the column `people`, and how many rows show less of their foreground than wanted."""
+    """A plan with the column `people`; how many rows show less of their foreground than wanted, or too few people."""
 
     plan: np.ndarray
     little_visible: int
+    too_few: int
 
 
 def place_people(
@@ -145,7 +146,8 @@ def place_people(
                 room = rooms.room(number, np.empty((size, size, 3), np.uint8))
                 ground = _Ground.of(floor, room, rooms.focal_px(number, size), rules.spread)
         little += _place_rows(rows, keys, shapes, crowd, ground, rules, size)
-    return PlacedPlan(placed, little)
+    too_few = int(((placed["people"]["height"] > 0).sum(axis=1) < rules.least_people).sum())
+    return PlacedPlan(placed, little, too_few)
 
 
 def _row_keys(rows: np.ndarray, background: str, foregrounds: Sequence[str], seed: int) -> np.ndarray:

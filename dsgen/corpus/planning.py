@@ -95,6 +95,14 @@ def plan_rows(
             f"{len(plan):,}",
             rules.min_visible,
         )
+    if placed.too_few and not quiet:
+        log.warning(
+            "%s of %s rows have fewer people than --people %s: their split has too few foregrounds, or there was no "
+            "room; use more foregrounds, or --split-by background",
+            f"{placed.too_few:,}",
+            f"{len(plan):,}",
+            parameters["people"],
+        )
     return placed.plan
 
 

@@ -11,12 +11,14 @@ foregrounds.
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, NotRequired, TypeVar
 
+import cv2
 import numpy as np
 import zarr
 from typing_extensions import TypedDict
@@ -27,10 +29,11 @@ from dsgen.corpus.floor import Floor, find_floor
 from dsgen.corpus.scene import Room
 from dsgen.corpus.sources import SourceFile
 from dsgen.corpus.vouched import named_damage, open_array, open_vouched
-from dsgen.errors import ConflictError, DamagedError, Difference, DsgenError, raise_all
+from dsgen.errors import ConflictError, DamagedError, Difference, DsgenError, NotFoundError, raise_all
 from dsgen.io import images
 from dsgen.io.assets import asset
 from dsgen.io.atomic import write_folder
+from dsgen.io.cameras import ASSUMED
 from dsgen.io.folders import match_key, names_in_words
 from dsgen.io.json_files import check_as
 from dsgen.io.npy_files import read_npy
@@ -41,6 +44,7 @@ FILE, BUNDLED = "file", "bundled"
 EXACT_PERMILLE, ESTIMATED_PERMILLE = 20, 100  # margins of depth that is measured, and of a network's
 _MOST_MM = 65534
 _SHOWN = 3  # differences in an error
+_HOLE = 90  # of these in a picture's side, holes in a floor are small
 _ROOT = "zarr.json"
 
 
@@ -154,6 +158,23 @@ class Rooms:
         floor = record.get("floor")
         return record["margin_permille"], 0 if floor is None else round(1000 * floor["height_m"])
 
+    def check_same_views(self, views: Sequence[tuple[float, str]]) -> None:
+        """Raise `ConflictError` unless the backgrounds have these fields of view, each with where it is from."""
+        others = [
+            Difference(
+                f"field of view of {record['name']}",
+                f"{now:g}, {source}",
+                f"{record['fov_deg']:g}, {record['fov_from']}",
+            )
+            for record, (now, source) in zip(self.records, views, strict=True)
+            if (record["fov_deg"], record["fov_from"]) != (now, source)
+        ]
+        if others:
+            reason = "made with other fields of view, for which people were placed"
+            raise ConflictError(
+                self.path.parent, reason, "use the same, or make another corpus", others[:_SHOWN], "corpus"
+            )
+
     def check_same_depth(self, folder: Path) -> None:
         """Raise `ConflictError` unless the depth maps of a folder are those that the rooms were made from."""
         given = DepthFolder(folder)
@@ -168,6 +189,14 @@ class Rooms:
             remedy = f"leave out --background-depths, or remove {self.path} if people do not stand in it"
             corpus = self.path.parent
             raise ConflictError(corpus, "its backgrounds have other depth", remedy, differences[:_SHOWN], "corpus")
+
+    def depth_sources(self) -> dict[str, int]:
+        """Count the backgrounds by where their depth is from."""
+        return dict(Counter(record["depth_from"] for record in self.records))
+
+    def assumed_views(self) -> int:
+        """Count the backgrounds whose field of view had to be assumed."""
+        return sum(record["fov_from"] == ASSUMED for record in self.records)
 
     def without_floor(self) -> list[str]:
         """Name the backgrounds in which no floor was found."""
@@ -218,7 +247,8 @@ def write_rooms(
             except DsgenError as error:
                 errors.append(error)
                 continue
-            floor = find_floor(found.depth_m, focal_px(fov_deg, found.depth_m.shape[1]))
+            focal = focal_px(fov_deg, found.depth_m.shape[1])
+            floor = find_floor(found.depth_m, focal)
             record: dict[str, Any] = {
                 "name": name,
                 "depth_from": found.depth_from,
@@ -233,7 +263,7 @@ def write_rooms(
             records.append(check_as(RoomRecord, record, name))
             for size in sizes:
                 arrays["depth", size][number] = to_millimetres(found.depth_m, size)
-                seen = np.zeros(found.depth_m.shape, bool) if floor is None else floor.mask
+                seen = np.zeros(found.depth_m.shape, bool) if floor is None else _closed(found, floor, focal)
                 arrays["floor", size][number] = np.where(_nearest(seen, size), 255, 0)
         raise_all(errors)
         files = {
@@ -245,6 +275,16 @@ def write_rooms(
         if heights_m is not None:
             attributes["heights_m"] = list(heights_m)
         group.attrs.update(attributes | {"sha256": _hash(attributes)})
+
+
+def _closed(found: RoomDepth, floor: Floor, focal: float) -> np.ndarray:
+    """Return where the floor is seen (h,w) bool, with its small holes closed where their depth may be the floor's."""
+    side = found.depth_m.shape[0]
+    kernel = np.ones((2 * (side // _HOLE) + 3,) * 2, np.uint8)
+    closed = cv2.morphologyEx(floor.mask.astype(np.uint8), cv2.MORPH_CLOSE, kernel) > 0
+    plane_m = floor.depth_m(focal)
+    near = np.abs(found.depth_m - plane_m) <= found.margin_permille / 1000 * plane_m
+    return floor.mask | (closed & near & np.isfinite(plane_m))
 
 
 def _told(items: Iterable[T], count: int) -> Iterator[T]:
@@ -278,7 +318,8 @@ class DepthFolder:
     def __init__(self, folder: Path, depth_from: str = FILE):
         self.folder, self.depth_from = folder, depth_from
         if not folder.is_dir():
-            raise DsgenError(folder, "no such folder, expected depth maps, NAME.png or NAME.npy", "correct the path")
+            reason = f"{folder} is no folder, expected one with depth maps, NAME.png or NAME.npy"
+            raise NotFoundError("--background-depths", reason, "check the path")
         self._files: dict[str, list[Path]] = {}
         for path in sorted(folder.iterdir()):
             if path.suffix.lower() in (".png", ".npy"):
@@ -342,8 +383,8 @@ class DepthSource:
         if self._given is not None:
             lacking = [file.name for file in files if not self._given.has(file.name)]
             if lacking:
-                shown = names_in_words([f"{name}.png" for name in lacking])
-                reason = f"holds no depth of {len(lacking):,} of the {len(files):,} backgrounds ({shown})"
+                count = f"{len(lacking):,} of the {len(files):,} backgrounds"
+                reason = f"lacks the depth of {count} ({names_in_words(lacking)}), expected NAME.png or NAME.npy"
                 raise DsgenError(
                     self._given.folder, reason, "add them, or leave out the option to have depth estimated"
                 )

@@ -163,6 +163,12 @@ def label_corpus(
     networks = _load_networks(options if cluster is None else replace(options, device="cpu"))
     labeller = networks[0].labeller
     check_fov_is_used(fov_deg, networks[0].all)
+    if corpus.people and corpus.rooms is not None and corpus.labels is None:
+        log.warning(
+            "%s: the depth of its rows is known already, composed of the rooms' and of where people stand; a network's "
+            "labels are packed in its place, unless dsgen pack --composed is used",
+            path,
+        )
     options = replace(options, precision=_settle_precision(corpus, options, labeller, cluster))
     _set_precision(networks, options.precision)
     attributes = _describe(corpus, networks[0], fov_deg)

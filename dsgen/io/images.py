@@ -62,7 +62,8 @@ def read_depth_png(path: Path) -> np.ndarray:
 def _decode(path: Path, alpha: bool) -> np.ndarray:
     with open_picture(path) as image:
         if alpha and not image.has_transparency_data:
-            raise DamagedError(path, f"no alpha channel (mode {image.mode})", "save it as an RGBA PNG")
+            reason = f"no alpha channel (mode {image.mode}), so nothing of it is cut out"
+            raise DamagedError(path, reason, "replace it with a cut-out, or is it a background?")
         image.load()
         orientation, profile = read_orientation(image), image.info.get("icc_profile")
         if "icc_profile" in image.info and not profile:

@@ -72,7 +72,8 @@ class CorpusSource:
         if several:
             self.made_from["instance"] = True
         if self._composed:
-            self.made_from["composed"] = True
+            assert corpus.rooms is not None
+            self.made_from |= {"composed": True, "rooms": corpus.rooms.depth_sources()}
         self.plan = corpus.plan
         self.attributes = {name: corpus.manifest[name] for name in ("backgrounds", "foregrounds")}
         self.folders = [corpus.path]

@@ -65,6 +65,8 @@ class PackResult:
     shards: int | None = None
     depth: bool | None = None
     """Whether it has depth."""
+    depth_from: str | None = None
+    """What made the depth: a model, or composed, and of which depth of the backgrounds."""
     left_out: int | None = None
     """Rows that were taken out of their split because of `max_flip_error`."""
     bytes: int | None = None
@@ -376,6 +378,7 @@ def _summarise(store: reader.Store, packed: int) -> PackResult:
         already_there=store.rows - packed,
         shards=len(shards),
         depth=store.has_depth,
+        depth_from=schema.describe_depth(store.index["made_from"]),
         left_out=store.index.get("left_out", 0),
         bytes=sum(shard["bytes"] for shard in shards),
         image_bytes_per_row=round(sum(shard["image_bytes"] for shard in shards) / store.rows),

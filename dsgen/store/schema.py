@@ -181,6 +181,7 @@ class MadeFrom(TypedDict):
     people: NotRequired[Slots]
     instance: NotRequired[bool]
     composed: NotRequired[bool]
+    rooms: NotRequired[dict[str, Count]]
 
 
 class Statistics(TypedDict):
@@ -309,6 +310,16 @@ def index_format(made_from: Mapping[str, Any]) -> int:
     """Return the format of a store: versions that know only the first cannot draw the rows of the second."""
     scenes = made_from["recipe"] and any(made_from.get(name) for name in ("people", "composed", "instance"))
     return SCENE_FORMAT if scenes else FORMAT
+
+
+def describe_depth(made_from: Mapping[str, Any]) -> str | None:
+    """Say what made the depth of a store: the model, and of composed depth where that of the backgrounds is from."""
+    labels = made_from.get("depth")
+    if not labels:
+        return None
+    rooms = made_from.get("rooms") or {}
+    sources = ", ".join(f"{count:,} {source}" for source, count in sorted(rooms.items()))
+    return f"{labels['model']} (backgrounds: {sources})" if sources else str(labels["model"])
 
 
 def person_fields(made_from: Mapping[str, Any]) -> tuple[str, ...]:

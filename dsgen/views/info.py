@@ -13,6 +13,7 @@ from dsgen.corpus.labels import COMPOSED
 from dsgen.corpus.pictures import has_composites
 from dsgen.corpus.placement import FLOOR
 from dsgen.store.kind import is_store
+from dsgen.store.schema import describe_depth
 
 _SAMPLED_ROWS = 64  # of which depth percentiles are taken
 _DEPTH_PERCENTILES = (1, 50, 99)
@@ -134,6 +135,7 @@ class StoreInfo:
     splits: dict[str, int]
     left_out: int
     max_flip_error: float | None
+    depth_from: str | None
     statistics: dict[str, dict[str, Any]]
     kind: str = "store"
 
@@ -271,6 +273,7 @@ def describe_store(path: Path | str) -> StoreInfo:
         splits=index["splits"],
         left_out=index.get("left_out") or 0,
         max_flip_error=index["made_from"].get("max_flip_error"),
+        depth_from=describe_depth(index["made_from"]),
         statistics=index["statistics"],
     )
 
@@ -283,7 +286,7 @@ def _render_corpus(info: CorpusInfo) -> str:
         "corpus": f"{info.path} (format {info.format}, dsgen {info.dsgen})",
         "rows": f"{info.rows:,} {made} {info.backgrounds} backgrounds x {info.foregrounds} foregrounds{mirrored} x "
         f"{info.positions} positions{skipped}",
-        "size": f"{info.size} px stored, {info.label_size} px labelled, foregrounds {info.fg_height} px high",
+        "size": f"{info.size} px stored, {info.label_size} px labelled{_render_height(info)}",
         "splits": _render_splits(info.splits),
         "seed": str(info.seed),
         "pictures": _render_progress(info.drawn_rows, info.rows, "drawn", "none; everything downstream works without"),
@@ -300,6 +303,8 @@ def _render_corpus(info: CorpusInfo) -> str:
 
 def _render_depth(info: CorpusInfo) -> str:
     depth = info.depth
+    if depth is None and info.composed is not None:
+        return "composed when it is read, see below; no labels are needed"
     if depth is None:
         return "not labelled; run dsgen depth"
     text = _render_progress(depth.labelled_rows, info.rows, "labelled", "not labelled")
@@ -312,6 +317,11 @@ def _render_depth(info: CorpusInfo) -> str:
             f"; 1st, 50th, 99th percentile {low:.2f}, {middle:.2f}, {high:.2f} m ({depth.sampled_rows} rows sampled)"
         )
     return text
+
+
+def _render_height(info: CorpusInfo) -> str:
+    on_floors = info.people is not None and info.people.place == FLOOR
+    return "" if on_floors else f", foregrounds {info.fg_height} px high"
 
 
 def _render_people(people: PeopleInfo) -> str:
@@ -352,6 +362,7 @@ def _render_store(info: StoreInfo) -> str:
         "rows": f"{info.rows:,}",
         "size": f"{info.size} px, {megabytes:,.1f} MB in all, {kilobytes_per_row:,.1f} kB a row",
         "fields": ", ".join(info.fields) + ("" if "depth" in info.fields else "; no depth"),
+        **({} if info.depth_from is None else {"depth": f"by {info.depth_from}"}),
         "splits": _render_splits(info.splits),
     }
     if info.left_out:
