@@ -10,6 +10,7 @@ import pytest
 import zarr
 from support.corpora import SMALL, digest, files
 from support.damage import flip, linked, named
+from support.earlier import wall
 from support.rooms import FOV_DEG, draw_room_depth, make_room_corpus
 
 from dsgen.camera import focal_px
@@ -222,9 +223,8 @@ def test_stores_and_recipes_have_the_labels_bit_for_bit(tmp_path: Path, kind: st
 
 
 def test_verify_finds_a_changed_label(tmp_path: Path, floor_labelled: Path):
-    """One value that decodes well, of a row in the second block; repair restores the bytes."""
+    """One value that decodes well, of a row in the second block; nothing is found before."""
     path = linked(floor_labelled, tmp_path / "c")
-    before = files(path)
     assert not verify(path, jobs=1).findings
     file = path / "depth.zarr/depth/c/1/0/0"
     content = file.read_bytes()
@@ -233,13 +233,16 @@ def test_verify_finds_a_changed_label(tmp_path: Path, floor_labelled: Path):
     array = zarr.open_array(path / "depth.zarr/depth", mode="r+")
     array[21, 5, 5] += 1
     assert named(verify(path, jobs=1)) == {"depth.zarr/depth/c/1/0/0"}
-    done = repair(path, jobs=1)
-    assert done.after is not None
-    assert not done.after.findings
-    assert files(path) == before
 
 
-@pytest.mark.parametrize("name", ["plan.npy", "sources.zarr/figure/c/0/0/0/0", "rooms.zarr/depth_48/c/1/0/0"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "rooms.zarr/depth_48/c/1/0/0",
+        pytest.param("plan.npy", marks=pytest.mark.slow),
+        pytest.param("sources.zarr/figure/c/0/0/0/0", marks=pytest.mark.slow),
+    ],
+)
 def test_what_a_floor_corpus_is_made_of_is_repaired(
     tmp_path: Path, floor_labelled: Path, room_pictures: Path, name: str
 ):
@@ -361,12 +364,12 @@ def test_labels_say_what_they_are(floor_labelled: Path):
     assert dict(group["depth"].attrs)["scale_factor"] == 0.001
 
 
-def test_a_network_does_not_go_on_with_composed_labels(floor_labelled: Path, weights: Path):
+def test_a_network_does_not_go_on_with_composed_labels(floor_labelled: Path):
     """The message says what to do."""
     from dsgen.depth.label_corpus import label_corpus
 
     with pytest.raises(ConflictError, match=r"labelled with composed depth.*remove the folder"):
-        label_corpus(floor_labelled, weights=weights, device="cpu")
+        label_corpus(floor_labelled, model=wall, device="cpu")
 
 
 def test_a_corpus_is_the_same_with_labels_and_without(tmp_path: Path, random_corpus: Path, room_pictures: Path):

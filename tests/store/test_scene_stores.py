@@ -219,8 +219,8 @@ def test_values_that_differ_from_the_corpus_are_found(
 @pytest.mark.parametrize(
     "changes",
     [
-        {"place": "random", "people": 2},
-        {"people": 1},
+        pytest.param({"place": "random", "people": 2}, marks=pytest.mark.slow),
+        pytest.param({"people": 1}, marks=pytest.mark.slow),
         {"people": 1, "place": "random", "fg_height": "10-30"},
         {"people": 2, "tilt": 20.0, "truncate": True, "height_jitter": 0.2, "spread": "pixels"},
         {"without_floor": "leave-out", "skip_unused": True},
