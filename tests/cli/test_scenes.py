@@ -112,7 +112,7 @@ def test_a_folder_that_lacks_depth_is_told(run: Run, room_pictures: Path, tmp_pa
     options = *SMALL, *folders(room_pictures, depths=False), "--place", "floor", "--background-depths", "depths"
     done = run("composite", "c", *options)
     assert (done.code, done.out) == (1, "")
-    assert "depths: holds no depth of 3 of the 3 backgrounds (room0.png" in done.err
+    assert "depths: lacks the depth of 3 of the 3 backgrounds (room0, " in done.err
     assert not Path("c").exists()
 
 

@@ -130,6 +130,7 @@ def test_rows_are_read(made: Path, name: str):
         assert (batch["image"].numpy() == image[batch["row"].numpy()]).all()
 
 
+@pytest.mark.slow
 def test_a_network_trains_from_them_alike(made: Path, tmp_path: Path):
     """From the store and from the recipe, to the same scores."""
     from dsgen.training.fit import train

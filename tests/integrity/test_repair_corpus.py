@@ -127,6 +127,7 @@ def test_sources_need_the_pictures_they_were_made_from(tmp_path: Path, corpus: P
     ).read_bytes()
 
 
+@pytest.mark.slow
 def test_labels_are_recreated(tmp_path: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Those of the bundled network get all their bytes back, with flip errors and views; extra files are removed."""
     from dsgen.corpus import labels

@@ -69,7 +69,9 @@ def test_inrngs(three_shards: Path) -> None:
         dataset[0.5]  # type: ignore[index]
 
 
-@pytest.mark.parametrize(("workers", "context"), [(0, None), (2, "fork"), (2, "spawn")])
+@pytest.mark.parametrize(
+    ("workers", "context"), [(0, None), (2, "fork"), pytest.param(2, "spawn", marks=pytest.mark.slow)]
+)
 def test_shuffled_in_a_data_loader(three_shards: Path, workers: int, context: str | None) -> None:
     """Every sample once, also in workers of a parent that has read before."""
     dataset = StoreDataset(three_shards, None)

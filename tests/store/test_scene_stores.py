@@ -222,7 +222,10 @@ def test_values_that_differ_from_the_corpus_are_found(
         pytest.param({"place": "random", "people": 2}, marks=pytest.mark.slow),
         pytest.param({"people": 1}, marks=pytest.mark.slow),
         {"people": 1, "place": "random", "fg_height": "10-30"},
-        {"people": 2, "tilt": 20.0, "truncate": True, "height_jitter": 0.2, "spread": "pixels"},
+        pytest.param(
+            {"people": 2, "tilt": 20.0, "truncate": True, "height_jitter": 0.2, "spread": "pixels"},
+            marks=pytest.mark.slow,
+        ),
         {"without_floor": "leave-out", "skip_unused": True},
     ],
     ids=str,
@@ -272,6 +275,7 @@ def test_a_store_of_another_corpus_goes_not_on(tmp_path: Path, room_pictures: Pa
     assert digest(stores / "recipe") == before
 
 
+@pytest.mark.slow
 def test_a_network_trains_from_a_recipe(tmp_path: Path, floor_corpus: Path, stores: Path):
     """One epoch of a tiny U-Net on masks and depth, neither of which is stored."""
     from dsgen.training.fit import train
