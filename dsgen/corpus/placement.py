@@ -436,7 +436,9 @@ def _in_room(slots: np.ndarray, shapes: _Shapes, room: Room) -> np.ndarray:
     side = room.hides.shape[0]
     inside = (y >= 0) & (y < side * UNIT) & (x >= 0) & (x < side * UNIT)
     hides = room.hides[np.clip(y // UNIT, 0, side - 1), np.clip(x // UNIT, 0, side - 1)].astype(np.int64)
-    visible: np.ndarray = inside & (hides >= room.least_visible(slots["distance"].astype(np.int64))[:, None])
+    bottom = slots["top"].astype(np.int64) + slots["height"].astype(np.int64)
+    least = room.least_visible(slots["distance"].astype(np.int64)[:, None], bottom[:, None] - y)
+    visible: np.ndarray = inside & (hides >= least)
     return visible
 
 

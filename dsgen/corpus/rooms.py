@@ -150,13 +150,16 @@ class Rooms:
         """Return a background (S,S,3) u1 as a room that people are drawn into."""
         size = image.shape[0]
         depth, floor = self.read("depth", number, size), self.read("floor", number, size)
-        return Room.of(image, depth, floor, *self.margin_and_camera(number))
+        return Room.of(image, depth, floor, *self.geometry(number))
 
-    def margin_and_camera(self, number: int) -> tuple[int, int]:
-        """Return the margin of a background's depth in permille, and its camera's height in mm, 0 without a floor."""
+    def geometry(self, number: int) -> tuple[int, int, int]:
+        """Return `margin_permille`, `camera_mm` and `lean` of a background, see `Room`; without a floor 0."""
         record = self.records[number]
         floor = record.get("floor")
-        return record["margin_permille"], 0 if floor is None else round(1000 * floor["height_m"])
+        if floor is None:
+            return record["margin_permille"], 0, 0
+        lean = round(2**20 * floor["normal"][2] / focal_px(record["fov_deg"], 1))
+        return record["margin_permille"], round(1000 * floor["height_m"]), lean
 
     def check_same_views(self, views: Sequence[tuple[float, str]]) -> None:
         """Raise `ConflictError` unless the backgrounds have these fields of view, each with where it is from."""

@@ -8,11 +8,13 @@ multiplied by v / 255, how far the room leaves them in view, then pasted:
     instance = 1 + the slot of the nearest such person, 0 without
     depth = the distance of that person, and the room's depth without
 
-Per pixel a person at distance z is hidden where the room is nearer than z - margin, except by the floor and by what has
-no depth; the margin is floor(z margin_permille / 1000) + 30 mm. v is (255 n + 4) / 9, n the number of pixels, among the
-3 x 3 around, that do not hide them, rounded down; pixels outside the picture hide nothing. People at distance 0 have
-none: they are drawn over all others, in the order of their slots, the first in front; `dsgen.corpus.composed` has their
-depth.
+Per pixel a person is hidden where the room is nearer than z - margin, except by the floor and by what has no depth. A
+person stands upright on a floor that the camera may look down on, so z changes from the feet to the head: at the row y
+of a picture of `side` pixels, with the lower edge of the cut-out at `bottom` in 1/64 of these, z = distance +
+floor(distance lean (bottom - 64 y - 32) / (2^26 side)). The margin is floor(z margin_permille / 1000) + 30 mm. v is
+(255 n + 4) / 9, n the number of pixels, among the 3 x 3 around, that do not hide the person, rounded down; pixels
+outside the picture hide nothing. People at distance 0 have none: they are drawn over all others, in the order of their
+slots, the first in front; `dsgen.corpus.composed` has their depth.
 
 Looks come in this order. First the shadows of all people at a distance fall on the floor. Then, for each person in the
 window that `Figure.window` returns, as if it went on beyond the picture: colours are matched to those of every second
@@ -23,7 +25,7 @@ depth are those of people without looks.
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import cv2
 import numpy as np
@@ -40,7 +42,6 @@ from dsgen.corpus.looks import (
     poisson_blend,
 )
 
-T = TypeVar("T", int, np.ndarray)
 NEVER = 65535  # in `Room.hides`: the pixel hides nobody
 
 
@@ -50,7 +51,9 @@ class Room:
 
     `image` (S,S,3) u1; `depth` (S,S) u2 millimetres, 0 = not known, `floor` (S,S) u1 255 where the floor is seen, and
     `hides` (S,S) u2 the depth that hides people, `NEVER` where nothing does, all None where nothing is known of them.
-    The camera is `camera_mm` above the floor, 0 without a floor.
+    The camera is `camera_mm` above the floor, 0 without a floor. `lean` is how much farther away the head of a person
+    is than their feet who is as high as the picture, as a share of their distance in 1 / 2^20; below 0 if the camera
+    looks down.
     """
 
     image: np.ndarray
@@ -59,6 +62,7 @@ class Room:
     hides: np.ndarray | None = None
     margin_permille: int = 0
     camera_mm: int = 0
+    lean: int = 0
 
     @property
     def nbytes(self) -> int:
@@ -67,15 +71,26 @@ class Room:
 
     @classmethod
     def of(
-        cls, image: np.ndarray, depth: np.ndarray, floor: np.ndarray, margin_permille: int, camera_mm: int
+        cls,
+        image: np.ndarray,
+        depth: np.ndarray,
+        floor: np.ndarray,
+        margin_permille: int,
+        camera_mm: int,
+        lean: int = 0,
     ) -> "Room":
         """Make a room of its depth (S,S) u2 and of where its floor is seen, (S,S) u1."""
         hides = np.where((floor > 0) | (depth == 0), np.uint16(NEVER), depth)
-        return cls(image, depth, floor, hides, margin_permille, camera_mm)
+        return cls(image, depth, floor, hides, margin_permille, camera_mm, lean)
 
-    def least_visible(self, distance: T) -> T:
-        """Return the depth that a room must have at least not to hide what is at a distance, both in millimetres."""
-        return distance - (distance * self.margin_permille // 1000 + MARGIN_MM)
+    def least_visible(self, distance: np.ndarray | int, above64: np.ndarray) -> np.ndarray:
+        """Return the depth i8 that the room must have at least not to hide people, both in millimetres.
+
+        `above64` is how far above the lower edge of their cut-outs, in 1/64 pixel of the room's image.
+        """
+        z = distance + distance * self.lean * above64 // (2**26 * self.image.shape[0])
+        least: np.ndarray = z - (z * self.margin_permille // 1000 + MARGIN_MM)
+        return least
 
 
 MARGIN_MM = 30
@@ -172,12 +187,13 @@ def _draw_person(
 ) -> tuple[Window, np.ndarray]:
     """Draw a person into a picture (S,S,3) u1; return the window they are in, and what is seen of their alpha there."""
     _, _, look, height, top, left, distance, tilt = person
+    bottom = (top + height) * scale
     window = figure.window(height, top, left, tilt, size, scale)
     if window.empty:
         return window, np.empty((0, 0), np.uint8)
     if not (looks.colours or looks.feather or look):
         rgba = figure.draw(window, height, top, left, tilt, scale)
-        _hide(rgba, room, window, distance)
+        _hide(rgba, room, window, distance, bottom)
         alpha = cv2.extractChannel(rgba, 3)
         _paste(image[window.slices], rgba, alpha)
         return window, alpha
@@ -190,7 +206,7 @@ def _draw_person(
         target = ColourStatistics.of(around, np.full(around.shape[:2], 255, np.uint8))
         colour = match_colours(colour, alpha, target, figure.colours, looks.colours)
     seen = rgba[pad : -pad or None, pad : -pad or None].copy()
-    _hide(seen, room, window, distance)
+    _hide(seen, room, window, distance, bottom)
     if looks.feather:
         colour, alpha = feather(colour, alpha, looks.feather)
     if look == GAUSSIAN:
@@ -199,7 +215,7 @@ def _draw_person(
         )
     inner = slice(pad, -pad), slice(pad, -pad)
     shown = np.ascontiguousarray(np.dstack([colour[inner], alpha[inner]]))
-    _hide(shown, room, window, distance)
+    _hide(shown, room, window, distance, bottom)
     below, alpha = image[window.slices], cv2.extractChannel(shown, 3)
     if look == POISSON:
         below[...] = poisson_blend(below.copy(), cv2.cvtColor(shown, cv2.COLOR_RGBA2RGB), alpha)
@@ -240,15 +256,16 @@ def drawing_order(slots: list[tuple[int, ...]]) -> list[tuple[int, tuple[int, ..
     return present
 
 
-def _hide(rgba: np.ndarray, room: Room, window: Window, distance: int) -> None:
-    """Multiply a drawn person by how far the room leaves them in view."""
+def _hide(rgba: np.ndarray, room: Room, window: Window, distance: int, bottom: int) -> None:
+    """Multiply a drawn person by how far the room leaves them in view; `bottom` is their lower edge in 1/64 pixel."""
     if not distance or room.hides is None:
         return
-    least = room.least_visible(distance)
-    if (room.hides[window.slices] >= least).all():
-        return
     wide = window.padded(1).within(room.hides.shape[0])
-    hiding = (room.hides[wide.slices] < least).view(np.uint8)
+    above64 = np.arange(bottom - 64 * wide.top - 32, bottom - 64 * wide.bottom - 32, -64)
+    least = np.maximum(room.least_visible(distance, above64), 0).astype(np.uint16)
+    hiding = (room.hides[wide.slices] < least[:, None]).view(np.uint8)
+    if not hiding.any():
+        return
     count = cv2.boxFilter(hiding, -1, (3, 3), normalize=False, borderType=cv2.BORDER_CONSTANT)
     top, left = window.top - wide.top, window.left - wide.left
     visible = cv2.LUT(count[top : top + rgba.shape[0], left : left + rgba.shape[1]], _VISIBLE)

@@ -254,6 +254,6 @@ def check_columns(task: RowTask, checked: Checked) -> None:
             find("room_depth", f"cannot be read ({shard_damage(error)})", f"/c/{i}/0/0")
             continue
         truths = parts if source is None else source.room(number)
-        for k, name in enumerate(("room_depth", "room_floor", "room_margin", "room_camera")):
+        for k, name in enumerate(("room_depth", "room_floor", "room_margin", "room_camera", "room_lean")):
             if not np.array_equal(np.asarray(parts[k]), np.asarray(truths[k])):
                 find(name, f"differs from that of background {number} of the corpus", f"/c/{i}/0/0" if k < 2 else "")

@@ -158,7 +158,7 @@ class CorpusSource:
         rooms = self._corpus.rooms
         assert rooms is not None
         depth, floor = (rooms.read(kind, number, self.size) for kind in ("depth", "floor"))
-        return depth, floor, *rooms.margin_and_camera(number)
+        return depth, floor, *rooms.geometry(number)
 
     def cutouts(self) -> tuple[np.ndarray, np.ndarray]:
         """Return all foregrounds, each in the corner of an equally large frame, and their heights and widths.

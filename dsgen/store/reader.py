@@ -169,8 +169,8 @@ class Shard:
         """Return a background of a recipe as a room."""
         with _reading(self.files, f"floor of background {index}"):
             floor = self._decode(self._arrays["room_floor"], index)[0]
-        margin, camera_mm = (int(self.column(name)[index]) for name in ("room_margin", "room_camera"))
-        return self._room_depth(index), floor, margin, camera_mm
+        margin, camera_mm, lean = (int(self.column(f"room_{name}")[index]) for name in ("margin", "camera", "lean"))
+        return self._room_depth(index), floor, margin, camera_mm, lean
 
     def _room(self, index: int) -> Room:
         image = self.background(index)

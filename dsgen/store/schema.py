@@ -38,6 +38,7 @@ in the plan, `person_top` (sample, person) and so on, and
     room_floor        (picture, y, x)           u1   255 where the floor is seen, else 0
     room_margin       (picture)                 u2   how far that depth may be wrong, in permille of itself
     room_camera       (picture)                 u2   height of the camera above the floor in millimetres, 0 without one
+    room_lean         (picture)                 i4   how much farther heads are than feet, see `dsgen.corpus.scene.Room`
 
 and if its depth is composed, it has no array `depth`, but what draws it:
 
@@ -79,7 +80,7 @@ LAYOUT = (
 )
 CONVENTIONS = {"Conventions": "CF-1.11"}
 SAMPLE_FIELDS = ("image", "mask", "depth", "instance")
-_ROOM_COLUMNS = ("room_margin", "room_camera")
+_ROOM_COLUMNS = ("room_margin", "room_camera", "room_lean")
 PERSON_FIELDS = ("person_box", "person_depth")
 ROOT = "zarr.json"
 _BLOCK_SAMPLES, _BLOCK_BYTES = 1000, 2**25
@@ -127,6 +128,7 @@ _DESCRIBED: dict[str, dict[str, Any]] = {
     "room_floor": {"long_name": "where the floor is seen, 0 or 255"},
     "room_margin": {"long_name": "how far the depth of the background may be wrong", "units": "permille"},
     "room_camera": {"long_name": "height of the camera above the floor, 0 without one", "units": "mm"},
+    "room_lean": {"long_name": "farther distance of a head at the picture's height, share of the feet's / 2^20"},
     "foreground_cutout": {"long_name": "foreground, RGBA with straight alpha"},
 }
 
@@ -144,6 +146,7 @@ _SHAPES: dict[str, tuple[str, int, tuple[int | None, ...]]] = {  # dtype, dimens
     "room_floor": ("|u1", 3, ()),
     "room_margin": ("<u2", 1, ()),
     "room_camera": ("<u2", 1, ()),
+    "room_lean": ("<i4", 1, ()),
     "foreground_cutout": ("|u1", 4, (4,)),
     "foreground_shape": ("<u2", 2, (2,)),
 }
@@ -380,8 +383,8 @@ def room_files(numbers: np.ndarray, room: Callable[[int], RoomParts]) -> Iterato
         yield f"room_depth/c/{i}/0/0", encode_chunk("depth", depth)
         yield f"room_floor/c/{i}/0/0", encode_chunk("room_floor", floor)
         columns.append(values)
-    for name, values in zip(_ROOM_COLUMNS, np.array(columns, "<u2").T, strict=True):
-        yield f"{name}/c/0", encode_chunk(name, values)
+    for name, values in zip(_ROOM_COLUMNS, np.array(columns).T, strict=True):
+        yield f"{name}/c/0", encode_chunk(name, values.astype(_SHAPES[name][0]))
 
 
 def column_files(rows: np.ndarray, first_row: int) -> Iterator[tuple[str, bytes]]:
@@ -459,7 +462,7 @@ def metadata_files(geometry: Geometry, attributes: Mapping[str, Any], *, sharded
         add("room_depth", count, one, ("picture", "y", "x"), dtype="uint16", compressors=smooth)
         add("room_floor", count, one, ("picture", "y", "x"))
         for name in _ROOM_COLUMNS:
-            add(name, count[:1], count[:1], ("picture",), dtype="uint16")
+            add(name, count[:1], count[:1], ("picture",), dtype=np.dtype(_SHAPES[name][0]).name)
     if "background" in geometry.fields:
         shape = (geometry.backgrounds, side, side, 3)
         add("background", shape, (1, *shape[1:]), ("picture", "y", "x", "channel"))

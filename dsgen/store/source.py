@@ -7,8 +7,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-RoomParts = tuple[np.ndarray, np.ndarray, int, int]
-"""Depth (S,S) u2, floor (S,S) u1, the margin of the depth in permille, the camera's height above the floor in mm."""
+RoomParts = tuple[np.ndarray, np.ndarray, int, int, int]
+"""Depth (S,S) u2, floor (S,S) u1, and `margin_permille`, `camera_mm` and `lean` of a `dsgen.corpus.scene.Room`."""
 
 
 class Source(Protocol):

@@ -59,8 +59,9 @@ def test_what_is_written_is_read(written: Path):
     assert floor.height_m == pytest.approx(1.5, abs=0.01)
     assert rooms.floor(1, 48) is None
     assert not rooms.read("floor", 1, 48).any()
-    assert rooms.margin_and_camera(0) == (20, round(1000 * floor.height_m))
-    assert rooms.margin_and_camera(1) == (100, 0)
+    lean = 2**20 * floor.normal[2] / focal_px(rooms.records[0]["fov_deg"], 1)
+    assert rooms.geometry(0) == (20, round(1000 * floor.height_m), round(lean))
+    assert rooms.geometry(1) == (100, 0, 0)
     assert rooms.focal_px(1, 48) == round(focal_px(70, 48), 4)
     room = rooms.room(0, np.zeros((48, 48, 3), np.uint8))
     assert (room.depth == rooms.read("depth", 0, 48)).all()

@@ -23,7 +23,7 @@ def some_room(rng: np.random.Generator, side: int, permille: int = 20) -> Room:
     depth[rng.random((side, side)) < 0.1] = 0
     floor = np.where(rng.random((side, side)) < 0.2, 255, 0).astype(np.uint8)
     floor[-side // 3 :] = 255
-    return Room.of(image, depth, floor, permille, 1400)
+    return Room.of(image, depth, floor, permille, 1400, int(rng.integers(-600_000, 200_000)))
 
 
 def some_rows(rng: np.random.Generator, count: int, slots: int = 3, look: int = 0) -> np.ndarray:
@@ -87,7 +87,7 @@ def slow_person_with_looks(image, room, figure, person, scale, look):
     wide = window.padded(pad)
     rgba = figure.draw(wide, height, top, left, tilt, scale)
     colour, alpha = rgba[..., :3], rgba[..., 3]
-    visible = slow_visible(room, distance)
+    visible = slow_visible(room, distance, (top + height) * scale)
     seen = np.zeros((side, side), int)
     inner = np.s_[pad:-pad, pad:-pad]
     for (i, j), a in np.ndenumerate(alpha[inner]):

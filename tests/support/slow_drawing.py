@@ -1,6 +1,7 @@
 """Drawing, one pixel at a time in integers of Python, written from the docstrings of what it is compared with."""
 
 import math
+from fractions import Fraction
 
 import numpy as np
 
@@ -87,17 +88,18 @@ def slow_div255(x: int) -> int:
     return (2 * x + 255) // 510
 
 
-def slow_visible(room: Room, distance: int) -> np.ndarray:
-    """How far the room leaves what is at a distance in view, (S,S) ints of 0..255."""
+def slow_visible(room: Room, distance: int, bottom64: int) -> np.ndarray:
+    """How far the room leaves in view who stands at a distance, the feet at this height, (S,S) ints of 0..255."""
     side = len(room.image)
     out = np.full((side, side), 255)
     if not distance or room.depth is None or room.floor is None:
         return out
-    margin = distance * room.margin_permille // 1000 + 30
 
     def hides(y: int, x: int) -> bool:
+        z = distance + math.floor(Fraction(distance * room.lean * (bottom64 - 64 * y - 32), 2**26 * side))
+        margin = z * room.margin_permille // 1000 + 30
         inside = 0 <= y < side and 0 <= x < side
-        return inside and not room.floor[y, x] and 0 < int(room.depth[y, x]) < distance - margin
+        return inside and not room.floor[y, x] and 0 < int(room.depth[y, x]) < z - margin
 
     for y, x in np.ndindex(side, side):
         n = sum(not hides(y + j, x + i) for j in (-1, 0, 1) for i in (-1, 0, 1))
@@ -129,7 +131,7 @@ def slow_scene(
         if window.empty:
             continue
         drawn = slow_draw(rgba, window, height, top, left, tilt, scale)
-        visible = slow_visible(room, distance)
+        visible = slow_visible(room, distance, (top + height) * scale)
         told = distance if depths is None else int(depths[slot])
         for i, j in np.ndindex(drawn.shape[:2]):
             y, x = window.top + i, window.left + j
