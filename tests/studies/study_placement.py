@@ -1,0 +1,291 @@
+"""Do people on the floor teach better than people at random places? Train the same U-Net on both, score it on both.
+
+    python tests/studies/study_placement.py --interiors frames rgb depth --out placement.md
+
+There are three corpora of the same backgrounds and people, so that the same of them are unseen:
+
+- random: one person of fixed height at a random place, the original's recipe
+- floor: one person, `--place floor`
+- scenes: 1 to 3 people, `--place floor`, with contact shadows and matched colours
+
+All have composed depth as their labels. A network of the same settings and first weights is trained on each, with the
+same number of samples, and scored on pictures whose people and rooms no corpus trains with:
+
+- random, floor and scenes: the test split of each corpus
+- rooms: unseen people on the floors of assets/rooms, whose depth a network estimates
+- what --interiors names: unseen people on the floors of photographs, by the depth that is given; those without a floor
+  are left out. Measure there only: nothing is trained on them
+
+Interiors are scored twice, as "floor" and as "scenes" draw people.
+
+The U-Net is given the background beside the composite, so it can find people by what has changed, wherever they are.
+So there are networks that see the composite alone, too (`--alone`; zeros take the place of the background): they have
+to know people by their looks and by where they are.
+
+Everything is kept in --work, and a study that was stopped continues.
+"""
+
+import argparse
+import csv
+import logging
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from dsgen.corpus.build import Parameters, composite
+from dsgen.corpus.composed import label_composed
+from dsgen.corpus.plan import SPLITS
+from dsgen.depth.rooms import estimate_depth_with
+from dsgen.evaluation.scores import RowScores, score_rows
+from dsgen.evaluation.summary import summarise
+from dsgen.evaluation.worst import draw_worst
+from dsgen.io.atomic import write_bytes, write_json
+from dsgen.io.json_files import read_json
+from dsgen.parallel.devices import pick_device
+from dsgen.store.arena import Batch
+from dsgen.store.loader import Loader
+from dsgen.store.packing import pack
+from dsgen.store.reader import Store
+from dsgen.training.checkpoint import open_trained
+from dsgen.training.fit import fit
+from dsgen.training.settings import Settings
+
+ASSETS = Path(__file__).resolve().parent.parent.parent / "assets"
+PERSON_SHARE = 110 / 224  # height of a person at a random place, of the picture's: the original's
+EPOCHS = 2
+SCENES: dict[str, Any] = {"place": "floor", "people": "1-3", "shadow": 0.6, "match_colours": 0.4}
+ARMS: dict[str, dict[str, Any]] = {"random": {}, "floor": {"place": "floor"}, "scenes": SCENES}
+COLUMNS = {
+    "mask IoU": "iou",
+    "boundary IoU": "boundary_iou",
+    "AbsRel": "abs_rel",
+    "delta1": "delta1",
+    "AbsRel on people": "foreground_abs_rel",
+    "delta1 on people": "foreground_delta1",
+}
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A store that networks are scored on, and which split of it."""
+
+    name: str
+    store: Path
+    split: str | None
+
+
+class WithoutBackgrounds(Loader):
+    """A loader whose batches lack the backgrounds, as if the store had none."""
+
+    def __init__(self, *arguments: Any, **options: Any):
+        super().__init__(*arguments, **options)
+        self.fields = tuple(name for name in self.fields if name != "background")
+
+    def __iter__(self) -> Iterator[Batch]:
+        for batch in super().__iter__():
+            yield {name: values for name, values in batch.items() if name != "background"}
+
+
+def make_store(work: Path, name: str, parameters: Parameters, **options: Any) -> Path:
+    """Make a corpus, label it with composed depth, and pack it; return the store."""
+    corpus, store = work / name, work / f"{name}-store"
+    estimate = estimate_depth_with()
+    composite(corpus, parameters=parameters, pictures=False, estimate_depth=estimate, **options)
+    if parameters.place == "random":
+        label_composed(corpus, estimate_depth=estimate)
+    pack(corpus, store, recipe=True)
+    return store
+
+
+def copy_unseen_people(work: Path, store: Path) -> Path:
+    """Copy the bundled people of the test split, and what is known of them, to a folder; return it."""
+    plan, folder = Store(store).plan, work / "people"
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = sorted((ASSETS / "foregrounds").glob("*.png"))
+    unseen = {paths[number] for number in np.unique(plan["foreground"][plan["split"] == SPLITS.index("test")]).tolist()}
+    with (ASSETS / "people.csv").open(encoding="utf-8") as file:
+        first, *lines = csv.reader(file)
+    names = {path.stem for path in unseen}
+    with (work / "people.csv").open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows([first, *(line for line in lines if line[first.index("name")] in names)])
+    for path in unseen:
+        shutil.copy(path, folder)
+    return folder
+
+
+def train(store: Path, run: Path, settings: Settings, loader: type[Loader]) -> None:
+    """Train a run, or continue it."""
+
+    def open_batches(split: str, batch_size: int) -> Loader:
+        return loader(store, split, batch_size, seed=settings.seed, workers=1)
+
+    fit(open_batches, run, settings, epochs=EPOCHS, device=pick_device("auto"))
+
+
+def score(run: Path, scored: Scored, loader: type[Loader], out: Path) -> dict[str, Any]:
+    """Score a run as `dsgen evaluate` does; write the scores and the worst rows, and return the former."""
+    if (out / "scores.json").is_file():
+        return read_json(out / "scores.json")
+    trained, opened = open_trained(run), Store(scored.store)
+    batches = loader(scored.store, scored.split, 16, shuffle=False, workers=1)
+    found = with_people(score_rows(trained, opened, batches, trained.size, batches.rows))
+    scores = summarise(opened.plan[found.rows], found)
+    out.mkdir(parents=True, exist_ok=True)
+    if loader is Loader:
+        draw_worst(out / "worst.png", trained, opened, scores["worst"][:12], trained.size)
+    write_json(out / "scores.json", scores)
+    return scores
+
+
+def with_people(found: RowScores) -> RowScores:
+    """Return the rows that show anybody: on small floors there may be no place where enough of a person is seen."""
+    seen = found.mask_share > 0
+    scores = {
+        answer: {name: values[seen] for name, values in by_name.items()} for answer, by_name in found.scores.items()
+    }
+    return replace(found, rows=found.rows[seen], mask_share=found.mask_share[seen], scores=scores)
+
+
+def as_line(*cells: str) -> str:
+    """Return a line of a table."""
+    return "| " + " | ".join(cells) + " |"
+
+
+def numbers(scores: dict[str, Any]) -> list[str]:
+    """Return the cells of the columns."""
+    return ["" if scores.get(key) is None else f"{scores[key]:.3f}" for key in COLUMNS.values()]
+
+
+def draw_examples(out: Path, sets: list[tuple[Scored, int]], runs: list[tuple[Path, bool]]) -> None:
+    """Draw rows, a line each: background, composite, true mask, the runs' masks, true depth, the runs' depths.
+
+    `sets` are stores with the numbers of their rows, `runs` say whether they see backgrounds.
+    """
+    from matplotlib import colormaps
+    from PIL import Image
+
+    from dsgen.io.images import encode_png
+    from dsgen.training.batches import prepare
+
+    def shown(picture: np.ndarray) -> np.ndarray:
+        tile = Image.fromarray(picture).resize((128, 128), Image.Resampling.NEAREST)
+        return np.pad(np.asarray(tile), ((0, 4), (0, 4), (0, 0)), constant_values=255)
+
+    def depth(metres: torch.Tensor) -> np.ndarray:
+        values = metres[0, 0].numpy()
+        return np.where(values[..., None] > 0, colormaps["turbo_r"](values / 7)[..., :3] * 255, 255).astype(np.uint8)
+
+    def grey(mask: torch.Tensor) -> np.ndarray:
+        return np.repeat((mask[0, 0].numpy() * 255).astype(np.uint8)[..., None], 3, 2)
+
+    lines = []
+    for scored, row in sets:
+        read = Store(scored.store).read(row, row + 1)
+        sample = {name: torch.from_numpy(np.ascontiguousarray(values)) for name, values in read.items()}
+        masks, depths = [], []
+        size = open_trained(runs[0][0]).size
+        background, image, mask, depth_m = prepare(sample, size, torch.device("cpu"))
+        assert depth_m is not None
+        for run, sees in runs:
+            logits, metres = open_trained(run).answer(background if sees else torch.zeros_like(background), image)
+            masks.append(grey((logits > 0).float()))
+            depths.append(depth(metres))
+        pictures = [(each[0].permute(1, 2, 0).numpy() * 255).round().astype(np.uint8) for each in (background, image)]
+        panels = [*pictures, grey(mask), *masks, depth(depth_m), *depths]
+        lines.append(np.concatenate([shown(panel) for panel in panels], axis=1))
+    write_bytes(out, encode_png(np.concatenate(lines)))
+
+
+def make_interiors(work: Path, name: str, parameters: Parameters, people: Path, **options: Any) -> list[Scored]:
+    """Put unseen people on the floors of a folder of pictures, as "floor" and as "scenes" draw them."""
+    sets = []
+    for arm in ("floor", "scenes"):
+        # the split is not used; without shares of their own all pictures belong to training
+        wanted = replace(parameters, **ARMS[arm], without_floor="leave-out", validation_share=0.0, test_share=0.0)
+        sets.append(
+            Scored(f"{name}, {arm}", make_store(work, f"{name}-{arm}", wanted, foregrounds=people, **options), None)
+        )
+    return sets
+
+
+def main() -> None:
+    """Make the corpora, train, score, and write the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--size", type=int, default=64)
+    parser.add_argument("--samples", type=int, default=4000, help="of every network")
+    parser.add_argument("--seeds", type=int, default=1, help="networks of every kind")
+    parser.add_argument("--rooms", type=int, default=60, help="how many of assets/rooms")
+    parser.add_argument(
+        "--interiors",
+        nargs=3,
+        action="append",
+        default=[],
+        metavar=("NAME", "PICTURES", "DEPTHS"),
+        help="folders of photographs and of their depth; fields of view as for dsgen composite",
+    )
+    parser.add_argument("--alone", action="store_true", help="train networks too that see the composite alone")
+    parser.add_argument("--work", type=Path, default=Path("bench/placement"))
+    parser.add_argument("--out", type=Path, default=Path("placement.md"))
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.WARNING)
+    work = arguments.work
+    common = Parameters(
+        positions=1,
+        size=arguments.size,
+        label_size=2 * arguments.size,
+        fg_height=round(PERSON_SHARE * arguments.size),
+        skip_unused=True,
+    )
+    stores = {arm: make_store(work, arm, replace(common, **changes)) for arm, changes in ARMS.items()}
+    sets = [Scored(arm, store, "test") for arm, store in stores.items()]
+    people = copy_unseen_people(work, stores["random"])
+    once = replace(common, flip=False)
+    sets += make_interiors(work, "rooms", once, people, backgrounds=ASSETS / "rooms", max_backgrounds=arguments.rooms)
+    for name, pictures, depths in arguments.interiors:
+        places = replace(common, positions=2)
+        sets += make_interiors(
+            work, name, places, people, backgrounds=Path(pictures), background_depths=Path(depths), fov_deg=60.0
+        )
+    settings = Settings(
+        sizes=(arguments.size,),
+        batch_size=(8,),
+        schedule="cosine",
+        epoch_samples=arguments.samples // EPOCHS,
+        validation_samples=100,
+    )
+    title = ["scored on", "rows", "the network sees", "trained on", *COLUMNS]
+    lines = [as_line(*title), "|---" * len(title) + "|"]
+    loaders = {"both pictures": Loader} | ({"the composite alone": WithoutBackgrounds} if arguments.alone else {})
+    runs: dict[tuple[str, str, int], Path] = {}
+    for seed in range(arguments.seeds):
+        for sees, loader in loaders.items():
+            for arm, store in stores.items():
+                suffix = ("" if loader is Loader else "-alone") + (f"-{seed}" if seed else "")
+                runs[sees, arm, seed] = work / f"run-{arm}{suffix}"
+                train(store, runs[sees, arm, seed], replace(settings, seed=seed), loader)
+    for scored in sets:
+        trivial: dict[str, Any] = {}
+        for (sees, arm, seed), run in runs.items():
+            scores = score(run, scored, loaders[sees], work / "scores" / f"{run.name}-{scored.store.name}")
+            trivial |= scores["scores"]
+            trained_on = arm if arguments.seeds == 1 else f"{arm}, seed {seed}"
+            lines.append(
+                as_line(scored.name, f"{scores['rows']:,}", sees, trained_on, *numbers(scores["scores"]["network"]))
+            )
+            print(lines[-1], flush=True)
+        lines += [
+            as_line(scored.name, f"{scores['rows']:,}", "", answer, *numbers(trivial.get(answer, {})))
+            for answer in ("mean depth", "background's depth")
+        ]
+    write_bytes(arguments.out, ("\n".join(lines) + "\n").encode())
+    chosen = [(scored, int(Store(scored.store).rows_of(scored.split)[k])) for scored in sets[1:] for k in (5,)]
+    draw_examples(work / "examples.png", chosen, [(run, sees == "both pictures") for (sees, _, _), run in runs.items()])
+
+
+if __name__ == "__main__":
+    main()
