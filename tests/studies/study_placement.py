@@ -41,16 +41,15 @@ from dsgen.corpus.build import Parameters, composite
 from dsgen.corpus.composed import label_composed
 from dsgen.corpus.plan import SPLITS
 from dsgen.depth.rooms import estimate_depth_with
-from dsgen.evaluation.scores import RowScores, score_rows
-from dsgen.evaluation.summary import summarise
-from dsgen.evaluation.worst import draw_worst
-from dsgen.io.atomic import write_bytes, write_json
-from dsgen.io.json_files import read_json
+from dsgen.evaluation.scores import depth_scores, mask_scores
+from dsgen.io.atomic import write_bytes
+from dsgen.io.images import encode_png
 from dsgen.parallel.devices import pick_device
 from dsgen.store.arena import Batch
 from dsgen.store.loader import Loader
 from dsgen.store.packing import pack
 from dsgen.store.reader import Store
+from dsgen.training.batches import prepare
 from dsgen.training.checkpoint import open_trained
 from dsgen.training.fit import fit
 from dsgen.training.settings import Settings
@@ -68,6 +67,9 @@ COLUMNS = {
     "AbsRel on people": "foreground_abs_rel",
     "delta1 on people": "foreground_delta1",
 }
+
+
+Scores = dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -127,28 +129,28 @@ def train(store: Path, run: Path, settings: Settings, loader: type[Loader]) -> N
     fit(open_batches, run, settings, epochs=EPOCHS, device=pick_device("auto"))
 
 
-def score(run: Path, scored: Scored, loader: type[Loader], out: Path) -> dict[str, Any]:
-    """Score a run as `dsgen evaluate` does; write the scores and the worst rows, and return the former."""
-    if (out / "scores.json").is_file():
-        return read_json(out / "scores.json")
-    trained, opened = open_trained(run), Store(scored.store)
-    batches = loader(scored.store, scored.split, 16, shuffle=False, workers=1)
-    found = with_people(score_rows(trained, opened, batches, trained.size, batches.rows))
-    scores = summarise(opened.plan[found.rows], found)
-    out.mkdir(parents=True, exist_ok=True)
-    if loader is Loader:
-        draw_worst(out / "worst.png", trained, opened, scores["worst"][:12], trained.size)
-    write_json(out / "scores.json", scores)
-    return scores
+def score(runs: dict[Path, bool], scored: Scored) -> tuple[int, dict[Path, Scores]]:
+    """Score runs as `dsgen evaluate` does, all of them on the same batches; return the rows and the means by run.
 
-
-def with_people(found: RowScores) -> RowScores:
-    """Return the rows that show anybody: on small floors there may be no place where enough of a person is seen."""
-    seen = found.mask_share > 0
-    scores = {
-        answer: {name: values[seen] for name, values in by_name.items()} for answer, by_name in found.scores.items()
-    }
-    return replace(found, rows=found.rows[seen], mask_share=found.mask_share[seen], scores=scores)
+    Rows that show nobody do not count: on a small floor there may be no place where enough of a person is seen. `runs`
+    say whether the network sees the background.
+    """
+    networks = {run: open_trained(run) for run in runs}
+    pieces: dict[Path, list[dict[str, torch.Tensor]]] = {run: [] for run in runs}
+    for batch in Loader(scored.store, scored.split, 16, shuffle=False, workers=1):
+        shown = (batch["mask"] > 0).flatten(1).any(1)
+        if not shown.any():
+            continue
+        some = {name: values[shown] for name, values in batch.items()}
+        for run, sees in runs.items():
+            network = networks[run]
+            background, image, mask, depth_m = prepare(some, network.size, network.device)
+            assert depth_m is not None
+            logits, answer_m = network.answer(background if sees else torch.zeros_like(background), image)
+            pieces[run].append(mask_scores(logits, mask) | depth_scores(answer_m, depth_m, mask))
+    rows = {run: {name: torch.cat([piece[name] for piece in pieces[run]]) for name in pieces[run][0]} for run in runs}
+    means = {run: {name: values.nanmean().item() for name, values in rows[run].items()} for run in runs}
+    return len(next(iter(rows.values()))["iou"]), means
 
 
 def as_line(*cells: str) -> str:
@@ -156,9 +158,9 @@ def as_line(*cells: str) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
-def numbers(scores: dict[str, Any]) -> list[str]:
+def numbers(scores: Scores) -> list[str]:
     """Return the cells of the columns."""
-    return ["" if scores.get(key) is None else f"{scores[key]:.3f}" for key in COLUMNS.values()]
+    return [f"{scores[key]:.3f}" for key in COLUMNS.values()]
 
 
 def draw_examples(out: Path, sets: list[tuple[Scored, int]], runs: list[tuple[Path, bool]]) -> None:
@@ -168,9 +170,6 @@ def draw_examples(out: Path, sets: list[tuple[Scored, int]], runs: list[tuple[Pa
     """
     from matplotlib import colormaps
     from PIL import Image
-
-    from dsgen.io.images import encode_png
-    from dsgen.training.batches import prepare
 
     def shown(picture: np.ndarray) -> np.ndarray:
         tile = Image.fromarray(picture).resize((128, 128), Image.Resampling.NEAREST)
@@ -269,19 +268,11 @@ def main() -> None:
                 runs[sees, arm, seed] = work / f"run-{arm}{suffix}"
                 train(store, runs[sees, arm, seed], replace(settings, seed=seed), loader)
     for scored in sets:
-        trivial: dict[str, Any] = {}
+        rows, means = score({run: sees == "both pictures" for (sees, _, _), run in runs.items()}, scored)
         for (sees, arm, seed), run in runs.items():
-            scores = score(run, scored, loaders[sees], work / "scores" / f"{run.name}-{scored.store.name}")
-            trivial |= scores["scores"]
             trained_on = arm if arguments.seeds == 1 else f"{arm}, seed {seed}"
-            lines.append(
-                as_line(scored.name, f"{scores['rows']:,}", sees, trained_on, *numbers(scores["scores"]["network"]))
-            )
+            lines.append(as_line(scored.name, f"{rows:,}", sees, trained_on, *numbers(means[run])))
             print(lines[-1], flush=True)
-        lines += [
-            as_line(scored.name, f"{scores['rows']:,}", "", answer, *numbers(trivial.get(answer, {})))
-            for answer in ("mean depth", "background's depth")
-        ]
     write_bytes(arguments.out, ("\n".join(lines) + "\n").encode())
     chosen = [(scored, int(Store(scored.store).rows_of(scored.split)[k])) for scored in sets[1:] for k in (5,)]
     draw_examples(work / "examples.png", chosen, [(run, sees == "both pictures") for (sees, _, _), run in runs.items()])
