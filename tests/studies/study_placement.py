@@ -163,6 +163,14 @@ def numbers(scores: Scores) -> list[str]:
     return [f"{scores[key]:.3f}" for key in COLUMNS.values()]
 
 
+def pick_example(scored: Scored) -> int:
+    """Return the first row, from the middle on, in which people cover 3 % of the picture; the first if there is none."""
+    store = Store(scored.store)
+    rows = store.rows_of(scored.split).tolist()
+    large = (row for row in rows[len(rows) // 2 :] if (store.read(row, row + 1)["mask"] > 0).mean() >= 0.03)
+    return next(large, rows[0])
+
+
 def draw_examples(out: Path, sets: list[tuple[Scored, int]], runs: list[tuple[Path, bool]]) -> None:
     """Draw rows, a line each: background, composite, true mask, the runs' masks, true depth, the runs' depths.
 
@@ -274,7 +282,7 @@ def main() -> None:
             lines.append(as_line(scored.name, f"{rows:,}", sees, trained_on, *numbers(means[run])))
             print(lines[-1], flush=True)
     write_bytes(arguments.out, ("\n".join(lines) + "\n").encode())
-    chosen = [(scored, int(Store(scored.store).rows_of(scored.split)[k])) for scored in sets[1:] for k in (5,)]
+    chosen = [(scored, pick_example(scored)) for scored in sets]
     draw_examples(work / "examples.png", chosen, [(run, sees == "both pictures") for (sees, _, _), run in runs.items()])
 
 
