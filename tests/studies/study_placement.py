@@ -67,9 +67,7 @@ COLUMNS = {
     "AbsRel on people": "foreground_abs_rel",
     "delta1 on people": "foreground_delta1",
 }
-
-
-Scores = dict[str, float]
+Scores = dict[str, float]  # by the names of `dsgen.evaluation.scores`
 
 
 @dataclass(frozen=True)
@@ -164,7 +162,7 @@ def numbers(scores: Scores) -> list[str]:
 
 
 def pick_example(scored: Scored) -> int:
-    """Return the first row, from the middle on, in which people cover 3 % of the picture; the first if there is none."""
+    """Return the first row, from the middle on, whose people cover 3 % of the picture; the very first if none do."""
     store = Store(scored.store)
     rows = store.rows_of(scored.split).tolist()
     large = (row for row in rows[len(rows) // 2 :] if (store.read(row, row + 1)["mask"] > 0).mean() >= 0.03)
