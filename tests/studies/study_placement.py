@@ -2,9 +2,10 @@
 
     python tests/studies/study_placement.py --interiors frames rgb depth --out placement.md
 
-There are three corpora of the same backgrounds and people, so that the same of them are unseen:
+There are four corpora of the same backgrounds and people, so that the same of them are unseen:
 
 - random: one person of fixed height at a random place, the original's recipe
+- sizes: one person at a random place, of random height: what of the difference is that of sizes alone
 - floor: one person, `--place floor`
 - scenes: 1 to 3 people, `--place floor`, with contact shadows and matched colours
 
@@ -58,7 +59,8 @@ ASSETS = Path(__file__).resolve().parent.parent.parent / "assets"
 PERSON_SHARE = 110 / 224  # height of a person at a random place, of the picture's: the original's
 EPOCHS = 2
 SCENES: dict[str, Any] = {"place": "floor", "people": "1-3", "shadow": 0.6, "match_colours": 0.4}
-ARMS: dict[str, dict[str, Any]] = {"random": {}, "floor": {"place": "floor"}, "scenes": SCENES}
+SIZES = (12 / 64, 48 / 64)  # about the heights that people have on the floors of the bundled rooms
+SCORED = ("random", "floor", "scenes")
 COLUMNS = {
     "mask IoU": "iou",
     "boundary IoU": "boundary_iou",
@@ -89,6 +91,12 @@ class WithoutBackgrounds(Loader):
     def __iter__(self) -> Iterator[Batch]:
         for batch in super().__iter__():
             yield {name: values for name, values in batch.items() if name != "background"}
+
+
+def arms(size: int) -> dict[str, dict[str, Any]]:
+    """Return how the corpora differ, by name, for pictures of a size in pixels."""
+    heights = "-".join(str(round(share * size)) for share in SIZES)
+    return {"random": {}, "sizes": {"fg_height": heights}, "floor": {"place": "floor"}, "scenes": SCENES}
 
 
 def make_store(work: Path, name: str, parameters: Parameters, **options: Any) -> Path:
@@ -211,7 +219,9 @@ def make_interiors(work: Path, name: str, parameters: Parameters, people: Path, 
     sets = []
     for arm in ("floor", "scenes"):
         # the split is not used; without shares of their own all pictures belong to training
-        wanted = replace(parameters, **ARMS[arm], without_floor="leave-out", validation_share=0.0, test_share=0.0)
+        wanted = replace(
+            parameters, **arms(parameters.size)[arm], without_floor="leave-out", validation_share=0.0, test_share=0.0
+        )
         sets.append(
             Scored(f"{name}, {arm}", make_store(work, f"{name}-{arm}", wanted, foregrounds=people, **options), None)
         )
@@ -246,8 +256,8 @@ def main() -> None:
         fg_height=round(PERSON_SHARE * arguments.size),
         skip_unused=True,
     )
-    stores = {arm: make_store(work, arm, replace(common, **changes)) for arm, changes in ARMS.items()}
-    sets = [Scored(arm, store, "test") for arm, store in stores.items()]
+    stores = {arm: make_store(work, arm, replace(common, **changes)) for arm, changes in arms(common.size).items()}
+    sets = [Scored(arm, stores[arm], "test") for arm in SCORED]
     people = copy_unseen_people(work, stores["random"])
     once = replace(common, flip=False)
     sets += make_interiors(work, "rooms", once, people, backgrounds=ASSETS / "rooms", max_backgrounds=arguments.rooms)
