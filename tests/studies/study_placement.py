@@ -25,7 +25,7 @@ to know people by their looks and by where they are.
 
 Everything is kept in --work, and a study that was stopped continues.
 
-Results of 64 px, 4,000 samples a network (500 steps of 8; CPU, float32), two seeds where there are two numbers. Mask IoU:
+Results at 64 px, 4,000 samples a network (500 steps of 8, on a CPU); two seeds where there are two numbers. Mask IoU:
 
     trained on    on random     on floor      rooms, floor  frames        photographs
     random        0.799 0.801   0.634 0.622   0.727 0.727   0.697 0.665   0.745 0.751
@@ -40,20 +40,20 @@ delta1 of the depth on people:
     floor         0.252 0.234   0.519 0.567   0.481 0.566   0.379 0.308   0.387 0.525
     scenes        0.358         0.561         0.465         0.468         0.383
 
-Frames are 15 of RGB-D sets, of which 4 had room for a whole person, photographs 4 of one hall: too few for more than a
-hint. Rows: 192, 192, 456, 76, 128; all but the first with people on a floor, as "floor" draws them. Depth over the whole
-picture differs little, and not to one side.
+Of 15 RGB-D frames of several sets 4 had room for a whole person, of 30 other photographs 4 of one hall: too few for
+more than a hint. Rows: 192, 192, 456, 76, 128; all but the first with one cut-out on a floor, as "floor" draws it.
+Depth over the whole picture differs little, and not to one side.
 
 - Each corpus teaches its own test split best. On the bundled floors the floor corpus is better by 0.04 to 0.05 of IoU
   (seed 0: 0.048, 95 % of a bootstrap over the 12 rooms 0.020 to 0.072); on random places it is worse by 0.03 to 0.06.
 - On floors of other rooms the masks are alike (seed 0: +0.007, -0.001 to 0.016 over 57 rooms; seed 1: -0.012); random
   places with random sizes do best there. On real pictures masks are alike or slightly worse.
-- How far away people are is learnt better from floors: delta1 on people is higher by 0.14 to 0.27 on rendered floors and
+- How far away people are is learnt better from floors: delta1 on people is higher by 0.14 to 0.27 on rendered floors,
   by 0.20 to 0.40 in the hall, but lower by 0.04 to 0.24 in the four frames. Random sizes alone do not teach it.
 
 Networks that saw the composite alone (one seed; random, floor): IoU 0.589, 0.315 on random places, 0.293, 0.317 on the
 bundled floors, 0.419, 0.405 in other rooms, 0.382, 0.197 on frames, 0.528, 0.177 on photographs. After so few samples
-none has learnt what a person is, and large people, as the random corpus has them, teach it faster.
+none has learnt well what a person is, and people of the random corpus are larger, which may teach it faster.
 """
 
 import argparse
