@@ -252,7 +252,8 @@ class Trainer:
         # without a mask any pixel may be foreground
         inside = mask if "mask" in batch else torch.ones_like(mask)
         background, image, inside, depth_m = augment(
-            background,
+            # an edge is cut hard by showing the background again, which zeros would replace by black
+            background if "background" in batch else image,
             image,
             inside,
             depth_m,

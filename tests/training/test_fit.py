@@ -484,6 +484,17 @@ def test_what_a_store_lacks_is_left_out(tmp_path: Path, caplog: pytest.LogCaptur
     assert not fit_module.is_blank(scores) or "mask" in fields
 
 
+def test_augmentation_leaves_the_surroundings_where_there_are_no_backgrounds():
+    """No sample is black around its foreground, as it would be if zeros were taken for the background."""
+    fields = ("image", "mask")
+    trainer = Trainer(settings(), fields, "", CPU)
+    batch = next(iter(Scenes(64, fields=fields, batch_size=64)))
+    _, image, inside, _ = trainer.augmented(batch, 32, torch.Generator().manual_seed(1))
+    assert inside is not None
+    around = (image * (1 - inside)).flatten(1).mean(1)
+    assert around.min() > 0.02
+
+
 def test_a_store_without_truth_is_refused(tmp_path: Path):
     """There is nothing to learn from pictures alone."""
     with pytest.raises(DsgenError, match="got neither masks nor depth"):
