@@ -145,7 +145,7 @@ def compose(rooms: np.ndarray, mask: np.ndarray, depths: np.ndarray) -> np.ndarr
 def find_boxes(instance: np.ndarray, slots: int) -> np.ndarray:
     """Return the boxes (n,slots,4) u2 of what is seen of people: left, top, width and height in pixels, or 0.
 
-    `instance` is (n,S,S) u1, 1 + the slot where a person is seen.
+    `instance` is (n,S,S) u1, 1 + the slot where a person is seen; with one slot a mask will do.
     """
     boxes = np.zeros((len(instance), slots, 4), np.uint16)
     for picture, row in zip(instance, boxes, strict=True):

@@ -244,16 +244,21 @@ class Corpus:
             rows, rooms, figures, self.size, scale, fields=fields, depths=depths, looks=self._looks, out=out
         )
 
-    def render(self, rows: np.ndarray, size: int | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """Render rows of the plan: images (n,S,S,3) u1 RGB, masks (n,S,S) u1, 0 or 255; `size` as for `background`."""
+    def render(
+        self, rows: np.ndarray, size: int | None = None, out: Mapping[str, np.ndarray] | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Render rows of the plan: images (n,S,S,3) u1 RGB, masks (n,S,S) u1, 0 or 255; `size` as for `background`.
+
+        They are drawn into the arrays `image` and `mask` of `out`, if it has them.
+        """
         if self.people:
-            drawn = self.draw(rows, ("image", "mask"), size)
+            drawn = self.draw(rows, ("image", "mask"), size, out=out)
             return drawn["image"], drawn["mask"]
         scale = self._scale(size)
         backgrounds = {b: self.background(b, self.size * scale) for b in np.unique(rows["background"]).tolist()}
         pairs = np.unique(rows[["foreground", "flip"]])
         cutouts = {(f, m): self.cutout(f, m, self.size * scale) for f, m in pairs.tolist()}
-        return render(rows, backgrounds, cutouts, self.size, scale)
+        return render(rows, backgrounds, cutouts, self.size, scale, out)
 
     @cached_property
     def labels(self) -> Labels | None:

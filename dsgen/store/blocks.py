@@ -4,9 +4,13 @@ A block is whole chunks of consecutive rows, and becomes one file of every array
 the source and the rows, so it may be packed twice, even at the same time.
 """
 
+import threading
 from dataclasses import dataclass
 from functools import lru_cache
 
+import numpy as np
+
+from dsgen.corpus.scene import DRAWN
 from dsgen.io.filesystem import open_files
 from dsgen.store import codecs, schema
 from dsgen.store.layout import PACKING, ZIP_SUFFIX
@@ -74,10 +78,24 @@ def _open_source(key: SourceKey) -> Source:
     return key.open()
 
 
+_reused = threading.local()  # new memory costs more time than what is drawn into it
+
+
+def _memory(source: Source, rows: int) -> dict[str, np.ndarray]:
+    """Return memory for the drawn fields of so many rows, the same for every block of a thread."""
+    kept: dict[str, np.ndarray] = vars(_reused).setdefault("arrays", {})
+    for field, dtype in DRAWN.items():
+        if field in source.fields or (field == "instance" and source.people > 1):
+            shape = (rows, source.size, source.size, 3)[: 4 if field == "image" else 3]
+            if field not in kept or kept[field].shape[1:] != shape[1:] or len(kept[field]) < rows:
+                kept[field] = np.empty(shape, dtype)
+    return {field: array[:rows] for field, array in kept.items()}
+
+
 def pack_block(task: BlockTask) -> int:
     """Write the files of a block, then its record; return its rows."""
     source, files, shard = _open_source(task.source), open_files(task.store), task.shard
-    arrays = source.pictures(task.start, task.stop)
+    arrays = source.pictures(task.start, task.stop, _memory(source, task.rows))
     sums = block_sums(arrays)
     written: FileTable = {}
     for field, values in arrays.items():

@@ -1,6 +1,7 @@
 """A corpus as a source of a store."""
 
 import logging
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from functools import cached_property
 from pathlib import Path
@@ -81,7 +82,7 @@ class CorpusSource:
         arguments = str(Path(path).absolute()), max_flip_error, corpus.sha256, depth, composed
         self.key = SourceKey(CorpusSource, arguments, repr((labels, self._written)))
 
-    def pictures(self, first: int, last: int) -> dict[str, np.ndarray]:
+    def pictures(self, first: int, last: int, out: Mapping[str, np.ndarray] | None = None) -> dict[str, np.ndarray]:
         """Draw rows `first` to `last`, exclusive, and read their depth."""
         corpus, rows = self._corpus, self.plan[first:last]
         found: dict[str, np.ndarray] = {}
@@ -89,17 +90,16 @@ class CorpusSource:
             found["person_depth"] = person_depths(corpus, rows)
         draws_depth = self._composed and not self._written
         if corpus.people:
-            fields = ("image", "mask", "instance", *(("depth",) if draws_depth else ()))
-            found = corpus.draw(rows, fields, depths=found.get("person_depth")) | found
-            found["person_box"] = find_boxes(found["instance"], corpus.people)
-            if "instance" not in self.fields:
-                del found["instance"]
+            several = ("instance",) if corpus.people > 1 else ()
+            fields = ("image", "mask", *several, *(("depth",) if draws_depth else ()))
+            found = corpus.draw(rows, fields, depths=found.get("person_depth"), out=out) | found
+            found["person_box"] = find_boxes(found["instance" if several else "mask"], corpus.people)
         else:
-            found["image"], found["mask"] = corpus.render(rows)
-            if "instance" in self.fields:
-                found["instance"] = found["mask"] & 1
+            found["image"], found["mask"] = corpus.render(rows, out=out)
             if draws_depth:
                 found["depth"] = compose(room_depths(corpus, rows), found["mask"], found["person_depth"][:, 0])
+        if "instance" in self.fields and "instance" not in found:
+            found["instance"] = found["mask"] & 1
         if draws_depth:
             return found
         if "depth" in self.fields:

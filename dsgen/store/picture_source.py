@@ -8,6 +8,7 @@ is one image, in order of name.
 
 import hashlib
 import logging
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
@@ -168,7 +169,12 @@ class Pictures:
         scaled = images.resize(picture, self.size, self.size)
         return np.where(scaled >= 128, 255, 0).astype(np.uint8) if field == "mask" else scaled
 
-    def pictures(self, first: int, last: int) -> dict[str, np.ndarray]:
+    def pictures(
+        self,
+        first: int,
+        last: int,
+        out: Mapping[str, np.ndarray] | None = None,  # noqa: ARG002
+    ) -> dict[str, np.ndarray]:
         """Read and scale rows `first` to `last`, exclusive."""
         return {
             field: np.stack([self._scaled(field, row) for row in range(first, last)])

@@ -26,11 +26,11 @@ class Source(Protocol):
     rooms: bool  # whether drawing needs to know the backgrounds as rooms
     folders: list[Path]  # what a worker on another machine must see
 
-    def pictures(self, first: int, last: int) -> dict[str, np.ndarray]:
+    def pictures(self, first: int, last: int, out: Mapping[str, np.ndarray] | None = None) -> dict[str, np.ndarray]:
         """Return the arrays of rows `first` to `last`, exclusive: `image`, and the others of its fields.
 
         With them come `person_box` (n,slots,4) u2 where there are slots for people, and `person_depth` (n,slots) u2
-        where a recipe draws the depth.
+        where a recipe draws the depth. What is drawn may be drawn into the arrays of `out`, by field.
         """
 
     def background(self, number: int) -> np.ndarray:
