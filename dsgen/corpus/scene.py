@@ -83,14 +83,14 @@ class Room:
         hides = np.where((floor > 0) | (depth == 0), np.uint16(NEVER), depth)
         return cls(image, depth, floor, hides, margin_permille, camera_mm, lean)
 
-    def least_visible(self, distance: np.ndarray | int, above64: np.ndarray) -> np.ndarray:
-        """Return the depth i8 that the room must have at least not to hide people, both in millimetres.
+    def least_visible(self, distance: Any, above64: Any) -> Any:
+        """Return the depth that the room must have at least not to hide people, both in millimetres.
 
-        `above64` is how far above the lower edge of their cut-outs, in 1/64 pixel of the room's image.
+        `above64` is how far above the lower edge of their cut-outs, in 1/64 pixel of the room's image. All are
+        integers, or arrays of them.
         """
         z = distance + distance * self.lean * above64 // (2**26 * self.image.shape[0])
-        least: np.ndarray = z - (z * self.margin_permille // 1000 + MARGIN_MM)
-        return least
+        return z - (z * self.margin_permille // 1000 + MARGIN_MM)
 
 
 MARGIN_MM = 30
@@ -261,11 +261,12 @@ def _hide(rgba: np.ndarray, room: Room, window: Window, distance: int, bottom: i
     if not distance or room.hides is None:
         return
     wide = window.padded(1).within(room.hides.shape[0])
-    above64 = np.arange(bottom - 64 * wide.top - 32, bottom - 64 * wide.bottom - 32, -64)
-    least = np.maximum(room.least_visible(distance, above64), 0).astype(np.uint16)
-    hiding = (room.hides[wide.slices] < least[:, None]).view(np.uint8)
-    if not hiding.any():
+    first, last = bottom - 64 * wide.top - 32, bottom - 64 * wide.bottom + 32
+    around = room.hides[wide.slices]
+    if (around >= max(room.least_visible(distance, above64) for above64 in (first, last))).all():
         return
+    least = np.clip(room.least_visible(distance, np.arange(first, last - 1, -64)), 0, NEVER).astype(np.uint16)
+    hiding = (around < least[:, None]).view(np.uint8)
     count = cv2.boxFilter(hiding, -1, (3, 3), normalize=False, borderType=cv2.BORDER_CONSTANT)
     top, left = window.top - wide.top, window.left - wide.left
     visible = cv2.LUT(count[top : top + rgba.shape[0], left : left + rgba.shape[1]], _VISIBLE)
