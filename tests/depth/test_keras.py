@@ -352,6 +352,7 @@ def test_the_later_network_answers_as_plain_numpy(half: Path):
     assert max(difference(ours, theirs) for ours, theirs in zip(got, expected, strict=True)) < 1e-4
 
 
+@pytest.mark.slow
 def test_one_picture_and_eight_agree(full: Path):
     """At two sizes, to float32 rounding."""
     network = load_depth_model(full).network

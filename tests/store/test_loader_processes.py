@@ -71,7 +71,7 @@ def test_dataloader_gives_the_same_batches_for_any_workers(three_shards: Path, c
     assert order(through(loader, count)) == expected[4:]
 
 
-@pytest.mark.parametrize("context", ["spawn", pytest.param("forkserver", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("context", [pytest.param(name, marks=pytest.mark.slow) for name in ("spawn", "forkserver")])
 def test_dataloader_that_does_not_fork(three_shards: Path, context: str) -> None:
     """The same batches in processes made afresh, which are told of a new epoch too when they stay alive."""
     loader = Loader(three_shards, None, 7, seed=5)

@@ -150,6 +150,7 @@ def stop_and_resume(url: str, after: int, corpus: Path, whole: dict[str, bytes])
     assert contents(UrlFiles(url)) == whole, after
 
 
+@pytest.mark.slow
 def test_interrupted_upload_is_no_store(
     bucket: str, labelled_corpus: Path, whole: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:

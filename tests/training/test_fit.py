@@ -126,7 +126,10 @@ VARIED = {"sizes": (32, 40), "dropout": 0.1, "batch_size": (3, 2), "schedule": "
 
 
 @pytest.mark.usefixtures("no_pictures")
-@pytest.mark.parametrize("changes", [VARIED, {"optimizer": "sgd", "average": False, "precision": "bf16"}])
+@pytest.mark.parametrize(
+    "changes",
+    [VARIED, pytest.param({"optimizer": "sgd", "average": False, "precision": "bf16"}, marks=pytest.mark.slow)],
+)
 def test_killed_and_resumed_equals_undisturbed(tmp_path: Path, changes: dict[str, Any]):
     """Killed at any batch, with checkpoints at any time, a run ends at the same bits."""
     short(tmp_path / "whole", epochs=2, **changes)
@@ -385,7 +388,10 @@ def test_overfits_a_batch():
     [
         {"colour": "grey", "output": "half", "blocks": "separate"},
         {"mask_loss": "iou", "depth_loss": "ssim", "augment": 0.0, "average": False, "dropout": 0.2},
-        {"encoder": "resnet18", "sizes": (40,), "weight_decay": 0.01, "optimizer": "adamw", "schedule": "constant"},
+        pytest.param(
+            {"encoder": "resnet18", "sizes": (40,), "weight_decay": 0.01, "optimizer": "adamw", "schedule": "constant"},
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_variants_train_and_load(tmp_path: Path, changes: dict[str, Any]):
@@ -545,6 +551,7 @@ def test_a_missing_checkpoint_is_an_error(tmp_path: Path):
         load_network(tmp_path / "best.pt", "cpu")
 
 
+@pytest.mark.slow
 def test_a_run_begins_with_the_weights_of_another(tmp_path: Path, finished: Path):
     """They are the other's best; the run goes on with and without naming it again, and not with others."""
     best, run = finished / "checkpoints/best.pt", tmp_path / "run"
