@@ -362,7 +362,7 @@ def _render_store(info: StoreInfo) -> str:
         "rows": f"{info.rows:,}",
         "size": f"{info.size} px, {megabytes:,.1f} MB in all, {kilobytes_per_row:,.1f} kB a row",
         "fields": ", ".join(info.fields) + ("" if "depth" in info.fields else "; no depth"),
-        **({} if info.depth_from is None else {"depth": f"by {info.depth_from}"}),
+        **({} if info.depth_from is None else {"depth by": info.depth_from}),
         "splits": _render_splits(info.splits),
     }
     if info.left_out:
