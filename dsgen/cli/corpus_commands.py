@@ -23,10 +23,7 @@ from dsgen.cli.settings_options import FieldsOf
 from dsgen.errors import InvalidValueError
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from dsgen.corpus.build import CompositeResult
-    from dsgen.corpus.rooms import Estimator, RoomDepth
 
 
 def composite(
@@ -85,6 +82,7 @@ def composite(
     CORPUS then holds the plan, the sources, the composites and their masks. Run it again to resume it.
     """
     from dsgen.corpus.build import composite as make
+    from dsgen.depth.rooms import estimate_depth_with
 
     if not pictures:
         refuse_ignored(context, "no pictures are written (--no-pictures)", "part", "backend", "scheduler")
@@ -105,7 +103,7 @@ def composite(
         cluster=cluster,
         fov_deg=fov,
         background_depths=background_depths,
-        estimate_depth=_estimate_depth(depth_weights, depth_model),
+        estimate_depth=estimate_depth_with(depth_weights, depth_model),
     )
     drawn = "no picture files drawn (--no-pictures)"
     if pictures:
@@ -116,20 +114,6 @@ def composite(
         f"{drawn}{left_to_others(result.left, part)}{_explain_rooms(result)}"
     )
     return Reply(text, as_dict(result))
-
-
-def _estimate_depth(weights: Path | None, model: str | None) -> "Estimator":
-    """Return what estimates depth of backgrounds that is not given; its network is loaded when it is used."""
-    loaded: list[Estimator] = []
-
-    def estimate(picture: "np.ndarray", fov_deg: float) -> "RoomDepth":
-        if not loaded:
-            from dsgen.depth.rooms import estimate_depth_with
-
-            loaded.append(estimate_depth_with(weights, model))
-        return loaded[0](picture, fov_deg)
-
-    return estimate
 
 
 def _explain_rooms(result: "CompositeResult") -> str:

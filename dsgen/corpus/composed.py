@@ -16,21 +16,28 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from dsgen.camera import ASSUMED_FOV_DEG
 from dsgen.corpus import layout
 from dsgen.corpus.corpus import Corpus, open_cached
 from dsgen.corpus.depth_views import draw_missing_views
 from dsgen.corpus.figures import UNIT
-from dsgen.corpus.labels import COMPOSED, EXACT, METRIC, LabelAttributes, count_rows, create_labels, resume_labels
-from dsgen.corpus.manifest import PictureRecord
+from dsgen.corpus.labels import (
+    COMPOSED,
+    EXACT,
+    METRIC,
+    LabelAttributes,
+    count_rows,
+    create_or_resume_labels,
+    resume_labels,
+)
+from dsgen.corpus.manifest import PictureRecord, view_of
 from dsgen.corpus.rooms import DepthSource, Estimator, write_rooms
 from dsgen.corpus.sources import SourceFile, SourceFolder, hash_files
 from dsgen.errors import ConflictError, Difference, InvalidValueError
 from dsgen.io.assets import asset
-from dsgen.io.cameras import ASSUMED, OPTION, check_fov
+from dsgen.io.cameras import check_fov
 from dsgen.io.folders import list_pictures
 from dsgen.io.people import STANDING_M
-from dsgen.parallel.parts import Part, lock_setup, lock_stage, select_part
+from dsgen.parallel.parts import Part, lock_setup, lock_stage
 from dsgen.parallel.pool import run_blocks, worker_count
 
 _MOST_MM = 65534
@@ -88,23 +95,19 @@ def label_composed(
         with lock_setup(corpus.path, part):
             corpus = _know_rooms(corpus, background_depths, estimate_depth, fov_deg, workers)
             attributes = _describe(corpus)
-            labels_path = corpus.path / layout.DEPTH
             if corpus.labels is not None and corpus.labels.attributes["model"] != COMPOSED:
                 beside = str(corpus.labels.attributes["model"])
                 return ComposedResult(path, len(corpus), 0, len(corpus), 0, beside)
-            if not labels_path.is_dir():
-                create_labels(labels_path, len(corpus), corpus.size, corpus.positions, attributes)
-            labels = resume_labels(labels_path, len(corpus), attributes)
-        blocks, unlabelled = labels.blocks(), set(labels.missing_blocks())
-        ours = blocks if part is None else select_part(blocks, part)
-        missing = [block for block in ours if block in unlabelled]
-        done = count_rows(ours) - count_rows(missing)
+            labels = create_or_resume_labels(
+                corpus.path / layout.DEPTH, len(corpus), corpus.size, corpus.positions, attributes
+            )
+        missing, done = labels.find_work(part)
         run_blocks(
             compose_block,
             [(str(corpus.path.absolute()), *block, corpus.sha256) for block in missing],
             jobs=workers,
             title="depth",
-            total=count_rows(ours),
+            total=done + count_rows(missing),
             done=done,
             cluster=cluster,
             shared=(corpus.path,),
@@ -120,21 +123,25 @@ def compose_block(path: str, first: int, last: int, corpus_sha256: str) -> int:
     """Write the composed labels of a block of rows; return how many rows it has."""
     corpus = open_cached(path, corpus_sha256)
     labels = resume_labels(corpus.path / layout.DEPTH, len(corpus), _describe(corpus))
+    labels.write_block(first, compose_rows(corpus, first, last))
+    return last - first
+
+
+def compose_rows(corpus: Corpus, first: int, last: int) -> np.ndarray:
+    """Return the composed depth (n,S,S) u2 of rows `first` to `last`, exclusive, drawing a few at a time."""
     depth = np.empty((last - first, corpus.size, corpus.size), np.uint16)
     for start in range(first, last, _DRAWN_ROWS):
         stop = min(start + _DRAWN_ROWS, last)
         depth[start - first : stop - first] = composed_depth(corpus, corpus.plan[start:stop])
-    labels.write_block(first, depth)
-    return last - first
+    return depth
 
 
 def composed_depth(corpus: Corpus, rows: np.ndarray) -> np.ndarray:
     """Return the composed depth (n,S,S) u2 in millimetres, 0 = not known, of rows of a corpus with rooms."""
-    depths = person_depths(corpus, rows)
     if corpus.people:
-        return corpus.draw(rows, ("depth",), depths=depths)["depth"]
+        return corpus.draw(rows, ("depth",), depths=person_depths(corpus, rows))["depth"]
     _, mask = corpus.render(rows)
-    return compose(room_depths(corpus, rows), mask, depths[:, 0])
+    return compose(room_depths(corpus, rows), mask, implied_depths(corpus, rows, mask))
 
 
 def compose(rooms: np.ndarray, mask: np.ndarray, depths: np.ndarray) -> np.ndarray:
@@ -161,27 +168,29 @@ def room_depths(corpus: Corpus, rows: np.ndarray) -> np.ndarray:
 
 
 def person_depths(corpus: Corpus, rows: np.ndarray) -> np.ndarray:
-    """Return the depth label (n, slots) u2 in millimetres of the people of rows, one slot without `people`; 0 = nobody.
+    """Return the depth label (n, slots) u2 in millimetres of the column `people` of rows; 0 = nobody.
 
     It is the distance of those who stand on a floor, and what their height implies of others.
     """
-    if corpus.people:
-        people = rows["people"]
-        depths = np.where(people["height"] > 0, people["distance"], np.uint16(0))
-        floating = (people["height"] > 0) & (people["distance"] == 0)
-        which = np.flatnonzero(floating.any(axis=1))
-        if len(which):
-            instance = corpus.draw(rows[which], ("instance",))["instance"]
-            for i, shown in zip(which.tolist(), instance, strict=True):
-                for slot in np.flatnonzero(floating[i]).tolist():
-                    person = people[i, slot]
-                    height_px = int(person["height"]) / UNIT
-                    seen = shown == slot + 1
-                    number = int(rows["background"][i])
-                    depths[i, slot] = _implied(corpus, number, int(person["foreground"]), height_px, seen)
-        return depths
-    _, mask = corpus.render(rows)
-    depths = np.empty((len(rows), 1), np.uint16)
+    people = rows["people"]
+    depths = np.where(people["height"] > 0, people["distance"], np.uint16(0))
+    floating = (people["height"] > 0) & (people["distance"] == 0)
+    which = np.flatnonzero(floating.any(axis=1))
+    if len(which):
+        instance = corpus.draw(rows[which], ("instance",))["instance"]
+        for i, shown in zip(which.tolist(), instance, strict=True):
+            for slot in np.flatnonzero(floating[i]).tolist():
+                person = people[i, slot]
+                height_px = int(person["height"]) / UNIT
+                seen = shown == slot + 1
+                number = int(rows["background"][i])
+                depths[i, slot] = _implied(corpus, number, int(person["foreground"]), height_px, seen)
+    return depths
+
+
+def implied_depths(corpus: Corpus, rows: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Return the depth label (n,) u2 in mm of rows without `people`, whose foregrounds fill masks (n,S,S)."""
+    depths = np.empty(len(rows), np.uint16)
     for i, row in enumerate(rows):
         number, foreground = int(row["background"]), int(row["foreground"])
         height_px = float(corpus.foreground(foreground).shape[0])
@@ -284,13 +293,6 @@ def write_composed_rooms(
     names = [record["name"] for record in records]
     heights_m = None if corpus.people else _bundled_heights(corpus.manifest["foregrounds"], workers)
     write_rooms(path, names, views, sorted({corpus.size, corpus.label_size}), source.read, heights_m)
-
-
-def view_of(record: PictureRecord, fov_deg: float | None = None) -> tuple[float, str]:
-    """Return the field of view of a background and where it is from; `fov_deg` is that of those without their own."""
-    if "fov_deg" in record and "fov_from" in record:
-        return float(record["fov_deg"]), record["fov_from"]
-    return (ASSUMED_FOV_DEG, ASSUMED) if fov_deg is None else (float(fov_deg), OPTION)
 
 
 def _bundled_heights(records: Sequence[PictureRecord], workers: int) -> list[float]:

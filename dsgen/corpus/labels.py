@@ -37,6 +37,7 @@ from dsgen.errors import ConflictError, DamagedError, Difference, DsgenError, fi
 from dsgen.io.atomic import write_folder
 from dsgen.io.json_files import parse_as
 from dsgen.io.regular_files import regular
+from dsgen.parallel.parts import Part, select_part
 
 METRIC, INVERSE = "metric", "inverse"  # kinds of labels: metres, or 1 / depth up to an unknown scale and shift
 DEPTH, RELATIVE, FLIP_ERROR = "depth", "relative", "flip_error"  # the arrays
@@ -276,6 +277,13 @@ class Labels:
             block for number, block in enumerate(self.blocks()) if not (self.path / block_file(name, number)).is_file()
         ]
 
+    def find_work(self, part: Part | None) -> tuple[list[Block], int]:
+        """Return the missing blocks of a part, or of all without parts, and how many of its rows are labelled."""
+        blocks, unlabelled = self.blocks(), set(self.missing_blocks())
+        ours = blocks if part is None else select_part(blocks, part)
+        missing = [block for block in ours if block in unlabelled]
+        return missing, count_rows(ours) - count_rows(missing)
+
     def missing_rows(self) -> int:
         """Count the rows without labels."""
         return count_rows(self.missing_blocks())
@@ -429,6 +437,13 @@ def resume_labels(path: Path, rows: int, attributes: LabelAttributes) -> Labels:
             remedy = "remove the folder to label again; composed depth is then drawn when it is needed"
         raise ConflictError(path, f"labelled with {by}", remedy, [_in_short(each) for each in differences], "corpus")
     return labels
+
+
+def create_or_resume_labels(path: Path, rows: int, size: int, positions: int, attributes: LabelAttributes) -> Labels:
+    """Open labels for writing, and make them first if there are none; the arguments are those of `create_labels`."""
+    if not path.is_dir():
+        create_labels(path, rows, size, positions, attributes)
+    return resume_labels(path, rows, attributes)
 
 
 def _in_short(difference: Difference) -> Difference:

@@ -19,10 +19,12 @@ from annotated_types import Ge, Gt, Le, Lt, MaxLen, MinLen
 from pydantic import StringConstraints
 from typing_extensions import TypedDict
 
+from dsgen.camera import ASSUMED_FOV_DEG
 from dsgen.corpus import layout
 from dsgen.corpus.plan import MAX_PEOPLE, SPLITS
 from dsgen.errors import DamagedError, DsgenError
 from dsgen.io.atomic import write_bytes
+from dsgen.io.cameras import ASSUMED, OPTION
 from dsgen.io.json_files import encode_json, parse_as
 from dsgen.io.people import HIGHEST_M, LOWEST_M, Person
 
@@ -198,6 +200,13 @@ def parse_range(value: int | str) -> tuple[int, int]:
     """
     least, _, most = str(value).partition("-")
     return int(least), int(most or least)
+
+
+def view_of(record: PictureRecord, fov_deg: float | None = None) -> tuple[float, str]:
+    """Return the field of view of a background and where it is from; `fov_deg` is that of those without their own."""
+    if "fov_deg" in record and "fov_from" in record:
+        return float(record["fov_deg"]), record["fov_from"]
+    return (ASSUMED_FOV_DEG, ASSUMED) if fov_deg is None else (float(fov_deg), OPTION)
 
 
 def people_slots(manifest: Manifest) -> int:

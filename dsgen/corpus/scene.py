@@ -191,9 +191,10 @@ def _draw_person(
     window = figure.window(height, top, left, tilt, size, scale)
     if window.empty:
         return window, np.empty((0, 0), np.uint8)
+    visible = _visible(room, window, distance, bottom)
     if not (looks.colours or looks.feather or look):
         rgba = figure.draw(window, height, top, left, tilt, scale)
-        _hide(rgba, room, window, distance, bottom)
+        _dim(rgba, visible)
         alpha = cv2.extractChannel(rgba, 3)
         _paste(image[window.slices], rgba, alpha)
         return window, alpha
@@ -206,7 +207,7 @@ def _draw_person(
         target = ColourStatistics.of(around, np.full(around.shape[:2], 255, np.uint8))
         colour = match_colours(colour, alpha, target, figure.colours, looks.colours)
     seen = rgba[pad : -pad or None, pad : -pad or None].copy()
-    _hide(seen, room, window, distance, bottom)
+    _dim(seen, visible)
     if looks.feather:
         colour, alpha = feather(colour, alpha, looks.feather)
     if look == GAUSSIAN:
@@ -215,7 +216,7 @@ def _draw_person(
         )
     inner = slice(pad, -pad), slice(pad, -pad)
     shown = np.ascontiguousarray(np.dstack([colour[inner], alpha[inner]]))
-    _hide(shown, room, window, distance, bottom)
+    _dim(shown, visible)
     below, alpha = image[window.slices], cv2.extractChannel(shown, 3)
     if look == POISSON:
         below[...] = poisson_blend(below.copy(), cv2.cvtColor(shown, cv2.COLOR_RGBA2RGB), alpha)
@@ -256,21 +257,30 @@ def drawing_order(slots: list[tuple[int, ...]]) -> list[tuple[int, tuple[int, ..
     return present
 
 
-def _hide(rgba: np.ndarray, room: Room, window: Window, distance: int, bottom: int) -> None:
-    """Multiply a drawn person by how far the room leaves them in view; `bottom` is their lower edge in 1/64 pixel."""
+def _visible(room: Room, window: Window, distance: int, bottom: int) -> np.ndarray | None:
+    """Return how far the room leaves a person in view, (h,w) u1, None if it hides nothing of the window.
+
+    `bottom` is their lower edge in 1/64 pixel.
+    """
     if not distance or room.hides is None:
-        return
+        return None
     wide = window.padded(1).within(room.hides.shape[0])
     first, last = bottom - 64 * wide.top - 32, bottom - 64 * wide.bottom + 32
     around = room.hides[wide.slices]
     if (around >= max(room.least_visible(distance, above64) for above64 in (first, last))).all():
-        return
+        return None
     least = np.clip(room.least_visible(distance, np.arange(first, last - 1, -64)), 0, NEVER).astype(np.uint16)
     hiding = (around < least[:, None]).view(np.uint8)
     count = cv2.boxFilter(hiding, -1, (3, 3), normalize=False, borderType=cv2.BORDER_CONSTANT)
     top, left = window.top - wide.top, window.left - wide.left
-    visible = cv2.LUT(count[top : top + rgba.shape[0], left : left + rgba.shape[1]], _VISIBLE)
-    cv2.multiply(rgba, cv2.merge([visible] * 4), dst=rgba, scale=_SHARE)
+    inside = count[top : top + window.bottom - window.top, left : left + window.right - window.left]
+    return np.asarray(cv2.LUT(inside, _VISIBLE))
+
+
+def _dim(rgba: np.ndarray, visible: np.ndarray | None) -> None:
+    """Multiply a drawn person (h,w,4) u1 by how far they are in view, in place."""
+    if visible is not None:
+        cv2.multiply(rgba, cv2.merge([visible] * 4), dst=rgba, scale=_SHARE)
 
 
 # OpenCV multiplies in floats, and rounds; x / 255 is never within 1 / 510 of a tie, so the result is exact

@@ -22,7 +22,7 @@ from types import TracebackType
 import numpy as np
 from torch import Tensor
 
-from dsgen.camera import ASSUMED_FOV_DEG, focal_px
+from dsgen.camera import focal_px
 from dsgen.corpus import layout
 from dsgen.corpus.corpus import Corpus
 from dsgen.corpus.depth_views import draw_missing_views
@@ -33,10 +33,10 @@ from dsgen.corpus.labels import (
     LabelAttributes,
     Labels,
     count_rows,
-    create_labels,
+    create_or_resume_labels,
     resume_labels,
 )
-from dsgen.corpus.manifest import PictureRecord
+from dsgen.corpus.manifest import view_of
 from dsgen.corpus.saved_rows import RowLabels, count_saved_rows, join_rows, load_rows, remove_rows, save_rows
 from dsgen.depth.alignment import BackgroundAlignment
 from dsgen.depth.forecast import Forecast
@@ -54,7 +54,7 @@ from dsgen.depth.labellers import (
 )
 from dsgen.errors import DsgenError, InvalidValueError
 from dsgen.io.atomic import name_in_errors
-from dsgen.io.cameras import ASSUMED, OPTION
+from dsgen.io.cameras import ASSUMED
 from dsgen.parallel.backlog import Backlog
 from dsgen.parallel.dask_cluster import ask_worker, count_workers
 from dsgen.parallel.devices import pick_devices
@@ -176,8 +176,10 @@ def label_corpus(
         raise InvalidValueError("--pictures", f"{labeller.name} answers no metres", "use --metric-reference as well")
     with lock_stage(corpus.path, "depth", part):
         with lock_setup(corpus.path, part):
-            labels = _create_or_resume(corpus, attributes)
-        missing, done = _find_work(labels, part)
+            labels = create_or_resume_labels(
+                corpus.path / layout.DEPTH, len(corpus), corpus.size, corpus.positions, attributes
+            )
+        missing, done = labels.find_work(part)
         saved = sum(count_saved_rows(labels, block) for block in missing)
         started = time.monotonic()
         if cluster is None:
@@ -267,9 +269,7 @@ def _describe(corpus: Corpus, networks: _Networks, fov_deg: float | None) -> Lab
     """Return what the labels depend on; `fov_deg` is the `--fov`."""
     labeller, reference = networks.labeller, networks.reference
     canonical_px = next((each.focal_px for each in networks.all if each.focal_px is not None), None)
-    views = (
-        [] if canonical_px is None else [_field_of_view(record, fov_deg) for record in corpus.manifest["backgrounds"]]
-    )
+    views = [] if canonical_px is None else [view_of(record, fov_deg) for record in corpus.manifest["backgrounds"]]
     return LabelAttributes(
         model=labeller.name,
         weights_sha256=labeller.sha256,
@@ -288,32 +288,10 @@ def _describe(corpus: Corpus, networks: _Networks, fov_deg: float | None) -> Lab
     )
 
 
-def _field_of_view(record: PictureRecord, fov_deg: float | None) -> tuple[float, str]:
-    """Return the field of view of a background's square, in degrees, and where it is from."""
-    if "fov_deg" in record and "fov_from" in record:
-        return float(record["fov_deg"]), record["fov_from"]
-    return (ASSUMED_FOV_DEG, ASSUMED) if fov_deg is None else (float(fov_deg), OPTION)
-
-
 def _focal_lengths(labels: Labels) -> np.ndarray | None:
     """Return the focal lengths of the backgrounds in sides of a picture, (b,), None without a canonical camera."""
     degrees = labels.attributes.get("fov_deg")
     return None if degrees is None else np.array([focal_px(each, 1.0) for each in degrees])
-
-
-def _create_or_resume(corpus: Corpus, attributes: LabelAttributes) -> Labels:
-    path = corpus.path / layout.DEPTH
-    if not path.is_dir():
-        create_labels(path, len(corpus), corpus.size, corpus.positions, attributes)
-    return resume_labels(path, len(corpus), attributes)
-
-
-def _find_work(labels: Labels, part: Part | None) -> tuple[list[Block], int]:
-    """Return the missing blocks of a part, or of all without parts, and how many of its rows are labelled."""
-    blocks, unlabelled = labels.blocks(), set(labels.missing_blocks())
-    ours = blocks if part is None else select_part(blocks, part)
-    missing = [block for block in ours if block in unlabelled]
-    return missing, count_rows(ours) - count_rows(missing)
 
 
 # --- on a cluster

@@ -1,20 +1,22 @@
 """Estimate the depth of backgrounds as rooms, for corpora whose people stand on floors."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from dsgen.camera import focal_px
 from dsgen.corpus.rooms import Estimator, RoomDepth
-from dsgen.depth.labellers import DepthFunction, Labeller, LabelOptions, make_labellers
 from dsgen.errors import DsgenError, InvalidValueError
-from dsgen.parallel.devices import pick_devices
+
+if TYPE_CHECKING:
+    from dsgen.depth.labellers import DepthFunction, Labeller
 
 _MOST_FED = 1024  # pixels along a side of a picture as it is given to the network, and of the depth it answers
 
 
 def estimate_depth_with(
-    weights: Path | None = None, model: str | DepthFunction | None = None, device: str = "auto"
+    weights: Path | None = None, model: "str | DepthFunction | None" = None, device: str = "auto"
 ) -> Estimator:
     """Return a function that estimates the depth of a background, for `composite`.
 
@@ -25,11 +27,14 @@ def estimate_depth_with(
     >>> people = dsgen.Parameters(place="floor")
     >>> dsgen.composite("corpus", parameters=people, estimate_depth=dsgen.estimate_depth_with())  # doctest: +SKIP
     """
-    options = LabelOptions(weights=weights, model=model, device=device, precision="float32")
     loaded: list[Labeller] = []
 
     def estimate(picture: np.ndarray, fov_deg: float) -> RoomDepth:
         if not loaded:
+            from dsgen.depth.labellers import LabelOptions, make_labellers  # torch is needed only now
+            from dsgen.parallel.devices import pick_devices
+
+            options = LabelOptions(weights=weights, model=model, device=device, precision="float32")
             (labeller,) = make_labellers(options, pick_devices(device))
             if labeller.kind != "metric":
                 raise InvalidValueError("--depth-weights", f"{labeller.name} answers no metres", "use a metric model")

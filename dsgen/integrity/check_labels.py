@@ -7,7 +7,7 @@ from uuid import uuid4
 import numpy as np
 
 from dsgen.corpus import layout
-from dsgen.corpus.composed import composed_depth
+from dsgen.corpus.composed import compose_rows
 from dsgen.corpus.corpus import Corpus
 from dsgen.corpus.labels import COMPOSED, FLIP_ERROR, block_file, find_damaged_metadata
 from dsgen.corpus.saved_rows import is_saved_rows
@@ -17,8 +17,6 @@ from dsgen.integrity.findings import MISSING, Checked, Finding, ReportBuilder, c
 from dsgen.io.filesystem import LocalFiles
 from dsgen.parallel.pool import map_unordered
 from dsgen.parallel.progress import progress
-
-_COMPARED_ROWS = 20  # at once, of composed labels
 
 
 @dataclass(frozen=True)
@@ -91,16 +89,7 @@ def check_labels(corpus: Corpus, fast: bool, jobs: int, report: ReportBuilder) -
 
 def _is_composed(corpus: Corpus, depth: np.ndarray, first: int) -> bool:
     """Return whether composed labels (n,S,S) of the rows from `first` on are what the corpus composes again."""
-    if corpus.rooms is None:
-        return False
-    pieces = range(0, len(depth), _COMPARED_ROWS)
-    return all(
-        np.array_equal(
-            depth[start : start + _COMPARED_ROWS],
-            composed_depth(corpus, corpus.plan[first + start : first + min(start + _COMPARED_ROWS, len(depth))]),
-        )
-        for start in pieces
-    )
+    return corpus.rooms is not None and np.array_equal(depth, compose_rows(corpus, first, first + len(depth)))
 
 
 def _decode(tasks: list[LabelTask], rows: int, jobs: int, report: ReportBuilder) -> None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from dsgen.corpus import layout
-from dsgen.corpus.composed import label_composed, view_of, write_composed_rooms
+from dsgen.corpus.composed import label_composed, write_composed_rooms
 from dsgen.corpus.corpus import Corpus
 from dsgen.corpus.labels import COMPOSED, DEPTH, FLIP_ERROR, RELATIVE, block_file, restored_metadata
 from dsgen.corpus.manifest import (
@@ -24,6 +24,7 @@ from dsgen.corpus.manifest import (
     picture_records,
     plan_hash,
     source_hashes,
+    view_of,
 )
 from dsgen.corpus.pictures import draw_composites, draw_missing_sources, encode_sources
 from dsgen.corpus.plan import encode_plan

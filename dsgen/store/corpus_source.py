@@ -11,7 +11,7 @@ import numpy as np
 
 from dsgen.corpus import layout
 from dsgen.corpus.chunks import chunk_rows
-from dsgen.corpus.composed import compose, describe_composed, find_boxes, person_depths, room_depths
+from dsgen.corpus.composed import compose, describe_composed, find_boxes, implied_depths, person_depths, room_depths
 from dsgen.corpus.corpus import Corpus
 from dsgen.corpus.labels import COMPOSED
 from dsgen.corpus.plan import SPLITS
@@ -86,7 +86,7 @@ class CorpusSource:
         """Draw rows `first` to `last`, exclusive, and read their depth."""
         corpus, rows = self._corpus, self.plan[first:last]
         found: dict[str, np.ndarray] = {}
-        if self._composed:
+        if self._composed and corpus.people:
             found["person_depth"] = person_depths(corpus, rows)
         draws_depth = self._composed and not self._written
         if corpus.people:
@@ -96,6 +96,8 @@ class CorpusSource:
             found["person_box"] = find_boxes(found["instance" if several else "mask"], corpus.people)
         else:
             found["image"], found["mask"] = corpus.render(rows, out=out)
+            if self._composed:
+                found["person_depth"] = implied_depths(corpus, rows, found["mask"])[:, None]
             if draws_depth:
                 found["depth"] = compose(room_depths(corpus, rows), found["mask"], found["person_depth"][:, 0])
         if "instance" in self.fields and "instance" not in found:

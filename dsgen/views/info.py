@@ -1,6 +1,5 @@
 """Describe a corpus or a store: as fields, and as text."""
 
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -200,10 +199,10 @@ def _describe_composed(corpus: Corpus) -> ComposedInfo | None:
     """Say where the depth of backgrounds is from, and compare a network's finished labels with composed depth."""
     if corpus.rooms is None:
         return None
-    sources = Counter(record["depth_from"] for record in corpus.rooms.records)
+    sources = corpus.rooms.depth_sources()
     labels = corpus.labels
     if labels is None or not labels.metric or labels.attributes["model"] == COMPOSED or labels.missing_rows():
-        return ComposedInfo(dict(sources), 0, None, None, None, None)
+        return ComposedInfo(sources, 0, None, None, None, None)
     rows = np.sort(np.random.default_rng(0).choice(len(corpus), min(_SAMPLED_ROWS, len(corpus)), replace=False))
     composed, network = composed_depth(corpus, corpus.plan[rows]) / 1000, labels.read_rows(rows) / 1000
     _, mask = corpus.render(corpus.plan[rows])
@@ -216,9 +215,7 @@ def _describe_composed(corpus: Corpus) -> ComposedInfo | None:
         return float(values.mean()) if len(values) else None
 
     near = ratio < _NEAR
-    return ComposedInfo(
-        dict(sources), len(rows), mean(error), mean(near), mean(error[of_people]), mean(near[of_people])
-    )
+    return ComposedInfo(sources, len(rows), mean(error), mean(near), mean(error[of_people]), mean(near[of_people]))
 
 
 def _describe_depth(corpus: Corpus) -> DepthInfo | None:
