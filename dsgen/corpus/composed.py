@@ -12,6 +12,7 @@ times the 10th percentile of the room's known depth there.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -30,6 +31,7 @@ from dsgen.corpus.labels import (
     resume_labels,
 )
 from dsgen.corpus.manifest import PictureRecord, view_of
+from dsgen.corpus.render import Pictures
 from dsgen.corpus.rooms import DepthSource, Estimator, write_rooms
 from dsgen.corpus.sources import SourceFile, SourceFolder, hash_files
 from dsgen.errors import ConflictError, Difference, InvalidValueError
@@ -144,9 +146,18 @@ def composed_depth(corpus: Corpus, rows: np.ndarray) -> np.ndarray:
     return compose(room_depths(corpus, rows), mask, implied_depths(corpus, rows, mask))
 
 
-def compose(rooms: np.ndarray, mask: np.ndarray, depths: np.ndarray) -> np.ndarray:
-    """Return the depth (n,S,S) u2 of rows with one person: `depths` (n,) u2 within the mask, else that of the room."""
-    return np.where(mask > 0, depths[:, None, None], rooms)
+def compose(rooms: Sequence[np.ndarray], masks: Pictures, depths: np.ndarray, out: Pictures | None = None) -> Any:
+    """Return the depth (n,S,S) u2 of rows with one person: `depths` (n,) u2 within the mask, else that of the room.
+
+    It is drawn into `out`, if that is passed: an array or, as `rooms` and `masks` may be, a list with one for each row.
+    """
+    drawn = np.empty((len(rooms), *rooms[0].shape), np.uint16) if out is None else out
+    for into, room, mask, depth in zip(drawn, rooms, masks, depths, strict=True):
+        into[...] = room
+        left, top, width, height = cv2.boundingRect(mask)
+        window = slice(top, top + height), slice(left, left + width)
+        np.copyto(into[window], depth, where=mask[window] > 0)
+    return drawn
 
 
 def find_boxes(instance: np.ndarray, slots: int) -> np.ndarray:
@@ -161,10 +172,10 @@ def find_boxes(instance: np.ndarray, slots: int) -> np.ndarray:
     return boxes
 
 
-def room_depths(corpus: Corpus, rows: np.ndarray) -> np.ndarray:
-    """Return the depth (n,S,S) u2 of the backgrounds of rows."""
+def room_depths(corpus: Corpus, rows: np.ndarray) -> list[np.ndarray]:
+    """Return the depth (S,S) u2 of the background of every row; rows with the same one share an array."""
     depths = {number: _room_depth(corpus, number) for number in np.unique(rows["background"]).tolist()}
-    return np.stack([depths[number] for number in rows["background"].tolist()])
+    return [depths[number] for number in rows["background"].tolist()]
 
 
 def person_depths(corpus: Corpus, rows: np.ndarray) -> np.ndarray:

@@ -6,10 +6,13 @@
 All in integers. Ties cannot occur, since 255 is odd.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+
+Pictures = np.ndarray | Sequence[np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -61,25 +64,26 @@ def render(
     cutouts: Mapping[tuple[int, int], Cutout],
     size: int,
     scale: int = 1,
-    out: Mapping[str, np.ndarray] | None = None,
-) -> tuple[np.ndarray, np.ndarray]:
+    out: Mapping[str, Pictures] | None = None,
+) -> tuple[Any, Any]:
     """Render rows of the plan: images (n,S,S,3) u1 RGB and masks (n,S,S) u1, 0 or 255, with S = `size` * `scale`.
 
     `backgrounds[background]` is (S,S,3) u1 and `cutouts[foreground, flip]` a foreground, both at `scale` times the
-    size that the plan's locations refer to. They are drawn into the arrays `image` and `mask` of `out`, if it has them.
+    size that the plan's locations refer to. They are drawn into `image` and `mask` of `out`, if it has them, and these
+    are returned: an array each, or a list with one for each row.
     """
     side = size * scale
     given = {} if out is None else out
-    image = given["image"] if "image" in given else np.empty((len(rows), side, side, 3), np.uint8)
-    mask = given["mask"] if "mask" in given else np.empty((len(rows), side, side), np.uint8)
-    mask[...] = 0
+    images = given["image"] if "image" in given else np.empty((len(rows), side, side, 3), np.uint8)
+    masks = given["mask"] if "mask" in given else np.empty((len(rows), side, side), np.uint8)
     columns = (rows[name].tolist() for name in ("background", "foreground", "flip", "top", "left"))
-    for i, (background, foreground, flip, top, left) in enumerate(zip(*columns, strict=True)):
+    for image, mask, background, foreground, flip, top, left in zip(images, masks, *columns, strict=True):
         cutout = cutouts[foreground, flip]
         height, width = cutout.shape
         top, left = top * scale, left * scale
-        image[i] = backgrounds[background]
-        window = image[i, top : top + height, left : left + width]
+        image[...] = backgrounds[background]
+        window = image[top : top + height, left : left + width]
         window[...] = blend(window, cutout)
-        mask[i, top : top + height, left : left + width] = cutout.mask
-    return image, mask
+        mask[...] = 0
+        mask[top : top + height, left : left + width] = cutout.mask
+    return images, masks

@@ -41,6 +41,7 @@ from dsgen.corpus.looks import (
     gaussian_blend,
     poisson_blend,
 )
+from dsgen.corpus.render import Pictures
 
 NEVER = 65535  # in `Room.hides`: the pixel hides nobody
 
@@ -129,13 +130,14 @@ def draw_scenes(
     fields: Collection[str] = ("image", "mask"),
     depths: np.ndarray | None = None,
     looks: Looks = PLAIN,
-    out: Mapping[str, np.ndarray] | None = None,
-) -> dict[str, np.ndarray]:
+    out: Mapping[str, Pictures] | None = None,
+) -> dict[str, Any]:
     """Draw rows of a plan with people, at `scale` times the stored `size`; return the `fields` asked for, by name.
 
     These are `image` (n,S,S,3) u1, `mask` (n,S,S) u1, `instance` (n,S,S) u1 and `depth` (n,S,S) u2. They are drawn into
-    the arrays of `out` where it has them. `depths` (n, slots) u2 are the depths of people, in place of their distances,
-    which they replace where these are 0. `rooms[background]` and `figures[foreground, flip]` are what rows show.
+    those of `out` where it has them, an array each or a list with one for each row. `depths` (n, slots) u2 are the
+    depths of people, in place of their distances, which they replace where these are 0. `rooms[background]` and
+    `figures[foreground, flip]` are what rows show.
     """
     drawn = {name: _memory(name, len(rows), size * scale, out) for name in ("image", *fields)}
     image, mask, instance, depth = (drawn.get(name) for name in DRAWN)
@@ -144,12 +146,12 @@ def draw_scenes(
     shown = (rows["people"]["distance"] if depths is None else depths).tolist() if depth is not None else None
     for i, (background, slots) in enumerate(zip(backgrounds, people, strict=True)):
         room = rooms[background]
-        image[i] = room.image
+        image[i][...] = room.image
         if depth is not None:
-            depth[i] = 0 if room.depth is None else room.depth
+            depth[i][...] = 0 if room.depth is None else room.depth
         for masks in (mask, instance):
             if masks is not None:
-                masks[i] = 0
+                masks[i][...] = 0
         order = drawing_order(slots)
         if looks.shadow and room.camera_mm:
             for _, person in order:
@@ -158,20 +160,19 @@ def draw_scenes(
             window, alpha = _draw_person(image[i], room, figures[person[0], person[1]], person, size, scale, looks)
             if window.empty:
                 continue
-            inside = (i, *window.slices)
             solid = cv2.threshold(alpha, 127, 255, cv2.THRESH_BINARY)[1]
             if mask is not None:
-                shape = mask[inside]
+                shape = mask[i][window.slices]
                 cv2.bitwise_or(shape, solid, dst=shape)
             if instance is not None:
-                _set(instance[inside], slot + 1, solid)
+                _set(instance[i][window.slices], slot + 1, solid)
             if depth is not None and shown is not None:
-                _set(depth[inside], shown[i][slot], solid)
+                _set(depth[i][window.slices], shown[i][slot], solid)
     return {name: drawn[name] for name in fields}
 
 
-def _memory(name: str, rows: int, side: int, out: Mapping[str, np.ndarray] | None) -> np.ndarray:
-    """Return the array of `out` for a field, or a new one."""
+def _memory(name: str, rows: int, side: int, out: Mapping[str, Pictures] | None) -> Pictures:
+    """Return what `out` has for a field, or a new array."""
     given = None if out is None else out.get(name)
     return np.empty((rows, side, side, 3)[: 4 if name == "image" else 3], DRAWN[name]) if given is None else given
 

@@ -99,7 +99,8 @@ class CorpusSource:
             if self._composed:
                 found["person_depth"] = implied_depths(corpus, rows, found["mask"])[:, None]
             if draws_depth:
-                found["depth"] = compose(room_depths(corpus, rows), found["mask"], found["person_depth"][:, 0])
+                into = None if out is None else out.get("depth")
+                found["depth"] = compose(room_depths(corpus, rows), found["mask"], found["person_depth"][:, 0], into)
         if "instance" in self.fields and "instance" not in found:
             found["instance"] = found["mask"] & 1
         if draws_depth:

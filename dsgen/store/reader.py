@@ -14,7 +14,7 @@ import numpy as np
 from dsgen.corpus.composed import compose
 from dsgen.corpus.figures import Figure
 from dsgen.corpus.plan import SPLITS, join_plan
-from dsgen.corpus.render import Cutout, render
+from dsgen.corpus.render import Cutout, Pictures, render
 from dsgen.corpus.scene import Looks, Room, draw_scenes
 from dsgen.errors import (
     DamagedError,
@@ -111,9 +111,11 @@ class Shard:
         found: dict[str, np.ndarray] = {}
         starts = range(first - first % self.chunk, last, self.chunk)
         into = out if out is not None and len(starts) == 1 else {}
-        if not self._drawn.isdisjoint(wanted):
-            memory = {field: values[: last - first] for field, values in into.items()}
-            found = self._draw(first, last, self._drawn.intersection(wanted), memory)
+        drawn = tuple(self._drawn.intersection(wanted))
+        if drawn:
+            found = self.draw(
+                slice(first, last), drawn, {field: values[: last - first] for field, values in into.items()}
+            )
         for field in wanted:
             if field in found:
                 continue
@@ -125,32 +127,43 @@ class Shard:
             found[field] = pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
         return {field: found[field] for field in wanted}
 
-    def _draw(
-        self, first: int, last: int, fields: Collection[str], out: Mapping[str, np.ndarray] | None
-    ) -> dict[str, np.ndarray]:
-        """Draw fields of a recipe's samples, into the arrays of `out` where it has them."""
-        rows = self._plan[first:last]
+    def draw(
+        self, samples: slice | np.ndarray, fields: Collection[str], out: Mapping[str, Pictures] | None = None
+    ) -> dict[str, Any]:
+        """Draw fields of samples of a recipe that are not stored, by slice or by number.
+
+        They are drawn into those of `out` where it has them: an array each, or a list with one for each sample.
+        """
+        rows, given = self._plan[samples], out or {}
         numbers = np.unique(rows["background"]).tolist()
-        depths = self._person_depths[first:last] if "depth" in fields else None
+        depths = self._person_depths[samples] if "depth" in fields else None
         if not self.people:
-            backgrounds = {b: self.background(b) for b in numbers}
+            backgrounds = {b: self._drawn_on(b) for b in numbers}
             pairs = np.unique(rows[["foreground", "flip"]]).tolist()
             cutouts = {pair: self._cutout(*pair) for pair in pairs}
-            with _reading(self.files, f"rows {first}..{last - 1}"):
-                image, mask = render(rows, backgrounds, cutouts, self.size, out=out)
-            drawn = {"image": image, "mask": mask, "instance": mask & 1}
+            with _reading(self.files, f"{len(rows)} rows"):
+                image, mask = render(rows, backgrounds, cutouts, self.size, out=given)
+            drawn = {"image": image, "mask": mask}
             if depths is not None:
-                rooms = np.stack([self._room_depth(b) for b in rows["background"].tolist()])
-                drawn["depth"] = compose(rooms, mask, depths[:, 0])
+                rooms = [self._room_depth(b) for b in rows["background"].tolist()]
+                drawn["depth"] = compose(rooms, mask, depths[:, 0], given.get("depth"))
+            if "instance" in fields:
+                drawn["instance"] = given.get("instance", np.empty((len(rows), self.size, self.size), np.uint8))
+                for into, seen in zip(drawn["instance"], mask, strict=True):
+                    np.bitwise_and(seen, 1, out=into)
             return drawn
         people = rows["people"][rows["people"]["height"] > 0]
         figures = {pair: self._figure(*pair) for pair in np.unique(people[["foreground", "flip"]]).tolist()}
         rooms_drawn = {b: self._room(b) for b in numbers}
-        with _reading(self.files, f"rows {first}..{last - 1}"):
+        with _reading(self.files, f"{len(rows)} rows"):
             looks = Looks.of(self.attributes["made_from"]["parameters"])
             return draw_scenes(
-                rows, rooms_drawn, figures, self.size, fields=fields, depths=depths, looks=looks, out=out
+                rows, rooms_drawn, figures, self.size, fields=fields, depths=depths, looks=looks, out=given
             )
+
+    def _drawn_on(self, index: int) -> np.ndarray:
+        """Return a background of the shard, kept for the rows that show it."""
+        return self._cutouts.get(("background", index), lambda: self.background(index))
 
     @cached_property
     def _person_depths(self) -> np.ndarray:
@@ -173,10 +186,9 @@ class Shard:
         return self._room_depth(index), floor, margin, camera_mm, lean
 
     def _room(self, index: int) -> Room:
-        image = self.background(index)
         if "room_depth" not in self._arrays:
-            return Room(image)
-        return self._cutouts.get(("room", index), lambda: Room.of(image, *self.room_parts(index)))
+            return Room(self._drawn_on(index))
+        return self._cutouts.get(("room", index), lambda: Room.of(self._drawn_on(index), *self.room_parts(index)))
 
     @cached_property
     def _plan(self) -> np.ndarray:

@@ -62,8 +62,8 @@ class Reading:
             ThreadPoolExecutor(workers, _THREAD) if workers else _CallingThread()
         )
         samples = [field for field in fields if field != "background"]
-        drawn = tuple(field for field in samples if not store.shards[0].stores(field))
-        self._read_together = [(field,) for field in samples if field not in drawn] + ([drawn] if drawn else [])
+        self._stored = [field for field in samples if store.shards[0].stores(field)]
+        self._drawn = [field for field in samples if field not in self._stored]
         self._started = 0
         self._open: dict[int, _OpenBatch] = {}
         self._counting = threading.Lock()
@@ -134,12 +134,14 @@ class Reading:
         k = int(np.searchsorted(store.first_rows, first, side="right")) - 1
         start = int(store.first_rows[k])
         shard = store.shards[k]
+        if self._drawn:
+            into = {field: [batches[b].samples[field][place] for b, place in places] for field in self._drawn}
+            shard.draw(rows - start, self._drawn, into)
         with self._arena.decoding() as memory:
-            for fields in self._read_together:
-                decoded = shard.samples(first - start, last - start, fields, memory.arrays(fields))
-                for field, values in decoded.items():
-                    for (b, place), position in zip(places, (rows - first).tolist(), strict=True):
-                        batches[b].samples[field][place] = values[position]
+            for field in self._stored:
+                decoded = shard.samples(first - start, last - start, (field,), memory.arrays([field]))[field]
+                for (b, place), position in zip(places, (rows - first).tolist(), strict=True):
+                    batches[b].samples[field][place] = decoded[position]
         if "background" in self._fields:
             for (b, place), background in zip(places, store.backgrounds(rows), strict=True):
                 batches[b].backgrounds[place] = background

@@ -298,7 +298,7 @@ def test_only_the_fields_that_are_wanted(three_shards: Path, workers: int, monke
 @pytest.mark.parametrize("fields", [(), ("picture",)])
 def test_fields_that_the_store_lacks(three_shards: Path, fields: tuple[str, ...]) -> None:
     """Are refused with those it has."""
-    with pytest.raises(InvalidValueError, match="fields: got .*, expected some of image, mask, depth, background"):
+    with pytest.raises(InvalidValueError, match=r"fields: got .*, expected some of image, mask, depth, background"):
         Loader(three_shards, None, fields=fields)
 
 
