@@ -93,6 +93,8 @@ _CARD = """---
 license: other
 license_name: that-of-the-source-pictures
 task_categories:{tasks}
+size_categories:
+  - {magnitude}
 tags:
   - synthetic
 configs:
@@ -139,6 +141,7 @@ def write_card(store: Store, index: dict[str, Any], settings: ExportSettings) ->
     model = (store.index.get("depth") or {}).get("model")
     origin = f" It was not measured but estimated, by {model}." if model else ""
     return _CARD.format(
+        magnitude=size_category(sum(counts["rows"] for counts in index["splits"].values())),
         tasks="".join(f"\n  - {task}" for task in tasks) or " []",
         configured="\n".join(
             f"      - split: {split}\n        path: data/{split}-*.parquet" for split in index["splits"]
@@ -152,6 +155,17 @@ def write_card(store: Store, index: dict[str, Any], settings: ExportSettings) ->
         depth=_DEPTH_CARD.format(origin=origin) if "depth" in kinds else "",
         licence=_LICENCE,
     )
+
+
+def size_category(rows: int) -> str:
+    """Return what the hub calls a data set of so many rows: `n<1K`, `1K<n<10K` and so on.
+
+    >>> size_category(999), size_category(400_000)
+    ('n<1K', '100K<n<1M')
+    """
+    limits = [name for unit in "KMBT" for name in (f"1{unit}", f"10{unit}", f"100{unit}")]
+    passed = len(str(max(rows, 1))) - 3
+    return f"n<{limits[0]}" if passed < 1 else f"{limits[passed - 1]}<n<{limits[passed]}"
 
 
 def _write_tar_card(store: Store, index: dict[str, Any], settings: ExportSettings) -> str:
