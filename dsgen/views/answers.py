@@ -236,8 +236,10 @@ def _suited(facts: Facts) -> Iterable[str]:
         tasks.append("telling several people apart")
     if "depth" in fields:
         tasks.append("estimating depth from one picture")
-    what = " and ".join(tasks) if tasks else "whatever needs pictures without labels"
-    yield f"Training networks, and comparing them on equal terms: {what}."
+    if tasks:
+        yield f"Training networks, and comparing them on equal terms: {' and '.join(tasks)}."
+    else:
+        yield "Work that needs pictures without labels."
     if facts.composed_pictures:
         yield "What a network has learnt from it should be tested on real pictures before it is relied on."
 
@@ -279,6 +281,8 @@ def _limits(facts: Facts) -> Iterable[str]:
                 "The bundled network learnt depth on rendered rooms alone. Within 25 % of the truth are 87 % of pixels "
                 "in unseen rendered rooms and 44 % in real ones."
             )
+    if facts.on_floor and not facts.rooms:
+        yield "Distances of people are as right as the depth of the backgrounds was, of which the store says nothing."
     if facts.estimated_rooms:
         yield "Where the depth of a background is estimated, distances and sizes of people are only roughly right."
     if facts.provenance.two_people:

@@ -63,12 +63,12 @@ def draw_map(values: np.ndarray, label: str, *, percent: bool = False) -> str:
     """Draw a map (h,w) of a square picture in colours with a scale."""
     from matplotlib.ticker import FuncFormatter
 
-    with _chart(4.2, 3.3) as (axes, content):
+    with _chart(4.2, 3.3, left=0.1, right=0.9, bottom=0.05, top=0.05) as (axes, content):
         shown = axes.imshow(
             values, cmap="viridis", vmin=0, vmax=max(float(values.max()), 1e-9), interpolation="nearest"
         )
         axes.set_axis_off()
-        bar = axes.figure.colorbar(shown, ax=axes, label=label, fraction=0.046, pad=0.04)
+        bar = axes.figure.colorbar(shown, cax=axes.inset_axes((1.03, 0.04, 0.04, 0.92)), label=label)
         bar.outline.set_linewidth(0.5)
         bar.ax.yaxis.set_major_formatter(FuncFormatter(_in_percent if percent else _in_short))
     return _encode(content)
@@ -78,7 +78,7 @@ def draw_use(rows: np.ndarray, splits: Sequence[str], label: str) -> str:
     """Draw how often each picture is used, (pictures, splits), as bars in the order of their numbers."""
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-    with _chart(7.2, 2.2) as (axes, content):
+    with _chart(7.2, 2.2, top=0.3) as (axes, content):
         edges = np.arange(len(rows) + 1) - 0.5
         tops = np.pad(np.cumsum(rows, axis=1), ((0, 1), (1, 0)), mode="edge")  # the last step needs an end
         tops[:, 0] = 0
@@ -98,7 +98,7 @@ def draw_use(rows: np.ndarray, splits: Sequence[str], label: str) -> str:
 
 def draw_depth_scale(far_m: float) -> str:
     """Draw the colours of depth from 0 to `far_m` metres."""
-    with _chart(4.2, 0.55) as (axes, content):
+    with _chart(4.2, 0.62, left=0.15, bottom=0.44, top=0.03) as (axes, content):
         axes.imshow(np.linspace(0, 1, 256)[None], cmap="turbo_r", aspect="auto", extent=(0, far_m, 0, 1))
         axes.set_yticks([])
         axes.set_xlabel("depth, m")
@@ -153,8 +153,13 @@ def _in_short(value: float, _: int) -> str:
 
 
 @contextmanager
-def _chart(width: float, height: float) -> Iterator[tuple[Any, io.StringIO]]:
-    """Yield the axes of a figure of so many inches, and where its SVG is written to when the block ends."""
+def _chart(
+    width: float, height: float, *, left: float = 0.6, right: float = 0.15, bottom: float = 0.45, top: float = 0.1
+) -> Iterator[tuple[Any, io.StringIO]]:
+    """Yield the axes of a figure, and where its SVG is written to when the block ends; lengths are inches.
+
+    The margins are given, since to find those that fit takes matplotlib longer than all the rest.
+    """
     from matplotlib import rc_context, rcdefaults, rcParams
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
@@ -163,8 +168,9 @@ def _chart(width: float, height: float) -> Iterator[tuple[Any, io.StringIO]]:
     with rc_context():
         rcdefaults()  # whatever the user's own settings are
         rcParams.update(_SETTINGS)
-        figure = Figure(figsize=(width, height), layout="constrained")
-        yield figure.subplots(), content
+        figure = Figure(figsize=(width, height))
+        box = left / width, bottom / height, 1 - (left + right) / width, 1 - (bottom + top) / height
+        yield figure.add_axes(box), content
         FigureCanvasSVG(figure).print_svg(content, metadata=_METADATA)
 
 

@@ -17,6 +17,7 @@ from dsgen.corpus.plan import SPLITS
 from dsgen.errors import InvalidValueError, NotFoundError, printable
 from dsgen.io import images
 from dsgen.io.atomic import write_bytes
+from dsgen.io.filesystem import is_url
 from dsgen.secrets import hide_secrets
 from dsgen.store.reader import Store
 from dsgen.units import MIN_DEPTH_M
@@ -140,7 +141,7 @@ def _gather(store: Store, found: Survey) -> dict[str, Any]:
     if found.depths is not None:
         far_m = max(MIN_DEPTH_M, found.depths.percentile_m(99.5) or 0.0)
     return {
-        "title": hide_secrets(str(store.path)).rstrip("/").rpartition("/")[2] or "store",
+        "title": _name(store.path),
         "version": __version__,
         "info": info,
         "made_by": store.index["dsgen"],
@@ -171,6 +172,13 @@ def _gather(store: Store, found: Survey) -> dict[str, Any]:
         "names": _list_names(provenance),
         "listed": _LISTED,
     }
+
+
+def _name(path: Path | str) -> str:
+    """Return the last part of the path or URL of a store, its name for people."""
+    if is_url(path):
+        return hide_secrets(str(path)).rstrip("/").rpartition("/")[2]
+    return Path(path).absolute().name or "store"
 
 
 def _list_facts(store: Store, info: StoreInfo) -> dict[str, str]:
