@@ -119,7 +119,8 @@ class _Handler(BaseHTTPRequestHandler):
             return self._answer(200, {"files": [_mode(file["path"], files) for file in json.loads(body)["files"]]})
         if rest[-1] == "batch":
             return self._answer(200, {"objects": [self._where_to(each) for each in json.loads(body)["objects"]]})
-        assert rest[0] == "commit"
+        if rest[0] != "commit":
+            return self._answer(404, {"error": f"no {self.path} here"})
         for line in map(json.loads, body.splitlines()):
             if line["key"] != "header":
                 self._write(self.hub.folder / repository / line["value"]["path"], line)

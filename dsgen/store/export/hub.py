@@ -45,7 +45,7 @@ class HubRepository:
         if not token:
             raise DsgenError(_OPTION, "no token of the Hugging Face hub", _LOG_IN)
         note_secret(token)
-        self._api = api(endpoint=os.environ.get("HF_ENDPOINT") or None, token=token)
+        self._api = api(endpoint=os.environ.get("HF_ENDPOINT", "").rstrip("/") or None, token=token)
 
     @property
     def url(self) -> str:
