@@ -201,7 +201,7 @@ def _splits(facts: Facts) -> Iterable[str]:
         poses = facts.provenance.poses
         yield (
             f"{_count(poses, 'held-out foreground')} {'shows' if poses == 1 else 'show'} a figure that training shows "
-            "in another pose, so scores on them are not those of unseen figures."
+            "in another pose; scores are then not those of unseen figures."
         )
     if unused:
         left_out = facts.store.index.get("left_out") or 0

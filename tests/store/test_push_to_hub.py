@@ -144,10 +144,12 @@ def test_public_repositories(hub: FakeHub, push: Callable[..., Any]) -> None:
     assert push(private=False).private is False
     assert hub.repositories == {NAME: False}
     hub.requests = []
-    with pytest.raises(InvalidValueError, match="is public, not as --private, the default, says; add --public, or"):
+    with pytest.raises(InvalidValueError, match="is public, expected private; add --public, or"):
         push()
     hub.repositories[NAME] = True
-    with pytest.raises(InvalidValueError, match="is private, not as --public, says; leave out --public, or"):
+    with pytest.raises(
+        InvalidValueError, match="is private, expected public, as --public says; leave out --public, or"
+    ):
         push(private=False)
     assert not hub.count("POST")
 

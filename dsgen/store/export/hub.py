@@ -93,11 +93,9 @@ class HubRepository:
             reason = f"{self.url} holds other files ({', '.join(others[:5])})"
             raise InvalidValueError(_OPTION, reason, "choose another name, or delete them there")
         if bool(found.private) != self.private:
-            there, given = ("private", "--public") if found.private else ("public", "--private, the default")
+            reason = "is private, expected public, as --public says" if found.private else "is public, expected private"
             remedy = "leave out --public" if found.private else "add --public"
-            raise InvalidValueError(
-                _OPTION, f"{self.url} is {there}, not as {given}, says", f"{remedy}, or change it in its settings"
-            )
+            raise InvalidValueError(_OPTION, f"{self.url} {reason}", f"{remedy}, or change it in its settings")
 
     @contextmanager
     def _errors(self) -> Iterator[None]:
