@@ -144,7 +144,6 @@ def _gather(store: Store, found: Survey) -> dict[str, Any]:
         "title": _name(store.path),
         "version": __version__,
         "info": info,
-        "made_by": store.index["dsgen"],
         "sha256": store.sha256,
         "sampled": len(found.sampled),
         "facts": _list_facts(store, info),

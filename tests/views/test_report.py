@@ -15,6 +15,7 @@ from xml.etree import ElementTree
 import matplotlib
 import numpy as np
 import pytest
+import zarr
 from PIL import Image
 from support.corpora import SMALL, draw_background, draw_cutout
 
@@ -381,6 +382,25 @@ def test_shared_pictures_are_told(tmp_path: Path, pictures: Path) -> None:
     assert "3 foregrounds are in more than one of train, validation and test." in text
     assert "None of them is in more than one" in text.partition("Backgrounds 3")[2].partition("Foregrounds 3")[0]
     assert "There is none." in text.partition("How was the depth made?")[2]
+
+
+def test_rows_left_out_and_one_lonely_row(labelled_corpus: Path, tmp_path: Path) -> None:
+    """How many rows left the splits, and why; a store of one picture with an empty mask has its page too."""
+    corpus = Path(shutil.copytree(labelled_corpus, tmp_path / "corpus"))
+    group = zarr.open_group(corpus / "depth.zarr", mode="r+")
+    errors = group.create_array("flip_error", shape=(72,), dtype="float32")
+    errors[:] = (np.arange(72) % 3 == 1).astype(np.float32)
+    left_out = pack(corpus, tmp_path / "s", shards=1, max_flip_error=0.5, jobs=1).left_out
+    text = write(tmp_path / "s", tmp_path / "r.html").text
+    assert f"{left_out} rows were left out of the splits for a flip error above 0.5." in text
+    assert f"{left_out} rows left the splits because the depth of the row and of its mirror image disagreed" in text
+    assert "unused: their pictures are in different splits, or their depth is doubtful." in text
+    for part in ("images", "masks"):
+        (tmp_path / part).mkdir()
+        Image.fromarray(np.zeros((20, 20), np.uint8)).save(tmp_path / part / "one.png")
+    one = Pictures(tmp_path / "images", tmp_path / "masks", size=16, validation_share=0, test_share=0)
+    pack_source(one, tmp_path / "one", shards=1, jobs=1)
+    assert "1 picture of 16 x 16 pixels" in write(tmp_path / "one", tmp_path / "r.html").text
 
 
 def test_what_cannot_be_reported(pixel_store: Path, corpus: Path, tmp_path: Path) -> None:
