@@ -61,6 +61,11 @@ def note_secrets(location: str) -> None:
         _note([pair.partition("=")[2] or pair for part in query for pair in part.split("&")], _SHORTEST_IN_QUERY)
 
 
+def note_secret(secret: str) -> None:
+    """Remember a password or token that is part of no URL, to hide it in every text."""
+    _note([secret], _SHORTEST)
+
+
 def _note(secrets: list[str], shortest: int) -> None:
     for secret in secrets:
         _known.update(form for form in (secret, unquote(secret)) if len(form) >= shortest)

@@ -48,6 +48,7 @@ COMMANDS = (
     store_commands.EXPORT,
     corpus_commands.INFO,
     corpus_commands.PREVIEW,
+    corpus_commands.REPORT,
     store_commands.VERIFY,
     store_commands.REPAIR,
     depth_commands.EVALUATE_DEPTH,

@@ -25,7 +25,17 @@ if TYPE_CHECKING:
 
 _OF_PICTURES = ("masks", "depths", "backgrounds", "size", "png_unit", "validation_share", "test_share", "seed")
 _OF_CORPORA = ("corpus", "recipe", "max_flip_error", "composed")
-_OF_STORES = ("file_format", "split", "image_format", "backgrounds", "rows_per_file", "jobs", "endpoint")
+_OF_STORES = (
+    "file_format",
+    "split",
+    "image_format",
+    "backgrounds",
+    "rows_per_file",
+    "jobs",
+    "endpoint",
+    "push_to_hub",
+    "private",
+)
 
 
 def pack(
@@ -157,13 +167,23 @@ def export(
     rows_per_file: Annotated[
         int, typer.Option(help="Largest number of samples in a file; of coco and yolo, written together.")
     ] = 1000,
+    push_to_hub: Annotated[
+        str | None,
+        typer.Option(
+            metavar="OWNER/NAME",
+            help="With --format parquet: upload the folder to this dataset repository of the Hugging Face hub.",
+        ),
+    ] = None,
+    private: Annotated[
+        bool, typer.Option("--private/--public", help="With --push-to-hub: who may see the repository.")
+    ] = True,
     jobs: Jobs = None,
 ) -> Reply:
     """Export a store as WebDataset, parquet, COCO or YOLO, or a network as ONNX.
 
     A store goes into a folder: of files for WebDataset or Hugging Face datasets, or of pictures with the instances in
-    them as COCO annotations or as the polygons of ultralytics. Run it again to resume it. The network of a training run
-    goes into one file when OUT ends in .onnx; that takes none of the options for stores.
+    them as COCO annotations or as the polygons of ultralytics. Run it again to resume it, an upload too. The network of
+    a training run goes into one file when OUT ends in .onnx; that takes none of the options for stores.
     """
     from dsgen.io.filesystem import is_url
     from dsgen.io.places import STORES, Kind, not_a_run, not_a_store, recognise
@@ -177,6 +197,10 @@ def export(
         return _export_network(Path(source), out)
     from dsgen.store.export.export import export_store
 
+    if push_to_hub is None:
+        refuse_ignored(
+            context, "nothing is uploaded", "private", remedy="leave it out, or add --push-to-hub OWNER/NAME"
+        )
     if not is_url(source) and recognise(source) == Kind.RUN:
         raise not_a_store(source, remedies={Kind.RUN: f"to export its network: dsgen export {source} {out}.onnx"})
     result = export_store(
@@ -188,11 +212,14 @@ def export(
         backgrounds=backgrounds,
         rows_per_file=rows_per_file,
         jobs=jobs,
+        push_to_hub=push_to_hub,
+        private=private,
     )
+    pushed = "" if result.url is None else f"; uploaded to {result.url} ({'private' if result.private else 'public'})"
     text = (
         f"{result.out}: {result.rows:,} rows ({counts(result.splits)}) in "
         f"{plural(result.files, result.format + ' file')}, {megabytes(result.bytes)}{_instances_text(result)}; "
-        f"{result.exported:,} exported now, {result.already_there:,} already existed"
+        f"{result.exported:,} exported now, {result.already_there:,} already existed{pushed}"
     )
     return Reply(text, as_dict(result))
 
@@ -293,6 +320,7 @@ EXPORT = Command(
     (
         "dsgen export shards tars",
         "dsgen export shards table --format parquet --split all",
+        "dsgen export shards t --format parquet --push-to-hub a/b",
         "dsgen export shards coco --format coco",
         "dsgen export run model.onnx",
     ),

@@ -19,9 +19,14 @@ _TIME_WIDTH = len("-:--:--")
 _NOTE_WIDTH = 12  # a note cut shorter than this says nothing
 
 
+def shows_progress() -> bool:
+    """Return whether progress is shown; `dsgen --quiet` switches it off."""
+    return os.environ.get("DSGEN_PROGRESS") != "0"
+
+
 def note(text: str) -> None:
     """Show a line on stderr, above the progress, unless that is switched off."""
-    if os.environ.get("DSGEN_PROGRESS") != "0":
+    if shows_progress():
         print(hide_secrets(text), file=sys.stderr, flush=True)
 
 
@@ -34,7 +39,7 @@ def progress(title: str, total: int, done: int = 0) -> Iterator[Callable[..., No
     readable.
     """
     title = hide_secrets(title)
-    if os.environ.get("DSGEN_PROGRESS") == "0":  # `dsgen --quiet`
+    if not shows_progress():
         yield lambda *_, **__: None
         return
     if not sys.stderr.isatty():

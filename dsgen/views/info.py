@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -13,6 +13,9 @@ from dsgen.corpus.pictures import has_composites
 from dsgen.corpus.placement import FLOOR
 from dsgen.store.kind import is_store
 from dsgen.store.schema import describe_depth
+
+if TYPE_CHECKING:
+    from dsgen.store.reader import Store
 
 _SAMPLED_ROWS = 64  # of which depth percentiles are taken
 _DEPTH_PERCENTILES = (1, 50, 99)
@@ -255,12 +258,16 @@ def describe_store(path: Path | str) -> StoreInfo:
     """Describe a store: shards, bytes, splits, and the statistics that its index holds."""
     from dsgen.store.reader import Store
 
-    store = Store(path)
+    return describe_opened_store(Store(path))
+
+
+def describe_opened_store(store: "Store") -> StoreInfo:
+    """Describe a store that is open."""
     index = store.index
     packed_from_corpus = "parameters" in index["made_from"]
     kind_of_shards = "recipe" if store.shards[0].recipe else "pixels"
     return StoreInfo(
-        path=str(path),
+        path=str(store.path),
         content=kind_of_shards if packed_from_corpus else "pictures",
         zipped=index["shards"][0]["name"].endswith(".zip"),
         compact=bool(index["made_from"].get("compact")),

@@ -23,7 +23,7 @@ from dsgen.store.kind import is_store
 from dsgen.units import MIN_DEPTH_M
 
 _MASK: dict[str, Any] = {"cmap": "gray", "vmin": 0, "vmax": 255}
-_COLOURS = (
+PEOPLE_COLOURS = (
     "gold",
     "deepskyblue",
     "tomato",
@@ -124,7 +124,7 @@ def draw_sheet(out: Path, sample: Sample, title: str) -> None:
         axis.set_axis_off()
     far_m = max(MIN_DEPTH_M, float(np.percentile(depth_m, 99.5))) if depth_m is not None else None
     shown = None
-    several = ListedColormap(["black", *(_COLOURS[slot % len(_COLOURS)] for slot in range(MAX_PEOPLE))])
+    several = ListedColormap(["black", *(PEOPLE_COLOURS[slot % len(PEOPLE_COLOURS)] for slot in range(MAX_PEOPLE))])
     people: dict[str, Any] = {"cmap": several, "vmin": 0, "vmax": MAX_PEOPLE, "interpolation": "nearest"}
     for number, name in enumerate(sample.titles):
         line, first = number // across, panels * (number % across)

@@ -27,6 +27,7 @@ from dsgen.store.packing import PackResult
 from dsgen.training.fit import TrainResult
 from dsgen.views.info import CorpusInfo
 from dsgen.views.preview import PreviewResult
+from dsgen.views.report import ReportResult
 
 
 @dataclass(frozen=True)
@@ -195,6 +196,7 @@ RESULTS: dict[str, Any] = {
         flip_error=None,
     ),
     "dsgen.views.preview.preview": PreviewResult(Path("preview.png"), (3, 7)),
+    "dsgen.views.report.report": ReportResult(Path("report.html"), 1_234_567, "shards", 400_000, 1000),
 }
 
 

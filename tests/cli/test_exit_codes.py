@@ -46,6 +46,8 @@ def test_exit_code(error: DsgenError, code: int):
         ),
         (("info", "nowhere"), 1, "error: nowhere: no such folder"),
         (("preview", "nowhere"), 1, "error: nowhere: no such folder"),
+        (("report", "nowhere"), 1, "error: nowhere: no such folder, expected a store; run dsgen pack --out nowhere"),
+        (("report", "nowhere", "x.pdf"), 2, "error: OUT: got x.pdf, expected a name ending in .html"),
         (("pack", "nowhere"), 1, "error: nowhere: no such folder, expected a corpus; run dsgen composite nowhere"),
         (("train", "nowhere"), 1, "error: nowhere: no such folder, expected a store; run dsgen pack --out"),
         (

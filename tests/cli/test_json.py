@@ -24,6 +24,7 @@ REPORTING = [
     ("predict", "run", "shots"),
     ("info",),
     ("preview",),
+    ("report",),
     ("verify",),
     ("repair", "shards"),
     ("train-depth", "frames"),

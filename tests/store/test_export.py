@@ -114,6 +114,27 @@ def test_webdataset_reads_it(tmp_path: Path, store: Path) -> None:
         assert part["rows"] == opened.splits[split] == len(seen)
 
 
+def test_people_are_a_column_of_parquet(tmp_path: Path, floor_corpus: Path) -> None:
+    """A list for each row, as `datasets` reads it; the card describes it, and says what composed depth is."""
+    pack(floor_corpus, tmp_path / "store", shards=1, jobs=1)
+    export_store(tmp_path / "store", tmp_path / "out", "parquet", split="all", jobs=1)
+    opened = Store(tmp_path / "store")
+    loaded = datasets.load_dataset(str(tmp_path / "out"), cache_dir=str(tmp_path / "cache"))
+    for sample in (sample for rows in loaded.values() for sample in rows):
+        people = opened.plan["people"][sample["row"]]
+        placed = np.flatnonzero(people["height"])
+        assert [person["instance"] for person in sample["people"]] == (placed + 1).tolist()
+        for person, slot in zip(sample["people"], placed.tolist(), strict=True):
+            assert (person["foreground"], person["flip"]) == (people["foreground"][slot], people["flip"][slot])
+            assert person["box"] == opened.boxes[sample["row"], slot].tolist()
+            metres = people["distance"][slot] / 1000
+            assert (person["distance_m"] or 0.0) == pytest.approx(metres)
+    card = (tmp_path / "out/README.md").read_text()
+    assert "| `people` | People | those of the row" in card
+    assert "It follows from the composition: that of the background (3 file), and the distance of people." in card
+    assert "estimated" not in card
+
+
 def as_uint8(picture: Any, channels_first: bool) -> np.ndarray:
     """Whatever a decoder made of a picture as (h,w) or (h,w,c) u1."""
     array = np.asarray(picture)

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 
 from dsgen import __version__
+from dsgen.corpus.labels import COMPOSED
 from dsgen.corpus.plan import SPLITS
 from dsgen.store.export.instances import TINY_PIXELS, InstanceLabels
 from dsgen.store.export.pictures import PictureFiles
@@ -22,6 +23,8 @@ _ABOUT_COLUMNS = {
     "top": "first row of the foreground, in pixels",
     "left": "first column of the foreground, in pixels",
     "split": "train, validation, test or unused",
+    "people": "those of the row: number in `instance`, foreground, flip, box of what is seen in pixels (left, top, "
+    "width, height), distance in metres",
 }
 _TAR_CARD = """# Composites with labels
 
@@ -93,6 +96,8 @@ _CARD = """---
 license: other
 license_name: that-of-the-source-pictures
 task_categories:{tasks}
+size_categories:
+  - {magnitude}
 tags:
   - synthetic
 configs:
@@ -136,9 +141,9 @@ def write_card(store: Store, index: dict[str, Any], settings: ExportSettings) ->
     kinds = settings.kinds
     about = {field: settings.describe(field) for field in settings.fields} | _ABOUT_COLUMNS
     tasks = [task for name, task in _TASKS.items() if name in kinds]
-    model = (store.index.get("depth") or {}).get("model")
-    origin = f" It was not measured but estimated, by {model}." if model else ""
+    origin = _tell_origin(store)
     return _CARD.format(
+        magnitude=size_category(sum(counts["rows"] for counts in index["splits"].values())),
         tasks="".join(f"\n  - {task}" for task in tasks) or " []",
         configured="\n".join(
             f"      - split: {split}\n        path: data/{split}-*.parquet" for split in index["splits"]
@@ -152,6 +157,32 @@ def write_card(store: Store, index: dict[str, Any], settings: ExportSettings) ->
         depth=_DEPTH_CARD.format(origin=origin) if "depth" in kinds else "",
         licence=_LICENCE,
     )
+
+
+def _tell_origin(store: Store) -> str:
+    """Say in a sentence where depth is from; nothing where that is not known."""
+    model = (store.index.get("depth") or {}).get("model")
+    if not model:
+        return ""
+    if model == COMPOSED:
+        sources = ", ".join(
+            f"{count:,} {source}" for source, count in store.index["made_from"].get("rooms", {}).items()
+        )
+        return f" It follows from the composition: that of the background ({sources}), and the distance of people."
+    if "parameters" not in store.index["made_from"]:
+        return " It was packed from files."
+    return f" It was not measured but estimated, by {model}."
+
+
+def size_category(rows: int) -> str:
+    """Return what the hub calls a data set of so many rows: `n<1K`, `1K<n<10K` and so on.
+
+    >>> size_category(999), size_category(400_000)
+    ('n<1K', '100K<n<1M')
+    """
+    limits = [name for unit in "KMBT" for name in (f"1{unit}", f"10{unit}", f"100{unit}")]
+    passed = len(str(max(rows, 1))) - 3
+    return f"n<{limits[0]}" if passed < 1 else f"{limits[passed - 1]}<n<{limits[passed]}"
 
 
 def _write_tar_card(store: Store, index: dict[str, Any], settings: ExportSettings) -> str:

@@ -11,6 +11,7 @@ from dsgen.parallel.locks import exclusive_lock
 from dsgen.parallel.pool import run_blocks, worker_count
 from dsgen.store.export.cards import write_card
 from dsgen.store.export.coco import import_masks
+from dsgen.store.export.hub import HubRepository
 from dsgen.store.export.parquet import import_parquet, write_parquet
 from dsgen.store.export.pictures import PictureFiles, forget_records, write_pictures
 from dsgen.store.export.plan import (
@@ -63,6 +64,10 @@ class ExportResult:
     """How many of them have fewer than 16 pixels."""
     rows_without: int | None = None
     """Rows without any visible instance."""
+    url: str | None = None
+    """The address of the repository it was uploaded to."""
+    private: bool | None = None
+    """Whether that repository is private."""
 
 
 def export_store(
@@ -75,6 +80,8 @@ def export_store(
     backgrounds: bool = False,
     rows_per_file: int = 1000,
     jobs: int | None = None,
+    push_to_hub: str | None = None,
+    private: bool = True,
 ) -> ExportResult:
     """Write a store as `webdataset`, `parquet`, `coco` or `yolo` files; resume if some of them exist already.
 
@@ -86,9 +93,13 @@ def export_store(
     sample in a tar file; in parquet an image that repeats within a hundred rows costs nothing. `coco` and `yolo` have
     none.
 
+    `push_to_hub` is a dataset repository of the Hugging Face hub, OWNER/NAME, that the finished folder is uploaded to;
+    `parquet` only. It is made if it does not exist. What is there already is not uploaded again.
+
     Raises `InvalidValueError` for a bad option, a folder that holds other files, and a store without masks that is to
     be `coco` or `yolo`; `ConflictError` for an export of another store or with other settings; `MissingPackageError`
-    for `parquet` without pyarrow and `coco` without pycocotools.
+    for `parquet` without pyarrow, `coco` without pycocotools, and an upload without huggingface_hub; `DsgenError` if
+    the hub refuses or cannot be reached.
 
     >>> result = export_store("shards", Path("out"), "parquet", split="train")  # doctest: +SKIP
     >>> result.rows, result.files  # doctest: +SKIP
@@ -103,6 +114,9 @@ def export_store(
         import_parquet()
     elif file_format == "coco":
         import_masks()
+    if push_to_hub is not None and file_format != "parquet":
+        raise InvalidValueError("--push-to-hub", f"not with --format {file_format}", "add --format parquet")
+    repository = None if push_to_hub is None else HubRepository(push_to_hub, private=private)
     opened = Store(store)
     fields = choose_fields(opened, file_format, backgrounds)
     settings = ExportSettings(file_format, fields, image_format, opened.people > 0)
@@ -124,9 +138,13 @@ def export_store(
     else:
         names = {file.name for file in files}
         check_out(out, made_from, names.__contains__)
+        if repository is not None:
+            repository.prepare(names)
     with exclusive_lock(out):
         write = _write_picture_files if file_format in PICTURE_FORMATS else _write_missing
         missing, written = write(opened, out, made_from, settings, files, workers)
+        if repository is not None:
+            repository.upload(out)
     blocks = written.get("blocks", {}).values()
     counted = {
         name: sum(block[name] for block in blocks) if file_format in PICTURE_FORMATS else None
@@ -142,6 +160,8 @@ def export_store(
         bytes=sum(file["bytes"] for file in written["files"].values())
         + sum(sum(block["bytes"].values()) for block in blocks),
         splits={name: opened.splits[name] for name in splits},
+        url=None if repository is None else repository.url,
+        private=None if repository is None else private,
         **counted,
     )
 
