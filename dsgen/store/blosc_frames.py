@@ -18,7 +18,6 @@ _BITSHUFFLE, _NOT_SPLIT, _ZSTD = 0x4, 0x10, 4 << 5
 _HEADER_BYTES = 16
 _BLOCK_BYTES = 2**19  # stays in the cache of a core while its bits are put back
 _GROUP = 8  # values whose bits fill a byte
-_SWAPS = ((7, 0x00AA00AA00AA00AA), (14, 0x0000CCCC0000CCCC), (28, 0x00000000F0F0F0F0))
 
 
 def compress(values: np.ndarray, level: int) -> bytes:
@@ -43,14 +42,11 @@ def compress(values: np.ndarray, level: int) -> bytes:
 
 
 def shuffle_bits(values: np.ndarray) -> np.ndarray:
-    """Return (2n,) u1: bit 0 of all n values, u2, eight to a byte, then bit 1, and so on; n is a multiple of 8.
-
-    Eight bytes of as many values are a matrix of bits, which is transposed in three swaps of ever larger squares
-    (Warren, Hacker's Delight, 7-3).
-    """
-    low_high = np.ascontiguousarray(values.view(np.uint8).reshape(-1, 2).T)
-    bits = low_high.reshape(2, -1, _GROUP).view("<u8")[..., 0]
-    for distance, squares in _SWAPS:
-        swapped = (bits ^ (bits >> np.uint64(distance))) & np.uint64(squares)
-        bits = bits ^ swapped ^ (swapped << np.uint64(distance))
-    return np.ascontiguousarray(bits.view(np.uint8).reshape(2, -1, _GROUP).transpose(0, 2, 1)).reshape(-1)
+    """Return (2n,) u1: bit 0 of all n values, u2, eight to a byte, then bit 1, and so on; n is a multiple of 8."""
+    low_high = values.view(np.uint8).reshape(-1, 2).T
+    planes = [
+        np.packbits(column & np.uint8(1 << bit), bitorder="little")
+        for column in map(np.ascontiguousarray, low_high)
+        for bit in range(8)
+    ]
+    return np.concatenate(planes)

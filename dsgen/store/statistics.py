@@ -18,7 +18,7 @@ def block_sums(fields: Mapping[str, np.ndarray]) -> dict[str, Sums]:
     """Return the sums of a block's `image`, and of its `mask` and `depth` where there are any."""
     sums = {"image": image_sums(fields["image"])}
     if "mask" in fields:
-        sums["mask"] = {"count": fields["mask"].size, "sum": [int(np.count_nonzero(fields["mask"]))]}
+        sums["mask"] = {"count": fields["mask"].size, "sum": [_count_nonzero(fields["mask"])]}
     if "depth" in fields:
         sums["depth"] = depth_sums(fields["depth"])
     return sums
@@ -52,7 +52,12 @@ def depth_sums(depth_mm: np.ndarray) -> Sums:
         wide = one.reshape(-1).astype(np.float64)
         total += int(wide.sum())
         squares += int(wide @ wide)
-    return {"count": int(np.count_nonzero(depth_mm)), "sum": [total], "squares": [squares]}
+    return {"count": _count_nonzero(depth_mm), "sum": [total], "squares": [squares]}
+
+
+def _count_nonzero(pictures: np.ndarray) -> int:
+    """Count the pixels of (n,S,S) that are not 0, faster than numpy does."""
+    return sum(map(cv2.countNonZero, pictures))
 
 
 def scale_sums(sums: Sums, times: int) -> Sums:
