@@ -20,7 +20,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -32,6 +32,7 @@ import torch
 from record import processor, replace_section, versions
 from torch.utils.data import DataLoader, Dataset, default_collate
 
+from dsgen.corpus.composed import composed_depth
 from dsgen.corpus.corpus import Corpus
 
 BATCH = 64
@@ -48,10 +49,13 @@ Epoch = Callable[[], Iterable[Batch]]
 
 
 class Samples(Dataset):
-    """The rows of a corpus as arrays: what every peer is given. Rows asked for in order are drawn a block at a time."""
+    """The rows of a corpus as arrays: what every peer is given. Rows asked for in order are drawn a block at a time.
 
-    def __init__(self, corpus: Path):
-        self.path = corpus
+    Depth is that of the network, or composed.
+    """
+
+    def __init__(self, corpus: Path, composed: bool = False):
+        self.path, self.composed = corpus, composed
         self._first, self._block = 0, dict[str, np.ndarray]()
 
     @cached_property
@@ -68,7 +72,9 @@ class Samples(Dataset):
             rows = slice(self._first, self._first + 100)
             image, mask = self.corpus.render(self.corpus.plan[rows])
             assert self.corpus.depth is not None
-            self._block = {"image": image, "mask": mask, "depth": np.asarray(self.corpus.depth[rows])}
+            drawn = self.composed
+            depth = composed_depth(self.corpus, self.corpus.plan[rows]) if drawn else self.corpus.depth[rows]
+            self._block = {"image": image, "mask": mask, "depth": np.asarray(depth)}
         return {"row": row} | {part: values[row - self._first] for part, values in self._block.items()}
 
     def shares(self, length: int | None = None) -> list[range]:
@@ -390,18 +396,26 @@ def open_ffcv(packed: Path, scratch: Path, cores: int, form: str) -> Epoch:
 # dsgen
 
 
+FORMS: dict[str, dict[str, bool]] = {
+    "packed": {},
+    "compact": {"compact": True},
+    "recipe": {"recipe": True},
+    "composed": {"recipe": True, "composed": True},
+}
+
+
 def pack_dsgen(samples: Samples, out: Path, form: str) -> None:
-    """Pack with the defaults: the pixels, or as a recipe the sources from which they are drawn."""
+    """Pack the pixels, in a compact store or not, or as a recipe the sources from which they are drawn."""
     from dsgen.store.packing import pack
 
-    pack(samples.path, out, shards=6, jobs=PROCESSES, recipe=form == "recipe")
+    pack(samples.path, out, shards=6, jobs=PROCESSES, **FORMS[form])
 
 
 def open_dsgen(packed: Path, scratch: Path, cores: int, form: str) -> Epoch:
-    """Load with the defaults, a thread for each core; backgrounds come along, which no peer delivers."""
+    """Load with the defaults, a thread for each core, what the peers deliver: not the backgrounds."""
     from dsgen.store.loader import Loader
 
-    loader = Loader(packed, split=None, batch_size=BATCH, workers=cores)
+    loader = Loader(packed, split=None, batch_size=BATCH, workers=cores, fields=PARTS)
     epochs = iter(range(2**31))
 
     def epoch() -> Iterable[Batch]:
@@ -435,6 +449,11 @@ class Peer:
         """Whether it is dsgen itself."""
         return self.package == "dsgen"
 
+    @property
+    def composed(self) -> bool:
+        """Whether its depth is composed, and not the network's, which all others keep."""
+        return self.form == "composed"
+
 
 _FILES = ("torch", pack_folder, open_folder, ("torch",))
 _TAR = ("webdataset", pack_webdataset, open_webdataset, ("webdataset",))
@@ -465,7 +484,9 @@ PEERS = {
     "ffcv-jpg": _peer("FFCV, JPEG + raw", "jpg", _FFCV),
     "ffcv-raw": _peer("FFCV, raw", "raw", _FFCV),
     "dsgen": _peer("**dsgen**", "packed", _DSGEN),
+    "dsgen-compact": _peer("**dsgen**, compact", "compact", _DSGEN),
     "dsgen-recipe": _peer("**dsgen**, recipe", "recipe", _DSGEN),
+    "dsgen-composed": _peer("**dsgen**, recipe, composed depth", "composed", _DSGEN),
 }
 
 
@@ -525,7 +546,26 @@ def pairs_in(corpus: Corpus, rows: np.ndarray) -> int:
     return len(np.unique(corpus.plan[rows][["background", "foreground"]]))
 
 
-STEPS = {"pack": measure_pack, "read": measure_read, "check": check_rows}
+def measure_copy(peer: Peer, samples: Samples, packed: Path, scratch: Path, cores: int) -> dict[str, Any]:
+    """Copy decoded chunks, which are in the processor's cache, to memory: no loader hands out rows faster than that."""
+    size = samples.corpus.size
+    row_bytes = size * size * (3 + 1 + 2)
+    chunk, memory = np.ones((20, row_bytes), np.uint8), [np.ones((600, row_bytes), np.uint8) for _ in range(cores)]
+
+    def fill(into: np.ndarray) -> None:
+        for _ in range(10):
+            for start in range(0, len(into), len(chunk)):
+                np.copyto(into[start : start + len(chunk)], chunk)
+
+    with ThreadPoolExecutor(cores) as pool:
+        begun = time.perf_counter()
+        list(pool.map(fill, memory))
+        seconds = time.perf_counter() - begun
+    rows = 10 * cores * len(memory[0])
+    return {"rows_s": rows / seconds, "gb_s": 2 * rows * row_bytes / seconds / 1e9}
+
+
+STEPS = {"pack": measure_pack, "read": measure_read, "check": check_rows, "copy": measure_copy}
 
 
 def child(arguments: argparse.Namespace) -> None:
@@ -537,7 +577,7 @@ def child(arguments: argparse.Namespace) -> None:
     warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
     for module in peer.modules:
         importlib.import_module(module)
-    samples = Samples(arguments.folder / f"corpus-{arguments.rows}")
+    samples = Samples(arguments.folder / f"corpus-{arguments.rows}", peer.composed)
     scratch = Path(os.environ["TMPDIR"])
     result = STEPS[arguments.step](peer, samples, arguments.folder / "packed", scratch, arguments.cores)
     arguments.result.write_text(json.dumps(result))
@@ -615,6 +655,7 @@ def forget_pages(folder: Path) -> None:
 def make_corpus(path: Path, rows: int) -> None:
     """Make the rows from bundled pictures and label them with the bundled network, unless it has been done."""
     from dsgen.corpus.build import Parameters, composite
+    from dsgen.corpus.composed import label_composed
     from dsgen.depth.label_corpus import label_corpus
 
     foregrounds = rows // (BACKGROUNDS * FLIPS * POSITIONS)
@@ -623,6 +664,7 @@ def make_corpus(path: Path, rows: int) -> None:
         composite(path, parameters=parameters, max_backgrounds=BACKGROUNDS, max_foregrounds=foregrounds, pictures=False)
     if Corpus(path).labelled_rows() < rows:
         label_corpus(path)
+    label_composed(path)  # known beside the network's labels
 
 
 def run_rounds(names: list[str], rows: int, rounds: int, folder: Path) -> dict[str, dict[str, Any]]:
@@ -705,39 +747,63 @@ def table(summaries: dict[str, dict[str, Any]]) -> list[str]:
     return ["| " + " | ".join(cells) + " |" for cells in lines]
 
 
-def targets(summaries: dict[str, dict[str, Any]]) -> list[str]:
-    """Every target of the comparison as a sentence, with the peer it was measured against."""
-    ours = summaries.get("dsgen")
+def targets(summaries: dict[str, dict[str, Any]], copied: dict[str, dict[str, float]]) -> list[str]:
+    """Every target of the comparison as a row of a table, with the peer it was measured against."""
     others = {name: of for name, of in summaries.items() if not PEERS[name].ours}
-    if not ours or not others:
-        return []
-
-    def sentence(what: str, key: str, against: dict[str, dict[str, Any]], target: float, most: bool) -> str:
-        if not against:
-            return f"{what}: nothing to compare with."
-        best = (min if most else max)(against, key=lambda name: against[name][key])
-        ratio = ours[key] / against[best][key]
-        reached = ratio <= target if most else ratio >= target
-        bound = f"{'at most' if most else 'at least'} {target:g}"
-        who = f"{PEERS[best].name} ({against[best][key]:,.0f}; dsgen {ours[key]:,.0f})"
-        return f"{what}: **{ratio:.2f}** of {who}; the target, {bound}, is {'reached' if reached else 'missed'}."
-
     lossless = {name: of for name, of in others.items() if of["lossless"]}
+    raw = {name: of for name, of in lossless.items() if name == "ffcv-raw"}
+    compressed = {name: of for name, of in others.items() if name not in raw}
     files = {name: of for name, of in others.items() if name == "folder-jpg"}
-    lines = [
-        sentence(f"{what}, {cores} core{'s' * (cores > 1)}", f"{key}_{cores}", others, 3, most=False)
-        for key, what in (("cached", "Shuffled samples a second, cached"), ("first", "The same, first pass"))
-        for cores in (2, 1)
-    ]
-    lines.append(sentence("Bytes a sample against the smallest lossless peer", "bytes", lossless, 0.8, most=True))
-    lines.append(sentence("Bytes a sample against lossy files", "bytes", files, 1, most=True))
-    lines.append(sentence("Samples packed a second", "pack", others, 1, most=False))
+    litdata = {name: of for name, of in others.items() if name == "litdata-zstd"}
+    lines = ["| | dsgen | of | ratio | wanted |", "|---|---:|---|---:|---|"]
+
+    def compare(what: str, name: str, key: str, against: dict[str, dict[str, Any]], target: float, most: bool) -> None:
+        if name not in summaries or not against:
+            return
+        best = (min if most else max)(against, key=lambda peer: against[peer][key])
+        ours, theirs = summaries[name][key], against[best][key]
+        reached = ours / theirs <= target if most else ours / theirs >= target
+        bound = f"at {'most' if most else 'least'} {target:g}: {'reached' if reached else 'missed'}"
+        who = f"{PEERS[best].name} {theirs:,.0f}"
+        lines.append(f"| {what}, {PEERS[name].name} | {ours:,.0f} | {who} | **{ours / theirs:.2f}** | {bound} |")
+
+    for name in ("dsgen-compact", "dsgen"):
+        for cores in ("1", "2"):
+            compare(f"first pass, rows/s on {cores}", name, f"first_{cores}", compressed, 2.5, most=False)
+    for cores in ("1", "2"):
+        compare(f"cached, rows/s on {cores}", "dsgen-compact", f"cached_{cores}", compressed, 2.5, most=False)
+    compare("cached, rows/s on 2", "dsgen-composed", "cached_2", raw, 1, most=False)
+    for name in ("dsgen-compact", "dsgen"):
+        compare("bytes a row", name, "bytes", lossless, 0.6, most=True)
+        compare("bytes a row", name, "bytes", files, 0.7, most=True)
+        compare("packed a second", name, "pack", others, 1, most=False)
+        compare("memory, MB", name, "memory_mb", litdata, 1, most=True)
+    lines += ["", "| copied from cache to memory | rows/s | GB/s moved | " + " | ".join(_ROOFED.values()) + " |"]
+    lines.append("|---|---:|---:|" + "---:|" * len(_ROOFED))
+    for cores, limit in copied.items():
+        shares = [
+            f"{summaries[name][f'cached_{cores}'] / limit['rows_s']:.0%}" if name in summaries else ""
+            for name in _ROOFED
+        ]
+        lines.append(
+            f"| on {cores} core{'s' * (cores != '1')} | {limit['rows_s']:,.0f} | {limit['gb_s']:.1f} | "
+            + " | ".join(shares)
+            + " |"
+        )
     return lines
+
+
+_ROOFED = {
+    "dsgen": "dsgen reaches, cached",
+    "dsgen-compact": "compact",
+    "dsgen-composed": "recipe, composed depth",
+    "ffcv-raw": "FFCV, raw",
+}
 
 
 def won(summaries: dict[str, dict[str, Any]]) -> list[str]:
     """For every measure, the peers that do better than dsgen."""
-    ours = summaries.get("dsgen")
+    ours = summaries.get("dsgen-compact") or summaries.get("dsgen")
     if not ours:
         return []
     lines = []
@@ -758,7 +824,7 @@ def won(summaries: dict[str, dict[str, Any]]) -> list[str]:
             if not PEERS[name].ours and (of[key] < ours[key] if most else of[key] > ours[key])
         ]
         if better:
-            lines.append(f"Better than dsgen ({ours[key]:,.0f}) in {what}: {', '.join(better)}.")
+            lines.append(f"Better than dsgen, compact ({ours[key]:,.0f}) in {what}: {', '.join(better)}.")
     return lines
 
 
@@ -786,7 +852,7 @@ def report(results: dict[str, Any]) -> str:
         "Memory: peak of all processes on 2 cores, shared pages once, mapped files not counted"
         + (f" (with them: {', '.join(mapping)})." if mapping else "."),
         f"JPEG has quality {QUALITY} and a mean error of up to {error:.2f} of 255; masks and depths are equal.",
-        "dsgen delivers the bare background of every sample besides; no peer stores it.",
+        "Composed depth is another depth than the others', see the README of the corpus.",
     ]
     if caches:
         notes.append(f"Bytes a sample that readers keep in a cache folder of their own besides: {', '.join(caches)}.")
@@ -794,8 +860,8 @@ def report(results: dict[str, Any]) -> str:
     if results["not_installed"]:
         notes.append(f"Not installed, not measured: {', '.join(results['not_installed'])}.")
     notes.append(", ".join(f"{package} {version}" for package, version in results["versions"].items()) + ".")
-    listed = [f"- {line}" for line in (*targets(summaries), *won(summaries), *notes)]
-    return "\n".join([*table(summaries), "", *listed, ""])
+    listed = [f"- {line}" for line in (*won(summaries), *notes)]
+    return "\n".join([*table(summaries), "", *targets(summaries, results["copied"]), "", *listed, ""])
 
 
 def main() -> None:
@@ -839,6 +905,7 @@ def main() -> None:
         "versions": versions({PEERS[name].package for name in names} | {"torch", "numpy", "opencv-python", "zarr"}),
         "not_installed": [name for name in chosen if name not in names],
         "ideal_pairs": float(np.mean([pairs_in(opened, rows) for rows in shuffled])),
+        "copied": {str(cores): run_step("copy", "dsgen", arguments.rows, folder, cores) for cores in (1, 2)},
         "peers": run_rounds(names, arguments.rows, arguments.rounds, folder),
     }
     (arguments.out / "peers.json").write_text(json.dumps(results, indent=1) + "\n")
