@@ -5,6 +5,9 @@ import { Problem } from "./problem.js";
 const KEPT_BYTES = 64e6;
 const CHUNK_BYTES = 96e6; // of decoded chunks, of all workers together
 
+const idle = window.startedWorkers; // by start.js, while the modules load
+const workers = idle.length;
+
 export class Dataset {
   #kept = new Map(); // rows, the latest used last: fields by name
   #keptBytes = 0;
@@ -16,12 +19,11 @@ export class Dataset {
     Object.assign(this, store);
     this.splitNames = Object.keys(store.splits);
     const base = new URL(store.data, document.baseURI).href;
-    const count = Math.max(1, Math.min(4, (navigator.hardwareConcurrency || 2) - 1));
-    this.workers = Array.from({ length: count }, () => {
-      const worker = new Worker(new URL("./worker.js", import.meta.url), { type: "module" });
+    this.workers = Array.from({ length: workers }, () => {
+      const worker = idle.pop() ?? new Worker(new URL("./worker.js", import.meta.url), { type: "module" });
       worker.onmessage = ({ data }) => this.#receive(data);
       worker.onerror = (event) => this.onProblem?.(new Problem("worker.js", event.message || "cannot be loaded"));
-      worker.postMessage({ type: "init", base, shards: store.shards, limit: CHUNK_BYTES / count });
+      worker.postMessage({ type: "init", base, shards: store.shards, limit: CHUNK_BYTES / workers });
       return worker;
     });
   }
