@@ -17,7 +17,7 @@ export class Detail {
     this.boxes = makeSvg("svg", { class: "boxes", viewBox: `0 0 ${dataset.size} ${dataset.size}` });
     this.readout = make("p", { class: "readout", text: "\u00a0" });
     this.title = make("h2");
-    this.thumbs = make("div", { class: "thumbs", role: "group", "aria-label": "What is shown large" });
+    this.thumbs = make("div", { class: "thumbs", role: "group", "aria-label": "What is shown large" }, ...dataset.fields.map((field) => this.#thumb(field)));
     this.facts = make("div", { class: "facts" });
     const button = (text, label, action) => make("button", { type: "button", title: label, "aria-label": label, onclick: action, text });
     dialog.replaceChildren(
@@ -81,19 +81,22 @@ export class Detail {
     draw(this.canvas, this.fields, size, this.settings);
     this.canvas.dataset.row = this.row;
     this.canvas.dataset.show = this.settings.show;
-    this.thumbs.replaceChildren(...this.dataset.fields.map((field) => this.#thumb(field, size)));
+    for (const button of this.thumbs.children) {
+      const field = button.name;
+      const thumb = button.firstChild;
+      thumb.width = thumb.height = size <= 320 ? size : THUMB;
+      draw(thumb, this.fields, size, { ...this.settings, show: field, overlay: false });
+      button.setAttribute("aria-pressed", String(field === this.settings.show));
+    }
   }
 
-  #thumb(field, size) {
-    const canvas = make("canvas", { width: size <= 320 ? size : THUMB, height: size <= 320 ? size : THUMB });
-    draw(canvas, this.fields, size, { ...this.settings, show: field, overlay: false });
+  #thumb(field) {
     const pick = () => {
       this.settings.show = field;
       this.redraw();
       this.hooks.changed();
     };
-    const pressed = String(field === this.settings.show);
-    return make("button", { type: "button", "aria-pressed": pressed, onclick: pick }, canvas, make("span", { text: TITLES[field] }));
+    return make("button", { type: "button", name: field, onclick: pick }, make("canvas"), make("span", { text: TITLES[field] }));
   }
 
   #point(event) {

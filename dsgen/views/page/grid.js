@@ -77,7 +77,11 @@ export class Grid {
 
   /** Draw all tiles again, with other settings. */
   redraw() {
-    for (const tile of this.#tiles.values()) tile.drawn = false;
+    for (const tile of this.#tiles.values()) {
+      tile.drawn = false;
+      tile.problem = null;
+      tile.element.classList.remove("failed");
+    }
     this.#schedule();
   }
 
