@@ -27,6 +27,7 @@ from dsgen.store.packing import PackResult
 from dsgen.training.fit import TrainResult
 from dsgen.views.info import CorpusInfo
 from dsgen.views.preview import PreviewResult
+from dsgen.views.static import StaticPage
 
 
 @dataclass(frozen=True)
@@ -195,6 +196,8 @@ RESULTS: dict[str, Any] = {
         flip_error=None,
     ),
     "dsgen.views.preview.preview": PreviewResult(Path("preview.png"), (3, 7)),
+    "dsgen.views.static.export_page": StaticPage(Path("page"), files=1234, bytes=12_345_678, already_there=34),
+    "dsgen.views.view.view": None,
 }
 
 

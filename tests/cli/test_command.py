@@ -64,7 +64,9 @@ def test_verbose(arguments: tuple[str, ...], run: Run, seen: dict[str, Any]):
     assert "debug: " not in run("info").err
 
 
-@pytest.mark.parametrize("command", ["train", "pack", "evaluate", "export", "info", "preview", "verify", "repair"])
+@pytest.mark.parametrize(
+    "command", ["train", "pack", "evaluate", "export", "info", "preview", "view", "verify", "repair"]
+)
 def test_the_endpoint_is_an_option(command: str, run: Run):
     """Of every command that reads or writes stores."""
     assert "--endpoint" in run(command, "--help").out

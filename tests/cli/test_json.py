@@ -24,6 +24,7 @@ REPORTING = [
     ("predict", "run", "shots"),
     ("info",),
     ("preview",),
+    ("view", "shards", "--export", "page"),
     ("verify",),
     ("repair", "shards"),
     ("train-depth", "frames"),

@@ -53,6 +53,10 @@ LINES = [
     ),
     (("evaluate",), "run/evaluation: scores.json, rows.csv, backgrounds.csv, foregrounds.csv, worst.png"),
     (("preview",), "preview.png"),
+    (
+        ("view", "shards", "--export", "page"),
+        "page: 1,234 files, 12.3 MB, 34 already existed; put the folder on a web server or into a bucket",
+    ),
     (("train-depth", "frames"), "depth.safetensors: scores on held-out rooms: abs_rel 0.1234, delta1 0.5"),
     (
         ("weights", "convert", "nyu.h5", "nyu.safetensors"),
