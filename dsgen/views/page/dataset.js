@@ -2,8 +2,8 @@
 
 import { Problem } from "./problem.js";
 
-const KEPT_BYTES = 64e6;
-const CHUNK_BYTES = 96e6; // of decoded chunks, of all workers together
+const KEPT_BYTES = 48e6;
+const CHUNK_BYTES = 64e6; // of decoded chunks, of all workers together
 
 const idle = window.startedWorkers; // by start.js, while the modules load
 const workers = idle.length;
