@@ -163,7 +163,7 @@ export class Browser {
     const split = this.dataset.splitNames[filters.split[row]];
     if (names.picture.length) return `${row} · ${names.picture[row]} · ${split}`;
     const people = [...filters.foreground.subarray(row * filters.slots, (row + 1) * filters.slots)].map((k) => names.foreground[k]).filter(Boolean);
-    return `${row} · ${split} · ${names.background[filters.background[row]]} · ${people.join(", ")}`;
+    return `${row} · ${names.background[filters.background[row]]} · ${people.join(", ") || "nobody"} · ${split}`;
   }
 
   #choose(change) {

@@ -40,8 +40,8 @@ function mix(below, above, share) {
   return (0xff000000 | (blend(16) << 16) | (blend(8) << 8) | blend(0)) >>> 0;
 }
 
-/** Lay the mask over the pixels, and draw its outline. */
-function cover(values, people, target, size, opacity) {
+/** Lay the mask over the pixels, and draw its outline, white where it lies on the colours of depth. */
+function cover(values, people, target, size, opacity, onDepth) {
   for (let k = 0; k < target.length; k += 1) {
     const value = values[k];
     if (!value) continue;
@@ -52,7 +52,7 @@ function cover(values, people, target, size, opacity) {
       (x < size - 1 && values[k + 1] !== value) ||
       (k >= size && values[k - size] !== value) ||
       (k < target.length - size && values[k + size] !== value);
-    target[k] = mix(target[k], above, edge ? Math.max(opacity, 0.9) : opacity);
+    target[k] = edge ? mix(target[k], onDepth ? WHITE : above, 0.9) : mix(target[k], above, opacity);
   }
 }
 
@@ -75,7 +75,7 @@ export function draw(canvas, fields, size, settings) {
   if (settings.overlay && settings.show !== "mask" && settings.opacity > 0) {
     const people = fields.instance && settings.show !== "instance";
     const mask = people ? fields.instance : fields.mask;
-    if (mask) cover(mask, Boolean(people), pixels, size, settings.opacity);
+    if (mask) cover(mask, Boolean(people), pixels, size, settings.opacity, settings.show === "depth");
   }
   const context = canvas.getContext("2d");
   if (canvas.width === size) {

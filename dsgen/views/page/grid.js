@@ -190,7 +190,7 @@ export class Grid {
     tile.element.dataset.place = place;
     tile.element.title = "";
     tile.element.classList.toggle("focused", place === this.#focus && this.focused === true);
-    tile.caption.textContent = this.caption(row) || `row ${row}`;
+    this.#name(tile);
     this.#tiles.set(place, tile);
     this.layer.append(tile.element);
     return tile;
@@ -212,7 +212,12 @@ export class Grid {
 
   /** Write the captions again, once the names are known. */
   captions() {
-    for (const tile of this.#tiles.values()) tile.caption.textContent = this.caption(tile.row) || `row ${tile.row}`;
+    for (const tile of this.#tiles.values()) this.#name(tile);
+  }
+
+  #name(tile) {
+    tile.caption.textContent = this.caption(tile.row) || `row ${tile.row}`;
+    tile.caption.title = tile.caption.textContent;
   }
 
   #click(event) {
