@@ -53,9 +53,12 @@ class Tree(Protocol):
 
 
 class FilesTree:
-    """Those files of a folder or a URL that are named; no others are read, whatever a name says."""
+    """Those files of a folder or a URL that are named; no others are read, whatever a name says.
 
-    def __init__(self, files: LocalFiles | UrlFiles, sizes: Mapping[str, int], version: str = ""):
+    Listings of web servers do not tell `sizes`. Files of an unknown size, None, are read as a whole.
+    """
+
+    def __init__(self, files: LocalFiles | UrlFiles, sizes: Mapping[str, int | None], version: str = ""):
         self._files, self._sizes, self._version = files, dict(sizes), version
 
     @property
@@ -65,10 +68,11 @@ class FilesTree:
 
     def find(self, name: str) -> Content | None:
         """Return a file; None too for a link that leads out of the folder."""
-        size = self._sizes.get(name)
-        if size is None:
+        if name not in self._sizes:
             return None
-        version = self._version
+        size, version = self._sizes[name], self._version
+        if size is None:
+            return Content.of(self._files.read(name))
         if isinstance(self._files, LocalFiles):
             path, root = (self._files.path / name).resolve(), self._files.path.resolve()
             if not path.is_relative_to(root) or not path.is_file():

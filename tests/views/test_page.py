@@ -94,7 +94,7 @@ def test_a_store_in_the_grid(store: Path, opened: Open):
     expected = opening.read(0, opening.rows)
     with served(store) as address:
         page = opened(address)
-        assert page.title() == "shards – dsgen view"
+        assert page.title().startswith("shards")
         for row in (0, 5):
             assert np.array_equal(pixels(tile(page, row)), expected["image"][row])
         depth = expected["depth"][5]
@@ -152,7 +152,8 @@ def test_filters_and_order(store: Path, opened: Open):
         assert sorted(first) == rows.tolist()
         assert first != rows.tolist()
         kept = page.url
-        assert "background=room1" in kept and "order=shuffled" in kept
+        assert "background=room1" in kept
+        assert "order=shuffled" in kept
         again = opened(kept)
         again.locator(".found").filter(has_text=f"{len(rows)} rows of 72").wait_for()
         again.wait_for_timeout(300)
@@ -228,7 +229,7 @@ def test_a_run(store: Path, tmp_path: Path, opened: Open, monkeypatch: pytest.Mo
         assert f"{scores['scores']['network']['iou']:.4g}" in page.locator(".scores tr.network").inner_text()
         first = page.locator(".scores tbody button").first
         ious = page.locator(".scores").last.locator("tbody tr td:nth-child(3)").all_inner_texts()
-        numbers = [float(text.replace("–", "nan")) for text in ious]
+        numbers = [float(text) for text in ious]
         assert numbers == sorted(numbers)
         row = int(first.inner_text())
         first.click()

@@ -132,7 +132,7 @@ def test_the_page_alone(store: Path, tmp_path: Path):
 def test_places_that_cannot_be(store: Path, tmp_path: Path):
     """In the store, around it, a file, a URL."""
     for out in (store, store / "page", store.parent):
-        with pytest.raises(DsgenError, match="--export: got .* or holds it; choose another folder"):
+        with pytest.raises(DsgenError, match=r"--export: got .* or holds it; choose another folder"):
             export_page(store, out)
     (tmp_path / "apart").mkdir()
     (tmp_path / "apart/file").write_text("")
