@@ -20,8 +20,8 @@ export class Browser {
     this.dataset.onProblem = problem;
     this.choice = { ...START };
     const fields = this.dataset.fields;
-    const show = fields.includes("image") ? "image" : fields[0];
-    this.settings = { show, overlay: false, opacity: 0.5, far: store.far_m, tile: 168 };
+    this.usual = fields.includes("image") ? "image" : fields[0];
+    this.settings = { show: this.usual, overlay: false, opacity: 0.5, far: store.far_m, tile: 168 };
     this.#build(element);
     this.detail = new Detail(dialog, this.dataset, this.settings, {
       changed: () => this.#apply(),
@@ -266,7 +266,7 @@ export class Browser {
     if (!grid?.across || !this.detail) return;
     const row = grid.order.count ? grid.order.at(grid.place) : 0;
     this.changed({
-      show: settings.show,
+      show: settings.show === this.usual ? "" : settings.show,
       overlay: settings.overlay ? 1 : "",
       opacity: settings.overlay ? settings.opacity : "",
       far: settings.far === this.dataset.far_m ? "" : settings.far,
