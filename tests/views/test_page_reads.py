@@ -21,6 +21,14 @@ READER = Path(__file__).with_name("read_arrays.mjs")
 pytestmark = pytest.mark.skipif(NODE is None, reason="node is not installed")
 
 
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory: pytest.TempPathFactory, labelled_corpus: Path) -> Path:
+    """A store of the labelled corpus, of one shard."""
+    out = tmp_path_factory.mktemp("reads") / "s"
+    pack(labelled_corpus, out, shards=1, jobs=1)
+    return out
+
+
 def read(address: str, *shards: str, rows: int = 0) -> subprocess.CompletedProcess[str]:
     """Read shards with node."""
     command = [str(NODE), str(READER), str(PAGE), address, *shards]
@@ -83,11 +91,11 @@ def flip(path: Path, place: int) -> None:
         ("cut short", "checksum wrong"),
     ],
 )
-def test_damage_is_found(damage: str, said: str, labelled_corpus: Path, tmp_path: Path):
+def test_damage_is_found(damage: str, said: str, packed: Path, tmp_path: Path):
     """Where zarrita would give wrong numbers, or zeros."""
     import google_crc32c
 
-    pack(labelled_corpus, tmp_path / "s", shards=1, jobs=1)
+    shutil.copytree(packed, tmp_path / "s")
     (shard,) = (tmp_path / "s").glob("*.zarr")
     image, depth = shard / "image/c/0/0/0/0", shard / "depth/c/0/0/0"
     if damage == "depth chunk":
@@ -117,11 +125,10 @@ def test_damage_is_found(damage: str, said: str, labelled_corpus: Path, tmp_path
     assert said in done.stderr, done.stderr
 
 
-def test_a_server_without_ranges_is_found(labelled_corpus: Path, tmp_path: Path):
+def test_a_server_without_ranges_is_found(packed: Path):
     """It answers with whole files, which must not be taken for parts of them."""
-    pack(labelled_corpus, tmp_path / "s", shards=1, jobs=1)
-    (shard,) = (tmp_path / "s").glob("*.zarr")
-    with serving_files(tmp_path / "s", PlainHandler) as address:
+    (shard,) = packed.glob("*.zarr")
+    with serving_files(packed, PlainHandler) as address:
         done = read(address, shard.name)
     assert done.returncode == 1
     assert "this web server ignores Range requests" in done.stderr

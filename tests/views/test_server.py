@@ -16,9 +16,11 @@ from support.runs import make_run
 from support.web import ask, served, serving_files
 
 from dsgen.errors import DsgenError, NotFoundError
+from dsgen.io.filesystem import open_files
 from dsgen.store.packing import pack
 from dsgen.store.reader import Store
 from dsgen.views.server import listen
+from dsgen.views.trees import FilesTree
 from dsgen.views.view import look_at
 
 
@@ -293,13 +295,25 @@ def test_signals_end_it(number: int, code: int, store: Path):
         assert errors == b""
 
 
-def test_a_store_at_a_url(store: Path):
+def test_a_store_at_a_url(labelled_corpus: Path):
     """Its files are handed on, with ranges."""
-    with serving_files(store.parent) as remote, served(f"{remote}{store.name}") as address:
-        name, content = image_file(store)
-        assert ask(address, name)[0::2] == (200, content)
-        assert ask(address, name, Range="bytes=-36")[0::2] == (206, content[-36:])
-        assert ask(address, name, Range="bytes=9-40")[0::2] == (206, content[9:41])
-        shards = drawn_rows(address)
-    expected = Store(store).read(0, 72)
-    assert np.array_equal(np.concatenate([shard["depth"] for shard in shards]), expected["depth"])
+    pack(labelled_corpus, "memory://viewed/shards", shards=1, jobs=1)
+    files = open_files("memory://viewed/shards")
+    with served("memory://viewed/shards") as address:
+        (shard,) = json.loads(ask(address, "view.json")[2])["stores"][0]["shards"]
+        name = f"{shard['name']}/image/c/0/0/0/0"
+        content = files.read(name)
+        assert ask(address, f"data/0/{name}")[0::2] == (200, content)
+        assert ask(address, f"data/0/{name}", Range="bytes=-36")[0::2] == (206, content[-36:])
+        assert ask(address, f"data/0/{name}", Range="bytes=9-40")[0::2] == (206, content[9:41])
+        assert ask(address, f"data/0/{name}x")[0] == 404
+    files.remove("")
+
+
+def test_files_of_unknown_size(tmp_path: Path):
+    """As web servers list them: read as a whole."""
+    (tmp_path / "a").write_bytes(b"content")
+    with serving_files(tmp_path) as remote:
+        tree = FilesTree(open_files(remote), {"a": None})
+        content = tree.find("a")
+    assert (content.size, content.read(2, 3), tree.find("b")) == (7, b"nte", None)
