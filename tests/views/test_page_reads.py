@@ -82,13 +82,13 @@ def flip(path: Path, place: int) -> None:
     ("damage", "said"),
     [
         ("depth chunk", "checksum wrong"),
-        ("depth table", "checksum wrong"),
+        pytest.param("depth table", "checksum wrong", marks=pytest.mark.slow),
         ("image table", "checksum wrong"),
-        ("image chunk", "cannot be read"),
+        pytest.param("image chunk", "cannot be read", marks=pytest.mark.slow),
         ("column", "cannot be read"),
-        ("missing file", "missing (status 404)"),
+        pytest.param("missing file", "missing (status 404)", marks=pytest.mark.slow),
         ("missing chunk", "a chunk is missing"),
-        ("cut short", "checksum wrong"),
+        pytest.param("cut short", "checksum wrong", marks=pytest.mark.slow),
     ],
 )
 def test_damage_is_found(damage: str, said: str, packed: Path, tmp_path: Path):
