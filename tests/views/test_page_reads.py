@@ -49,7 +49,7 @@ def hashes(store: Path, shard: str) -> dict[str, str]:
     }
 
 
-@pytest.mark.parametrize("kind", ["labelled_corpus", "floor_corpus"])
+@pytest.mark.parametrize("kind", ["labelled_corpus", pytest.param("floor_corpus", marks=pytest.mark.slow)])
 def test_every_array_of_a_store(kind: str, request: pytest.FixtureRequest, tmp_path: Path):
     """Sharded and not, blosc and zstd, all dtypes: as zarr reads them."""
     pack(request.getfixturevalue(kind), tmp_path / "s", shards=2, jobs=1)

@@ -214,6 +214,7 @@ def test_a_corpus_is_drawn(kind: str, request: pytest.FixtureRequest, tmp_path: 
         assert np.array_equal(shard[name], expected[:6] if name in PIXELS else expected), name
 
 
+@pytest.mark.slow
 def test_a_zipped_recipe_is_drawn(floor_corpus: Path, tmp_path: Path):
     """From its zip files."""
     pack(floor_corpus, tmp_path / "z", shards=1, recipe=True, zipped=True, jobs=1)

@@ -26,7 +26,10 @@ export class Browser {
     this.detail = new Detail(dialog, this.dataset, this.settings, {
       changed: () => this.#apply(),
       opened: () => this.#remember(),
-      closed: () => { this.#remember(); this.grid.element.focus(); },
+      closed: () => {
+        this.#remember();
+        this.grid.element.focus();
+      },
       step: (row, by) => this.#step(row, by),
     });
   }
@@ -47,7 +50,8 @@ export class Browser {
 
   #build(element) {
     const { dataset } = this;
-    const field = (label, input, kind = "") => make("label", { class: `field ${kind}` }, make("span", { text: label }), input);
+    const field = (label, input, kind = "") =>
+      make("label", { class: `field ${kind}` }, make("span", { text: label }), input);
     const splits = dataset.splitNames.filter((name) => dataset.splits[name]);
     this.split = make(
       "select",
@@ -62,28 +66,97 @@ export class Browser {
       make("option", { value: "rows", text: "by row" }),
       make("option", { value: "shuffled", text: "shuffled" }),
     );
-    this.seed = make("input", { name: "seed", type: "number", min: 0, max: 4294967295, step: 1, onchange: () => this.#choose({ seed: Number(this.seed.value) || 0, shuffled: true }) });
-    this.jump = make("input", { name: "row", type: "number", min: 0, max: dataset.rows - 1, step: 1, placeholder: "row" });
-    const jumpTo = make("form", { class: "jump", onsubmit: (event) => this.#jump(event) }, field("Go to row", this.jump));
+    this.seed = make("input", {
+      name: "seed",
+      type: "number",
+      min: 0,
+      max: 4294967295,
+      step: 1,
+      onchange: () => this.#choose({ seed: Number(this.seed.value) || 0, shuffled: true }),
+    });
+    this.jump = make("input", {
+      name: "row",
+      type: "number",
+      min: 0,
+      max: dataset.rows - 1,
+      step: 1,
+      placeholder: "row",
+    });
+    const jumpTo = make(
+      "form",
+      { class: "jump", onsubmit: (event) => this.#jump(event) },
+      field("Go to row", this.jump),
+    );
     this.found = make("output", { class: "found" });
 
     const available = Object.keys(SHOWN).filter((name) => dataset.fields.includes(name));
     this.shows = available.map((name, k) =>
-      make("button", { type: "button", name, title: `${SHOWN[name]} (key ${k + 1})`, onclick: () => this.#set({ show: name }), text: SHOWN[name] }),
+      make("button", {
+        type: "button",
+        name,
+        title: `${SHOWN[name]} (key ${k + 1})`,
+        onclick: () => this.#set({ show: name }),
+        text: SHOWN[name],
+      }),
     );
     const hasMask = dataset.fields.includes("mask") || dataset.fields.includes("instance");
-    this.overlay = make("input", { name: "overlay", type: "checkbox", onchange: () => this.#set({ overlay: this.overlay.checked }) });
-    this.opacity = make("input", { name: "opacity", type: "range", min: 0, max: 1, step: 0.05, title: "Opacity of the mask", "aria-label": "Opacity of the mask", oninput: () => this.#set({ opacity: Number(this.opacity.value), overlay: true }) });
-    this.far = make("input", { name: "far", type: "number", min: 0.5, max: 65.5, step: 0.5, onchange: () => this.#set({ far: Math.min(65.5, Math.max(0.1, Number(this.far.value) || dataset.far_m)) }) });
-    this.tile = make("input", { name: "tile", type: "range", min: 80, max: 400, step: 8, "aria-label": "Size of the pictures", oninput: () => this.#set({ tile: Number(this.tile.value) }, true) });
+    this.overlay = make("input", {
+      name: "overlay",
+      type: "checkbox",
+      onchange: () => this.#set({ overlay: this.overlay.checked }),
+    });
+    this.opacity = make("input", {
+      name: "opacity",
+      type: "range",
+      min: 0,
+      max: 1,
+      step: 0.05,
+      title: "Opacity of the mask",
+      "aria-label": "Opacity of the mask",
+      oninput: () => this.#set({ opacity: Number(this.opacity.value), overlay: true }),
+    });
+    this.far = make("input", {
+      name: "far",
+      type: "number",
+      min: 0.5,
+      max: 65.5,
+      step: 0.5,
+      onchange: () => this.#set({ far: Math.min(65.5, Math.max(0.1, Number(this.far.value) || dataset.far_m)) }),
+    });
+    this.tile = make("input", {
+      name: "tile",
+      type: "range",
+      min: 80,
+      max: 400,
+      step: 8,
+      "aria-label": "Size of the pictures",
+      oninput: () => this.#set({ tile: Number(this.tile.value) }, true),
+    });
     this.scale = make("canvas", { class: "scale", width: 200, height: 8 });
     this.ticks = make("span", { class: "ticks" });
     drawScale(this.scale);
-    this.colours = make("div", { class: "colours", title: "Depth in metres; hatched where there is none" }, make("span", { text: "0" }), this.scale, this.ticks, make("span", { text: "m" }));
+    this.colours = make(
+      "div",
+      { class: "colours", title: "Depth in metres; hatched where there is none" },
+      make("span", { text: "0" }),
+      this.scale,
+      this.ticks,
+      make("span", { text: "m" }),
+    );
     this.readout = make("output", { class: "readout", name: "readout", text: "\u00a0" });
     const grid = make("div", { "aria-label": "Rows", role: "region" });
     element.replaceChildren(
-      make("div", { class: "bar" }, field("Split", this.split), this.names.background?.label, this.names.foreground?.label, field("Order", this.order), field("Seed", this.seed, "seed"), jumpTo, this.found),
+      make(
+        "div",
+        { class: "bar" },
+        field("Split", this.split),
+        this.names.background?.label,
+        this.names.foreground?.label,
+        field("Order", this.order),
+        field("Seed", this.seed, "seed"),
+        jumpTo,
+        this.found,
+      ),
       make(
         "div",
         { class: "bar" },
@@ -108,13 +181,20 @@ export class Browser {
   #nameInput(kind) {
     const list = make("datalist", { id: `names-${kind}` });
     const label = kind === "background" ? "Background" : "Foreground";
-    const input = make("input", { name: kind, list: list.id, placeholder: "any name", autocomplete: "off", onchange: () => this.#choose({ [kind]: input.value.trim() }) });
+    const input = make("input", {
+      name: kind,
+      list: list.id,
+      placeholder: "any name",
+      autocomplete: "off",
+      onchange: () => this.#choose({ [kind]: input.value.trim() }),
+    });
     return { input, list, label: make("label", { class: "field" }, make("span", { text: label }), input, list) };
   }
 
   /** Start from what an address remembers. */
   async start(parameters) {
-    const number = (name, fallback) => (parameters.has(name) && Number.isFinite(Number(parameters.get(name))) ? Number(parameters.get(name)) : fallback);
+    const number = (name, fallback) =>
+      parameters.has(name) && Number.isFinite(Number(parameters.get(name))) ? Number(parameters.get(name)) : fallback;
     Object.assign(this.settings, {
       show: this.dataset.fields.includes(parameters.get("show")) ? parameters.get("show") : this.settings.show,
       overlay: parameters.get("overlay") === "1",
@@ -162,7 +242,9 @@ export class Browser {
     const { names, filters } = this.known;
     const split = this.dataset.splitNames[filters.split[row]];
     if (names.picture.length) return `${row} · ${names.picture[row]} · ${split}`;
-    const people = [...filters.foreground.subarray(row * filters.slots, (row + 1) * filters.slots)].map((k) => names.foreground[k]).filter(Boolean);
+    const people = [...filters.foreground.subarray(row * filters.slots, (row + 1) * filters.slots)]
+      .map((k) => names.foreground[k])
+      .filter(Boolean);
     return `${row} · ${names.background[filters.background[row]]} · ${people.join(", ") || "nobody"} · ${split}`;
   }
 
@@ -191,7 +273,9 @@ export class Browser {
       order = choose(dataset.rows, null, null, null, choice);
     }
     const all = order.count === dataset.rows;
-    this.found.textContent = order.count ? `${count(order.count)} ${order.count === 1 ? "row" : "rows"}${all ? "" : ` of ${count(dataset.rows)}`}` : "no row is like that; change the filters";
+    this.found.textContent = order.count
+      ? `${count(order.count)} ${order.count === 1 ? "row" : "rows"}${all ? "" : ` of ${count(dataset.rows)}`}`
+      : "no row is like that; change the filters";
     this.grid.show(order, row);
     this.#remember();
   }
@@ -231,7 +315,9 @@ export class Browser {
     const row = Number(this.jump.value);
     const known = Number.isInteger(row) && row >= 0 && row < this.dataset.rows;
     const shown = known && this.grid.goTo(row);
-    const reason = known ? `row ${row} is not among those shown; change the filters` : `rows are 0 to ${this.dataset.rows - 1}`;
+    const reason = known
+      ? `row ${row} is not among those shown; change the filters`
+      : `rows are 0 to ${this.dataset.rows - 1}`;
     this.jump.setCustomValidity(shown ? "" : reason);
     this.jump.reportValidity();
     this.jump.oninput = () => this.jump.setCustomValidity("");
@@ -245,12 +331,20 @@ export class Browser {
       return;
     }
     const { dataset } = this;
-    const say = (fields) => { this.readout.textContent = `row ${row} · ${describePixel(fields, dataset.size, x, y)}`; };
+    const say = (fields) => {
+      this.readout.textContent = `row ${row} · ${describePixel(fields, dataset.size, x, y)}`;
+    };
     const wanted = dataset.fields.filter((name) => name !== "background");
     const kept = dataset.kept(row, wanted);
     if (kept) say(kept);
     else {
-      dataset.row(row, wanted).then((fields) => { if (this.pointed?.startsWith(`${row} `)) this.#over(row, ...this.pointed.split(" ").slice(1).map(Number)); return fields; }, () => {});
+      dataset.row(row, wanted).then(
+        (fields) => {
+          if (this.pointed?.startsWith(`${row} `)) this.#over(row, ...this.pointed.split(" ").slice(1).map(Number));
+          return fields;
+        },
+        () => {},
+      );
     }
   }
 

@@ -96,7 +96,8 @@ export class Dataset {
   }
 
   #receive(message) {
-    const problem = message.problem && new Problem(message.problem.what, message.problem.reason, message.problem.remedy);
+    const problem =
+      message.problem && new Problem(message.problem.what, message.problem.reason, message.problem.remedy);
     if (problem) this.onProblem?.(problem);
     if ("row" in message) {
       const found = problem ? undefined : this.#keep(message.row, message.found);

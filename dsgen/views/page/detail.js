@@ -17,9 +17,14 @@ export class Detail {
     this.boxes = makeSvg("svg", { class: "boxes", viewBox: `0 0 ${dataset.size} ${dataset.size}` });
     this.readout = make("p", { class: "readout", text: "\u00a0" });
     this.title = make("h2");
-    this.thumbs = make("div", { class: "thumbs", role: "group", "aria-label": "What is shown large" }, ...dataset.fields.map((field) => this.#thumb(field)));
+    this.thumbs = make(
+      "div",
+      { class: "thumbs", role: "group", "aria-label": "What is shown large" },
+      ...dataset.fields.map((field) => this.#thumb(field)),
+    );
     this.facts = make("div", { class: "facts" });
-    const button = (text, label, action) => make("button", { type: "button", title: label, "aria-label": label, onclick: action, text });
+    const button = (text, label, action) =>
+      make("button", { type: "button", title: label, "aria-label": label, onclick: action, text });
     dialog.replaceChildren(
       make(
         "header",
@@ -32,16 +37,31 @@ export class Detail {
       make(
         "div",
         { class: "halves" },
-        make("div", { class: "pictures" }, make("div", { class: "stage" }, this.canvas, this.boxes), this.readout, this.thumbs),
+        make(
+          "div",
+          { class: "pictures" },
+          make("div", { class: "stage" }, this.canvas, this.boxes),
+          this.readout,
+          this.thumbs,
+        ),
         this.facts,
       ),
     );
     this.listeners = new AbortController();
     const { signal } = this.listeners;
-    dialog.addEventListener("close", () => { this.row = null; hooks.closed(); }, { signal });
+    dialog.addEventListener(
+      "close",
+      () => {
+        this.row = null;
+        hooks.closed();
+      },
+      { signal },
+    );
     dialog.addEventListener("keydown", (event) => this.#key(event), { signal });
     this.canvas.addEventListener("pointermove", (event) => this.#point(event));
-    this.canvas.addEventListener("pointerleave", () => { this.readout.textContent = "\u00a0"; });
+    this.canvas.addEventListener("pointerleave", () => {
+      this.readout.textContent = "\u00a0";
+    });
   }
 
   dispose() {
@@ -96,7 +116,12 @@ export class Detail {
       this.redraw();
       this.hooks.changed();
     };
-    return make("button", { type: "button", name: field, onclick: pick }, make("canvas"), make("span", { text: TITLES[field] }));
+    return make(
+      "button",
+      { type: "button", name: field, onclick: pick },
+      make("canvas"),
+      make("span", { text: TITLES[field] }),
+    );
   }
 
   #point(event) {
@@ -121,7 +146,9 @@ export class Detail {
     const values = Object.fromEntries(columns.map(({ name, values: [value] }) => [name, value]));
     const rows = [
       ["split", this.dataset.splitNames[values.split] ?? values.split],
-      names.picture.length ? ["picture", names.picture[values.row]] : ["background", named(names.background, values.background_number)],
+      names.picture.length
+        ? ["picture", names.picture[values.row]]
+        : ["background", named(names.background, values.background_number)],
     ];
     const people = this.#people(columns, names);
     if (!people.length && !names.picture.length) {
@@ -132,9 +159,11 @@ export class Detail {
     this.title.textContent = `row ${count(this.row)} of ${count(this.dataset.rows)}`;
     this.facts.replaceChildren(table(rows), ...this.#tables(people), this.#all(columns));
     this.boxes.replaceChildren(
-      ...people.filter(({ box }) => box && box[2]).map(({ box: [left, top, width, height], slot }) =>
-        makeSvg("rect", { x: left, y: top, width, height, stroke: PEOPLE[slot % PEOPLE.length] }),
-      ),
+      ...people
+        .filter(({ box }) => box && box[2])
+        .map(({ box: [left, top, width, height], slot }) =>
+          makeSvg("rect", { x: left, y: top, width, height, stroke: PEOPLE[slot % PEOPLE.length] }),
+        ),
     );
   }
 
@@ -184,13 +213,23 @@ function named(names, number) {
 }
 
 function swatch(colour) {
-  return makeSvg("svg", { class: "swatch", viewBox: "0 0 10 10" }, makeSvg("rect", { width: 10, height: 10, rx: 2, fill: colour }));
+  return makeSvg(
+    "svg",
+    { class: "swatch", viewBox: "0 0 10 10" },
+    makeSvg("rect", { width: 10, height: 10, rx: 2, fill: colour }),
+  );
 }
 
 function table(rows) {
   return make(
     "table",
     {},
-    make("tbody", {}, ...rows.map(([name, value, title]) => make("tr", { title }, make("th", { scope: "row", text: name }), make("td", { text: value })))),
+    make(
+      "tbody",
+      {},
+      ...rows.map(([name, value, title]) =>
+        make("tr", { title }, make("th", { scope: "row", text: name }), make("td", { text: value })),
+      ),
+    ),
   );
 }

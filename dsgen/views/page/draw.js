@@ -93,7 +93,8 @@ export function drawScale(canvas) {
   const colours = depthTable(1);
   const image = new ImageData(canvas.width, 1);
   const pixels = new Uint32Array(image.data.buffer);
-  for (let x = 0; x < canvas.width; x += 1) pixels[x] = colours[Math.max(1, Math.round((x / (canvas.width - 1)) * 1000))];
+  for (let x = 0; x < canvas.width; x += 1)
+    pixels[x] = colours[Math.max(1, Math.round((x / (canvas.width - 1)) * 1000))];
   for (let y = 0; y < canvas.height; y += 1) context.putImageData(image, 0, y);
 }
 

@@ -28,5 +28,9 @@ export function short(value) {
   if (value === null || value === undefined || Number.isNaN(value)) return "–";
   if (Number.isInteger(value)) return count(value);
   const size = Math.abs(value);
-  return size >= 1000 ? count(Math.round(value)) : size >= 0.001 ? String(Number(value.toPrecision(4))) : value.toExponential(2);
+  return size >= 1000
+    ? count(Math.round(value))
+    : size >= 0.001
+      ? String(Number(value.toPrecision(4)))
+      : value.toExponential(2);
 }

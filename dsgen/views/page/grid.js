@@ -155,7 +155,10 @@ export class Grid {
       if (kept) this.#draw(tile, kept);
       else if (!tile.problem) wanted.push(tile.row);
     }
-    this.dataset.want(wanted, fields, (row, found, problem) => this.#receive(row, found, problem, fields));
+    this.dataset.want(wanted, fields, (row, found, problem, of) => {
+      // what was asked for before other fields were chosen says nothing of these
+      if (!problem || String(of) === String(fields)) this.#receive(row, found, problem, fields);
+    });
   }
 
   #receive(row, found, problem, fields) {
@@ -233,7 +236,8 @@ export class Grid {
       return;
     }
     const box = event.target.getBoundingClientRect();
-    const pixel = (offset, length) => Math.min(this.dataset.size - 1, Math.floor((offset / length) * this.dataset.size));
+    const pixel = (offset, length) =>
+      Math.min(this.dataset.size - 1, Math.floor((offset / length) * this.dataset.size));
     const row = Number(event.target.parentElement.dataset.row);
     this.hooks.over(row, pixel(event.clientX - box.left, box.width), pixel(event.clientY - box.top, box.height));
   }

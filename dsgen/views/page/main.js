@@ -25,7 +25,15 @@ function showProblem(error) {
       make("span", { text: `${what}: ${reason}.` }),
       remedy ? make("span", { class: "remedy", text: ` What to do: ${remedy}.` }) : "",
       make("span", { class: "more" }),
-      make("button", { type: "button", "aria-label": "Close", onclick: () => { banner.hidden = true; problems.clear(); }, text: "×" }),
+      make("button", {
+        type: "button",
+        "aria-label": "Close",
+        onclick: () => {
+          banner.hidden = true;
+          problems.clear();
+        },
+        text: "×",
+      }),
     );
     banner.hidden = false;
   }
@@ -55,7 +63,11 @@ function describe(view) {
 async function begin() {
   const view = await readJson("view.json");
   if (view.format !== FORMAT) {
-    throw new Problem("view.json", `format ${view.format}, expected ${FORMAT}`, "export it again with this version of dsgen");
+    throw new Problem(
+      "view.json",
+      `format ${view.format}, expected ${FORMAT}`,
+      "export it again with this version of dsgen",
+    );
   }
   describe(view);
   const hooks = { problem: showProblem, changed: remember };

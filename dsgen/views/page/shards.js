@@ -145,7 +145,8 @@ class Shard {
     const filled = Math.ceil(Math.min(each, described.shape[0] - first) / chunk);
     const table = new DataView(bytes.buffer, bytes.byteOffset, bytes.length);
     for (let k = 0; k < filled; k += 1) {
-      if (table.getBigUint64(16 * k, true) === NO_CHUNK) throw new Problem(this.url + key, "a chunk is missing", REPAIR);
+      if (table.getBigUint64(16 * k, true) === NO_CHUNK)
+        throw new Problem(this.url + key, "a chunk is missing", REPAIR);
     }
   }
 

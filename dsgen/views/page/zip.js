@@ -49,9 +49,12 @@ export class ZipFile {
 
   #parse(table) {
     const found = new Map();
-    for (let at = 0; at + 46 <= table.byteLength; ) {
+    for (let at = 0; at + 46 <= table.byteLength;) {
       if (table.getUint32(at, true) !== 0x02014b50) throw this.#damaged("a bad table of contents");
-      const [method, lengths] = [table.getUint16(at + 10, true), [28, 30, 32].map((k) => table.getUint16(at + k, true))];
+      const [method, lengths] = [
+        table.getUint16(at + 10, true),
+        [28, 30, 32].map((k) => table.getUint16(at + k, true)),
+      ];
       const name = new TextDecoder().decode(new Uint8Array(table.buffer, table.byteOffset + at + 46, lengths[0]));
       let [size, offset] = [table.getUint32(at + 24, true), table.getUint32(at + 42, true)];
       if (method !== 0) throw this.#damaged(`${name} is compressed`, "zip it again without compression (zip -0)");
