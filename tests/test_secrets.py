@@ -114,7 +114,16 @@ def test_no_command_prints_or_writes_a_secret(tmp_path):
     ]
     commands = [
         [*command[:1], url, *command[1:]]
-        for command in (["info"], ["verify"], ["preview"], ["report"], ["train"], ["export", "out"], ["repair"])
+        for command in (
+            ["info"],
+            ["verify"],
+            ["preview"],
+            ["report"],
+            ["view"],
+            ["train"],
+            ["export", "out"],
+            ["repair"],
+        )
         for url in urls
     ]
     commands.append(["info", "s3://bucket/x", "--endpoint", f"ftp://me:{SECRET}@127.0.0.1:9"])

@@ -18,7 +18,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from dsgen import __version__
-from dsgen.cli import corpus_commands, depth_commands, store_commands, training_commands
+from dsgen.cli import corpus_commands, depth_commands, store_commands, training_commands, view_commands
 from dsgen.cli.command import HELP_NAMES, Commands, Quiet, Verbose, check_verbosity
 from dsgen.cli.results import describe_error, to_json
 from dsgen.errors import (
@@ -49,6 +49,7 @@ COMMANDS = (
     corpus_commands.INFO,
     corpus_commands.PREVIEW,
     corpus_commands.REPORT,
+    view_commands.VIEW,
     store_commands.VERIFY,
     store_commands.REPAIR,
     depth_commands.EVALUATE_DEPTH,

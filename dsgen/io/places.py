@@ -138,6 +138,19 @@ def not_a_corpus_or_store(path: Path | str) -> NotFoundError:
     return _wrong("a corpus or a store", path, kind, remedies, default)
 
 
+def not_viewable(path: Path | str) -> NotFoundError:
+    """Return the error for a path where a corpus, a store or a run is expected."""
+    kind = recognise(path)
+    remedies = {
+        **dict.fromkeys(_NOTHING, f"run dsgen composite {path} for a corpus, or dsgen pack --out {path} for a store"),
+        Kind.EXPORT: "pass the store it was exported from",
+        Kind.EVALUATION: f"pass {Path(path).absolute().parent}",
+        Kind.PICTURES: f"run dsgen pack --images {path}, and pass the store that it makes",
+    }
+    default = "run dsgen composite for a corpus, or dsgen pack for a store"
+    return _wrong("a corpus, a store or a run", path, kind, remedies, default)
+
+
 def _wrong(expected: str, path: Path | str, kind: Kind, remedies: Mapping[Kind, str], default: str) -> NotFoundError:
     remedy = remedies.get(kind, default)
     inside = _holder(Path(path))

@@ -1,1 +1,1 @@
-"""Views: describe what a corpus or a store holds, draw some of its rows, and write a data sheet for a store."""
+"""Views: describe what a corpus or a store holds, draw its rows, write a data sheet, and show all in the browser."""

@@ -28,6 +28,7 @@ from dsgen.training.fit import TrainResult
 from dsgen.views.info import CorpusInfo
 from dsgen.views.preview import PreviewResult
 from dsgen.views.report import ReportResult
+from dsgen.views.static import StaticPage
 
 
 @dataclass(frozen=True)
@@ -197,6 +198,8 @@ RESULTS: dict[str, Any] = {
     ),
     "dsgen.views.preview.preview": PreviewResult(Path("preview.png"), (3, 7)),
     "dsgen.views.report.report": ReportResult(Path("report.html"), 1_234_567, "shards", 400_000, 1000),
+    "dsgen.views.static.export_page": StaticPage(Path("page"), files=1234, bytes=12_345_678, already_there=34),
+    "dsgen.views.view.view": None,
 }
 
 

@@ -65,7 +65,7 @@ def test_verbose(arguments: tuple[str, ...], run: Run, seen: dict[str, Any]):
 
 
 @pytest.mark.parametrize(
-    "command", ["train", "pack", "evaluate", "export", "info", "preview", "report", "verify", "repair"]
+    "command", ["train", "pack", "evaluate", "export", "info", "preview", "report", "view", "verify", "repair"]
 )
 def test_the_endpoint_is_an_option(command: str, run: Run):
     """Of every command that reads or writes stores."""

@@ -48,6 +48,9 @@ def test_exit_code(error: DsgenError, code: int):
         (("preview", "nowhere"), 1, "error: nowhere: no such folder"),
         (("report", "nowhere"), 1, "error: nowhere: no such folder, expected a store; run dsgen pack --out nowhere"),
         (("report", "nowhere", "x.pdf"), 2, "error: OUT: got x.pdf, expected a name ending in .html"),
+        (("view", "nowhere"), 1, "error: nowhere: no such folder, expected a corpus, a store or a run; run dsgen"),
+        (("view", "x", "--data-url", "y"), 2, "error: --data-url: not used when the page is served; leave it out, or"),
+        (("view", "x", "--export", "y", "--port", "1"), 2, "error: --port: not used when the page is exported"),
         (("pack", "nowhere"), 1, "error: nowhere: no such folder, expected a corpus; run dsgen composite nowhere"),
         (("train", "nowhere"), 1, "error: nowhere: no such folder, expected a store; run dsgen pack --out"),
         (

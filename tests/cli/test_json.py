@@ -25,6 +25,7 @@ REPORTING = [
     ("info",),
     ("preview",),
     ("report",),
+    ("view", "shards", "--export", "page"),
     ("verify",),
     ("repair", "shards"),
     ("train-depth", "frames"),

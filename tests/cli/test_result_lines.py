@@ -54,6 +54,10 @@ LINES = [
     (("evaluate",), "run/evaluation: scores.json, rows.csv, backgrounds.csv, foregrounds.csv, worst.png"),
     (("preview",), "preview.png"),
     (("report",), "report.html: 400,000 rows of shards, pixels of 1,000 counted, 1.2 MB"),
+    (
+        ("view", "shards", "--export", "page"),
+        "page: 1,234 files, 12.3 MB, 34 already existed; put the folder on a web server or into a bucket",
+    ),
     (("train-depth", "frames"), "depth.safetensors: scores on held-out rooms: abs_rel 0.1234, delta1 0.5"),
     (
         ("weights", "convert", "nyu.h5", "nyu.safetensors"),
