@@ -44,6 +44,12 @@ def pack(
             "--composed", help="Pack composed depth, though a network has labelled the corpus; see dsgen depth."
         ),
     ] = False,
+    compact: Annotated[
+        bool,
+        typer.Option(
+            "--compact", help="Store the same arrays in fewer bytes; fewer programs besides dsgen read their depth."
+        ),
+    ] = False,
     zipped: Annotated[
         bool, typer.Option("--zip", help="Make every shard one zip file, read without unpacking.")
     ] = False,
@@ -98,7 +104,15 @@ def pack(
         shares = validation_share, test_share
         source = Pictures(images, masks, depths, backgrounds, size, png_unit, *shares, seed)
     result = pack_source(
-        source, out, shards=shards, recipe=recipe, zipped=zipped, part=work, cluster=cluster, jobs=jobs
+        source,
+        out,
+        shards=shards,
+        recipe=recipe,
+        compact=compact,
+        zipped=zipped,
+        part=work,
+        cluster=cluster,
+        jobs=jobs,
     )
     few = shards is None and result.shards is not None and result.shards < DEFAULT_SHARDS
     return Reply(_packed_text(as_dict(result), recipe, max_flip_error is not None, few), as_dict(result))

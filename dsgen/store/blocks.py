@@ -66,6 +66,7 @@ class BlockTask:
     start: int
     stop: int
     fields: tuple[str, ...]
+    coding: codecs.Coding = codecs.PLAIN
 
     @property
     def rows(self) -> int:
@@ -101,9 +102,10 @@ def pack_block(task: BlockTask) -> int:
     for field, values in arrays.items():
         if field in task.fields:
             name = shard.block_file(field, task.start)
-            codes = source.coded_depth(task.start, task.stop) if field == "depth" else None
+            copied = field == "depth" and not task.coding.along
+            codes = source.coded_depth(task.start, task.stop) if copied else None
             content = (
-                codecs.encode_block(field, values, source.chunk, shard.block)
+                codecs.encode_block(field, values, source.chunk, shard.block, task.coding)
                 if codes is None
                 else codecs.join_chunks(codes, source.chunk, shard.block)
             )

@@ -1,19 +1,38 @@
 """Encode and decode the chunks of a store, and join chunks into Zarr shards."""
 
 import math
+import threading
+from typing import NamedTuple
 
 import google_crc32c
 import numpy as np
 from numcodecs import blosc
 from numcodecs.zstd import Zstd
 
+from dsgen.store import blosc_frames, differences
+
 LEVEL = 3
 NO_CHUNK = 2**64 - 1
+_DIFFERENCES_LEVEL = -2
 
 Shape = tuple[int, ...]
 
 
-def encode_block(field: str, values: np.ndarray, chunk: int, block: int) -> bytes:
+class Coding(NamedTuple):
+    """How the samples of a store are encoded.
+
+    Every Zarr reader reads what is not `compact`. If it is, depth consists of differences along the axes `along`, see
+    `dsgen.store.differences`, and a CRC-32C of the encoded bytes takes the place of zstd's checksum of the decoded.
+    """
+
+    compact: bool
+    along: tuple[str, ...]
+
+
+PLAIN = Coding(compact=False, along=())
+
+
+def encode_block(field: str, values: np.ndarray, chunk: int, block: int, coding: Coding = PLAIN) -> bytes:
     """Encode a block of `image`, `mask` or `depth`, (n,...), as a Zarr shard: its chunks, then the table of them.
 
     `chunk` and `block` are counts of samples; n is at most `block`.
@@ -23,7 +42,7 @@ def encode_block(field: str, values: np.ndarray, chunk: int, block: int) -> byte
         piece = values[start : start + chunk]
         if len(piece) < chunk:  # every chunk has its full shape, the last one too
             piece = np.concatenate([piece, np.zeros((chunk - len(piece), *piece.shape[1:]), piece.dtype)])
-        codes.append(encode_chunk(field, piece))
+        codes.append(encode_chunk(field, piece, coding))
     return join_chunks(codes, chunk, block)
 
 
@@ -42,10 +61,17 @@ def split_block(content: bytes, chunk: int, block: int) -> list[bytes]:
     return [content[start : start + length] for start, length in index.tolist() if start != NO_CHUNK]
 
 
-def decode_depth(code: bytes, shape: Shape, dtype: np.dtype | str, out: np.ndarray | None = None) -> np.ndarray:
+def decode_depth(
+    code: bytes,
+    shape: Shape,
+    dtype: np.dtype | str,
+    out: np.ndarray | None = None,
+    along: tuple[str, ...] = (),
+) -> np.ndarray:
     """Decode an encoded chunk of depth of a shape and dtype, into `out` if it is passed.
 
-    Raises `ValueError` if it is damaged, or decodes to more or less than that; memory is allocated after that check.
+    `along` are the axes along which it consists of differences. Raises `ValueError` if it is damaged, or decodes to
+    more or less than the shape; memory is allocated after that check.
     """
     code = check_checksum(code)
     decoded, encoded = (int.from_bytes(code[k : k + 4], "little") for k in (4, 12))  # lengths in blosc's header
@@ -53,8 +79,24 @@ def decode_depth(code: bytes, shape: Shape, dtype: np.dtype | str, out: np.ndarr
     if encoded != len(code):
         raise ValueError(f"got {len(code):,} bytes, expected {encoded:,}")
     chunk = np.empty(shape, dtype) if out is None else out
-    blosc.decompress(code, chunk)
+    if along:
+        taken = _work_memory((shape[1], shape[0], shape[2]), dtype)
+        blosc.decompress(code, taken)
+        differences.undo(taken, along, chunk)
+    else:
+        blosc.decompress(code, chunk)
     return chunk
+
+
+_work = threading.local()  # new memory costs more time than what is decoded into it
+
+
+def _work_memory(shape: Shape, dtype: np.dtype | str) -> np.ndarray:
+    """Return memory of this thread for an array, the same every time as long as the shape stays the same."""
+    kept: np.ndarray | None = vars(_work).get("array")
+    if kept is None or kept.shape != shape or kept.dtype != dtype:
+        kept = vars(_work)["array"] = np.empty(shape, dtype)
+    return kept
 
 
 def decode_zstd(code: bytes, shape: Shape, dtype: np.dtype | str, out: np.ndarray | None = None) -> np.ndarray:
@@ -84,13 +126,19 @@ def _zstd_length(code: bytes) -> int:
     return int.from_bytes(code[start : start + width], "little") + (256 if width == 2 else 0)
 
 
-def encode_chunk(field: str, chunk: np.ndarray) -> bytes:
-    """Encode one chunk: depth by blosc followed by a checksum, everything else by zstd, which has its own."""
+def encode_chunk(field: str, chunk: np.ndarray, coding: Coding = PLAIN) -> bytes:
+    """Encode one chunk: depth by blosc followed by a checksum, everything else by zstd.
+
+    zstd has a checksum of its own; in a compact store one follows it, as after blosc.
+    """
     chunk = np.ascontiguousarray(chunk)
     if field == "depth":
-        code = blosc.compress(chunk.astype("<u2", copy=False), b"zstd", LEVEL, blosc.BITSHUFFLE, typesize=2)
-        return with_checksum(bytes(code))
-    return bytes(Zstd(level=LEVEL, checksum=True).encode(chunk))
+        depth = chunk.astype("<u2", copy=False)
+        if coding.along:
+            return with_checksum(blosc_frames.compress(differences.take(depth, coding.along), _DIFFERENCES_LEVEL))
+        return with_checksum(bytes(blosc.compress(depth, b"zstd", LEVEL, blosc.BITSHUFFLE, typesize=2)))
+    code = bytes(Zstd(level=LEVEL, checksum=not coding.compact).encode(chunk))
+    return with_checksum(code) if coding.compact else code
 
 
 def with_checksum(content: bytes) -> bytes:

@@ -85,6 +85,7 @@ def pack(
     max_flip_error: float | None = None,
     recipe: bool = False,
     composed: bool = False,
+    compact: bool = False,
     zipped: bool = False,
     part: Part | None = None,
     cluster: str | None = None,
@@ -98,7 +99,8 @@ def pack(
     their mirror image by more than `max_flip_error` stay in the store but leave their split: they become `unused`,
     and the index counts them as `left_out`. A `recipe` stores the foregrounds instead of composites and masks, which
     are drawn when they are read, and so is composed depth. With `composed` that is packed though a network has labelled
-    the corpus too; where no network has, it is packed anyway if it is known. `zipped` makes every shard one zip file.
+    the corpus too; where no network has, it is packed anyway if it is known. A `compact` store has the same arrays in
+    fewer bytes, by codecs that fewer readers know. `zipped` makes every shard one zip file.
     `part` packs one part of the blocks; whichever part ends last finishes the store. `cluster` is the address of a dask
     scheduler, `jobs` the number of processes without one, by default one per core.
 
@@ -110,7 +112,17 @@ def pack(
     (400000, 400000)
     """
     source = CorpusSource(corpus, max_flip_error, composed=composed)
-    return pack_source(source, out, shards=shards, recipe=recipe, zipped=zipped, part=part, cluster=cluster, jobs=jobs)
+    return pack_source(
+        source,
+        out,
+        shards=shards,
+        recipe=recipe,
+        compact=compact,
+        zipped=zipped,
+        part=part,
+        cluster=cluster,
+        jobs=jobs,
+    )
 
 
 def pack_source(
@@ -119,6 +131,7 @@ def pack_source(
     *,
     shards: int | None = None,
     recipe: bool = False,
+    compact: bool = False,
     zipped: bool = False,
     part: Part | None = None,
     cluster: str | None = None,
@@ -134,6 +147,9 @@ def pack_source(
     if shards is None:
         shards = min(DEFAULT_SHARDS, -(-len(source.plan) // source.chunk))
     made_from = source.made_from | {"shards": shards, "recipe": recipe, "zip": zipped, "layout": schema.LAYOUT}
+    if compact:
+        _check_compact(source, made_from)
+        made_from["compact"] = True
     shard_bounds(len(source.plan), source.chunk, shards)
     packing = _Packing(source, files, _check_out(files, made_from) or made_from)
     with _lock_stage(files, part):
@@ -150,6 +166,14 @@ def pack_source(
         if files.has(INDEX_JSON):
             return _summarise(reader.Store(out), packed)
         return PackResult(str(out), len(source.plan), packed, finished=False)
+
+
+def _check_compact(source: Source, made_from: dict[str, Any]) -> None:
+    """Refuse to make a store compact that has no array of samples to encode."""
+    if not set(source.fields) - {"background", *(source.drawn if made_from["recipe"] else ())}:
+        raise InvalidValueError(
+            "--compact", "got it with --recipe, which draws everything and stores no samples", "leave out --compact"
+        )
 
 
 def _lock_stage(files: LocalFiles | UrlFiles, part: Part | None) -> AbstractContextManager[Any]:
@@ -257,6 +281,7 @@ class _Packing:
         ]
         drawn = source.drawn if made_from["recipe"] else ()
         self._fields = tuple(field for field in source.fields if field not in drawn) + schema.person_fields(made_from)
+        self._coding = schema.coding_of(made_from)
 
     def unsealed(self) -> list[ShardTask]:
         """List the shards that are not sealed."""
@@ -295,7 +320,9 @@ class _Packing:
         for shard in self._shards:
             for start, stop in shard.blocks:
                 finished = shard not in unsealed or self._is_packed(shard, start, existing)
-                tasks.append((BlockTask(self._source.key, store, shard, start, stop, self._fields), finished))
+                tasks.append(
+                    (BlockTask(self._source.key, store, shard, start, stop, self._fields, self._coding), finished)
+                )
         if part is not None:
             tasks = select_part(tasks, part)
         missing = [task for task, finished in tasks if not finished]
@@ -304,7 +331,7 @@ class _Packing:
             return 0
         if isinstance(files, LocalFiles):
             largest_zip = len(self._source.plan) // len(self._shards) if self._made_from["zip"] else 0
-            check_space(self._source, files.path, self._fields, left, largest_zip)
+            check_space(self._source, files.path, self._fields, left, largest_zip, self._coding)
         start_records(files, self._made_from)
         return run_blocks(
             pack_block,

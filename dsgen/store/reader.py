@@ -227,8 +227,10 @@ class Shard:
             if offset == NO_CHUNK:
                 raise ValueError("not in its file")
             code = self.files.read_range(name, offset, length)
-        decode = decode_depth if "crc32c" in array.codecs else decode_zstd
-        return decode(code, (array.chunk, *array.shape[1:]), array.dtype, out)
+        shape = (array.chunk, *array.shape[1:])
+        if "blosc" in array.codecs:
+            return decode_depth(code, shape, array.dtype, out, array.along)
+        return decode_zstd(check_checksum(code) if "crc32c" in array.codecs else code, shape, array.dtype, out)
 
     def background(self, index: int) -> np.ndarray:
         """Read a background of the shard, (S,S,3) u1."""

@@ -25,7 +25,8 @@ mask. Instead it has
     foreground_cutout (cutout, cutout_y, cutout_x, rgba)  u1   straight alpha, each in the top left corner
     foreground_shape  (cutout, side)            u2   height and width
 
-from which `Shard` draws them, bit for bit the same. Every chunk of pixels carries a checksum.
+from which `Shard` draws them, bit for bit the same. Every chunk of pixels carries a checksum. The arrays of a compact
+store are the same, and encoded in fewer bytes, which fewer readers decode, see `dsgen.store.codecs.Coding`.
 
 Where people have sizes and places of their own, rows have slots for people, and a column for each of their properties
 in the plan, `person_top` (sample, person) and so on, and
@@ -59,7 +60,8 @@ import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, NotRequired
+from functools import wraps
+from typing import Annotated, Any, Literal, NotRequired, ParamSpec, TypeVar
 
 import numpy as np
 from annotated_types import Ge, Le, Len
@@ -70,11 +72,17 @@ from dsgen.corpus.plan import DTYPE, MAX_PEOPLE, PERSON, SPLITS
 from dsgen.errors import DamagedError, NotFoundError, reason_of
 from dsgen.io.filesystem import Files
 from dsgen.io.json_files import check_as, encode_json, parse_as
-from dsgen.store.codecs import LEVEL, encode_chunk, with_checksum
+from dsgen.store.codecs import LEVEL, PLAIN, Coding, encode_chunk, with_checksum
+from dsgen.store.differences import LEAST_SAMPLES, ROWS, SAMPLES_AND_ROWS, zarr_codecs
 from dsgen.store.layout import INDEX_JSON, SHA256SUMS, ZIP_SUFFIX
 from dsgen.store.source import RoomParts
 
-FORMAT, SCENE_FORMAT = 1, 2  # the second of a recipe whose rows only `dsgen.corpus.scene` draws
+P = ParamSpec("P")
+T = TypeVar("T")
+FORMAT = 1
+SCENE_FORMAT = 2  # of a recipe whose rows only `dsgen.corpus.scene` draws
+COMPACT_FORMAT = 3
+_FORMATS = (FORMAT, SCENE_FORMAT, COMPACT_FORMAT)
 LAYOUT = (
     2  # what a new store has besides what readers need; a store is finished, checked and repaired in its own layout
 )
@@ -181,6 +189,7 @@ class MadeFrom(TypedDict):
     layout: NotRequired[Positive]
     left_out: NotRequired[Count]
     max_flip_error: NotRequired[float | None]
+    compact: NotRequired[bool]
     people: NotRequired[Slots]
     instance: NotRequired[bool]
     composed: NotRequired[bool]
@@ -261,7 +270,7 @@ class Grid(TypedDict):
     """Of an array its grid, of a sharding codec its inner one."""
 
     chunk_shape: Annotated[list[Positive], Len(1, 4)]
-    codecs: NotRequired[Annotated[list[Codec], Len(1, 4)]]
+    codecs: NotRequired[Annotated[list[Codec], Len(1, 8)]]
 
 
 class ChunkGrid(TypedDict):
@@ -276,7 +285,7 @@ class ArrayMetadata(TypedDict):
     shape: Annotated[list[Count], Len(1, 4)]
     data_type: Literal["uint8", "uint16", "int16", "uint32", "int32", "int64", "float32"]
     chunk_grid: ChunkGrid
-    codecs: Annotated[list[Codec], Len(1, 4)]
+    codecs: Annotated[list[Codec], Len(1, 8)]
 
 
 def repair_or_pack(file: object) -> str:
@@ -292,10 +301,9 @@ def parse_index(content: bytes, name: str) -> Index:
     """
     remedy = repair_or_pack(name)
     version = parse_as(AnyIndex, content, name, remedy)["format"]
-    if version not in (FORMAT, SCENE_FORMAT):
-        raise DamagedError(
-            name, f"format {version}, expected {FORMAT} or {SCENE_FORMAT}", "use the version of dsgen that made it"
-        )
+    if version not in _FORMATS:
+        known = f"{', '.join(map(str, _FORMATS[:-1]))} or {_FORMATS[-1]}"
+        raise DamagedError(name, f"format {version}, expected {known}", "use the version of dsgen that made it")
     index = parse_as(Index, content, name, remedy)
     next_row = 0
     for shard in index["shards"]:
@@ -310,9 +318,22 @@ def parse_index(content: bytes, name: str) -> Index:
 
 
 def index_format(made_from: Mapping[str, Any]) -> int:
-    """Return the format of a store: versions that know only the first cannot draw the rows of the second."""
+    """Return the format of a store: versions that know only the first cannot draw or decode the others."""
+    if made_from.get("compact"):
+        return COMPACT_FORMAT
     scenes = made_from["recipe"] and any(made_from.get(name) for name in ("people", "composed", "instance"))
     return SCENE_FORMAT if scenes else FORMAT
+
+
+def coding_of(made_from: Mapping[str, Any]) -> Coding:
+    """Return how the samples of a store are encoded, by what it was made from.
+
+    Only the rows of a corpus share backgrounds with their neighbours.
+    """
+    if not made_from.get("compact"):
+        return PLAIN
+    shared = SAMPLES_AND_ROWS if "corpus_sha256" in made_from else ROWS
+    return Coding(compact=True, along=shared if made_from["chunk_rows"] >= LEAST_SAMPLES else ())
 
 
 def describe_depth(made_from: Mapping[str, Any]) -> str | None:
@@ -355,6 +376,7 @@ class Geometry:
     layout: int = LAYOUT
     people: int = 0
     rooms: bool = False
+    coding: Coding = PLAIN
 
 
 def block_name(field: str, block: int) -> str:
@@ -418,6 +440,20 @@ def _column_files(name: str, values: np.ndarray) -> Iterator[tuple[str, bytes]]:
         yield f"{name}/c/{i}" + "/0" * (piece.ndim - 1), encode_chunk(name, np.pad(piece, padding))
 
 
+def _without_warnings(function: Callable[P, T]) -> Callable[P, T]:
+    """Keep zarr from warning that other libraries may not know consolidated metadata, nor numcodecs.delta."""
+
+    @wraps(function)
+    def quiet(*arguments: P.args, **options: P.kwargs) -> T:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Consolidated metadata")
+            warnings.filterwarnings("ignore", message="Numcodecs codecs are not in the Zarr version 3")
+            return function(*arguments, **options)
+
+    return quiet
+
+
+@_without_warnings
 def metadata_files(geometry: Geometry, attributes: Mapping[str, Any], *, sharded: bool = True) -> dict[str, bytes]:
     """Return the `zarr.json` of a shard and of its arrays, by name, the shard's own last; zarr itself encodes them.
 
@@ -427,6 +463,7 @@ def metadata_files(geometry: Geometry, attributes: Mapping[str, Any], *, sharded
     from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
 
     plain: list[Any] = [ZstdCodec(level=LEVEL, checksum=True)]
+    compact: list[Any] = [ZstdCodec(level=LEVEL, checksum=False), Crc32cCodec()]
     smooth: list[Any] = [BloscCodec(cname="zstd", clevel=LEVEL, shuffle="bitshuffle", typesize=2), Crc32cCodec()]
     memory: dict[str, Any] = {}
     group = zarr.create_group(zarr.storage.MemoryStore(memory), attributes=dict(attributes))
@@ -448,7 +485,9 @@ def metadata_files(geometry: Geometry, attributes: Mapping[str, Any], *, sharded
             tail: tuple[int, ...] = (side, side, 3) if name == "image" else (side, side)
             options: dict[str, Any] = {"shards": (geometry.block, *tail)} if sharded else {}
             if name == "depth":
-                options |= {"dtype": "uint16", "compressors": smooth}
+                options |= {"dtype": "uint16", "compressors": smooth, "filters": zarr_codecs(geometry.coding.along)}
+            elif geometry.coding.compact:
+                options["compressors"] = compact
             dimensions = ("sample", "y", "x", "channel")[: 1 + len(tail)]
             add(name, (geometry.rows, *tail), (geometry.chunk, *tail), dimensions, **options)
     for name, dimensions in (("person_box", ("sample", "person", "box")), ("person_depth", ("sample", "person"))):
@@ -486,10 +525,8 @@ def metadata_files(geometry: Geometry, attributes: Mapping[str, Any], *, sharded
         for name, (dtype, about) in _PERSON_COLUMNS.items():
             each, slots = min(geometry.rows, _COLUMN_CHUNK), geometry.people
             add(name, (geometry.rows, slots), (each, slots), ("sample", "person"), dtype=dtype, attributes=about)
-    with warnings.catch_warnings():
-        # without it xarray warns; with it zarr-python warns that other libraries may not know it
-        warnings.filterwarnings("ignore", message="Consolidated metadata")
-        zarr.consolidate_metadata(zarr.storage.MemoryStore(memory))
+    # without them xarray warns
+    zarr.consolidate_metadata(zarr.storage.MemoryStore(memory))
     names = sorted((name for name in memory if name.endswith(ROOT)), key=lambda name: (name == ROOT, name))
     return {name: memory[name].to_bytes() for name in names}
 
@@ -588,11 +625,34 @@ def read_sums(files: Files) -> dict[str, str]:
         ) from error
 
 
+_CODECS_OF_DIFFERENCES = (("bytes", "blosc", "crc32c"),)
+_CODECS = (*_CODECS_OF_DIFFERENCES, ("bytes", "blosc"), ("bytes", "zstd"), ("bytes", "zstd", "crc32c"))
+
+
+def _parse_differences(codecs: list[Codec]) -> tuple[str, ...]:
+    """Return along which axes the first codecs of an array take differences, if they do as `zarr_codecs` says."""
+    for along in (SAMPLES_AND_ROWS, ROWS):
+        wanted = zarr_codecs(along)
+        found = [{name: codec.get(name) for name in ("name", "configuration")} for codec in codecs[: len(wanted)]]
+        if [_without_defaults(codec) for codec in found] == wanted:
+            return along
+    return ()
+
+
+def _without_defaults(codec: dict[str, Any]) -> dict[str, Any]:
+    """Leave out of numcodecs.delta the type of the differences, which is noted where it is that of the values."""
+    settings = dict(codec["configuration"] or {})
+    if codec["name"] == "numcodecs.delta" and settings.get("astype") == settings.get("dtype"):
+        settings.pop("astype", None)
+    return {"name": codec["name"], "configuration": settings}
+
+
 @dataclass(frozen=True)
 class ArrayLayout:
     """An array, from its `zarr.json`: `chunk` and `each` are the samples of a chunk and of a file.
 
-    A `sharded` file ends with a table of its chunks, even if it has only one.
+    A `sharded` file ends with a table of its chunks, even if it has only one. `codecs` are the names of the codecs that
+    encode what remains after differences `along` some axes.
     """
 
     name: str
@@ -602,6 +662,7 @@ class ArrayLayout:
     each: int
     codecs: tuple[str, ...]
     sharded: bool
+    along: tuple[str, ...] = ()
 
     @classmethod
     def parse(cls, name: str, metadata: dict[str, Any]) -> "ArrayLayout":
@@ -616,17 +677,16 @@ class ArrayLayout:
             chunk, codecs = inner["chunk_shape"][0], inner.get("codecs", [])
             if inner["chunk_shape"][1:] != grid[1:] or each % chunk:
                 raise ValueError(f"{name} has chunks {inner['chunk_shape']} in shards {grid}, not as dsgen does")
+        along = _parse_differences(codecs)
         names = tuple(codec["name"] for codec in codecs)
-        if (
-            names not in (("bytes", "zstd"), ("bytes", "blosc", "crc32c"), ("bytes", "blosc"))
-            or list(shape[1:]) != grid[1:]
-        ):
+        known_names = _CODECS_OF_DIFFERENCES if along else _CODECS
+        if names[len(zarr_codecs(along)) :] not in known_names or list(shape[1:]) != grid[1:]:
             raise ValueError(f"{name} is coded by {', '.join(names)} in chunks {grid}, not as dsgen does")
         dtype = np.dtype(known["data_type"]).newbyteorder("<")
         nbytes = math.prod((chunk, *shape[1:])) * dtype.itemsize
         if nbytes > MAX_CHUNK_BYTES:
             raise ValueError(f"{name} has chunks of {nbytes:,} bytes, expected at most {MAX_CHUNK_BYTES:,}")
-        return cls(name, shape, dtype, chunk, each, names, sharded)
+        return cls(name, shape, dtype, chunk, each, names[len(zarr_codecs(along)) :], sharded, along)
 
     def file(self, number: int) -> str:
         """Name the file of chunk or block `number`."""
@@ -634,8 +694,8 @@ class ArrayLayout:
 
     @property
     def is_depth(self) -> bool:
-        """Whether it is encoded as `encode_block` encodes depth, except perhaps for the checksum."""
-        return "blosc" in self.codecs and self.dtype == np.dtype("<u2")
+        """Whether it is encoded as `encode_block` encodes depth without differences, but perhaps for the checksum."""
+        return "blosc" in self.codecs and self.dtype == np.dtype("<u2") and not self.along
 
     @property
     def file_count(self) -> int:

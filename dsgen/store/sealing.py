@@ -63,6 +63,7 @@ def seal_shard(
         layout=layout_of(made_from),
         people=source.people,
         rooms=bool(made_from["recipe"] and source.rooms),
+        coding=schema.coding_of(made_from),
     )
     attributes = {
         **(schema.CONVENTIONS if geometry.layout > 1 else {}),

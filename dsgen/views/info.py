@@ -126,6 +126,7 @@ class StoreInfo:
     path: str
     content: str
     zipped: bool
+    compact: bool
     shards: int
     rows: int
     size: int
@@ -262,6 +263,7 @@ def describe_store(path: Path | str) -> StoreInfo:
         path=str(path),
         content=kind_of_shards if packed_from_corpus else "pictures",
         zipped=index["shards"][0]["name"].endswith(".zip"),
+        compact=bool(index["made_from"].get("compact")),
         shards=len(index["shards"]),
         rows=store.rows,
         size=store.size,
@@ -352,7 +354,7 @@ def _render_flip_error(info: FlipErrorInfo) -> str:
 
 
 def _render_store(info: StoreInfo) -> str:
-    zipped = ", zipped" if info.zipped else ""
+    zipped = (", compact" if info.compact else "") + (", zipped" if info.zipped else "")
     megabytes, kilobytes_per_row = info.bytes / 1e6, info.bytes / info.rows / 1e3
     lines = {
         "store": f"{info.path}, complete, {info.shards} shards ({info.content}{zipped})",

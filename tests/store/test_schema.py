@@ -36,7 +36,7 @@ def test_an_index_is_returned_as_it_is(store):
     [
         (lambda _: [], r"content: got an array of 0, expected an object"),
         (lambda _: {"format": 1}, r"damaged, dsgen is missing, rows is missing, size is missing and 6 more"),
-        (lambda i: i | {"format": 3}, r"format 3, expected 1 or 2; use the version of dsgen that made it"),
+        (lambda i: i | {"format": 4}, r"format 4, expected 1, 2 or 3; use the version of dsgen that made it"),
         (lambda i: i | {"format": None}, r"format: got null"),
         (lambda i: i | {"rows": 10**11}, r"got 100,000,000,000 rows, but its shards have 72"),
         (lambda i: i | {"rows": -1}, r"rows: got -1, expected greater than or equal to 1"),

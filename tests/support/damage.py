@@ -7,7 +7,12 @@ from pathlib import Path
 
 from dsgen.integrity.findings import VerifyReport
 
-KINDS: dict[str, dict[str, bool]] = {"folder": {}, "zip": {"zipped": True}, "recipe": {"recipe": True}}
+KINDS: dict[str, dict[str, bool]] = {
+    "folder": {},
+    "zip": {"zipped": True},
+    "recipe": {"recipe": True},
+    "compact": {"compact": True},
+}
 
 
 def linked(source: Path, target: Path) -> Path:
