@@ -495,6 +495,8 @@ def metadata_files(geometry: Geometry, attributes: Mapping[str, Any], *, sharded
             slots = max(1, geometry.people)
             tail = (slots, 4) if name == "person_box" else (slots,)
             options = {"shards": (geometry.block, *tail)} if sharded else {}
+            if geometry.coding.compact:
+                options["compressors"] = compact
             add(name, (geometry.rows, *tail), (geometry.chunk, *tail), dimensions, dtype="uint16", **options)
     if geometry.rooms:
         count, one = (geometry.backgrounds, side, side), (1, side, side)

@@ -23,7 +23,12 @@ SUPPORT = CHECKOUT / "tests" / "support"
 README = CHECKOUT / "dsgen" / "store" / "README.md"
 BUNDLE = CHECKOUT / "dsgen" / "views" / "page" / "vendor" / "zarrita.js"
 PYTHON_READERS = ("zarr-python", "xarray", "dask", "tensorstore", "zarrs alone", "zarrs")
-PACKED: dict[str, dict[str, bool]] = {"pixels": {}, "recipe": {"recipe": True}, "zip": {"zipped": True}}
+PACKED: dict[str, dict[str, bool]] = {
+    "pixels": {},
+    "compact": {"compact": True},
+    "recipe": {"recipe": True},
+    "zip": {"zipped": True},
+}
 NAMES = ("background_name", "foreground_name", "picture_name")
 
 Wanted = dict[str, tuple[Path, str]]
@@ -63,9 +68,20 @@ def arrays_of(kind: str, paths: list[Path]) -> Kind:
     return Kind(wanted, truth)
 
 
+def picture_source(folder: Path, count: int) -> Pictures:
+    """Pictures of one's own with depth; one has a name beyond ASCII."""
+    for name in ("rgb", "depth"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    for n, name in enumerate(("ö", "a", "z")[:count]):
+        Image.fromarray(draw_background(n)).save(folder / "rgb" / f"{name}.png")
+        depth = np.random.default_rng(n).integers(1000, 9000, (110, 130)).astype(np.uint16)
+        Image.fromarray(depth).save(folder / "depth" / f"{name}.png")
+    return Pictures(folder / "rgb", depth_folder=folder / "depth", size=32, validation_share=0, test_share=0)
+
+
 @pytest.fixture(scope="module")
 def kinds(tmp_path_factory: pytest.TempPathFactory, floor_corpus: Path) -> dict[str, Kind]:
-    """Stores of every kind: people in rooms, and pictures of one's own, each its own chunk."""
+    """Stores of every kind: people in rooms, and pictures of one's own in chunks of few."""
     folder = tmp_path_factory.mktemp("readers")
     corpus = Path(shutil.copytree(floor_corpus, folder / "corpus"))
     label_composed(corpus, jobs=1)
@@ -73,15 +89,11 @@ def kinds(tmp_path_factory: pytest.TempPathFactory, floor_corpus: Path) -> dict[
     for kind, options in PACKED.items():
         pack(corpus, folder / kind, shards=1, jobs=1, **options)
         stores[kind] = [folder / kind]
-    for name in ("rgb", "depth"):
-        (folder / name).mkdir()
-    for n, name in enumerate(("a", "ö", "z")):
-        Image.fromarray(draw_background(n)).save(folder / "rgb" / f"{name}.png")
-        depth = np.random.default_rng(n).integers(1000, 9000, (110, 130)).astype(np.uint16)
-        Image.fromarray(depth).save(folder / "depth" / f"{name}.png")
-    source = Pictures(folder / "rgb", depth_folder=folder / "depth", size=32, validation_share=0, test_share=0)
-    pack_source(source, folder / "pictures", shards=1, jobs=1)
-    stores["pixels"].append(folder / "pictures")
+    for count in (1, 2, 3):  # all in one chunk
+        for kind in ("pixels", "compact"):
+            out = folder / f"{kind}-pictures{count}"
+            pack_source(picture_source(folder / f"{count}", count), out, shards=1, jobs=1, **PACKED[kind])
+            stores[kind].append(out)
     return {kind: arrays_of(kind, paths) for kind, paths in stores.items()}
 
 
