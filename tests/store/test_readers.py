@@ -5,6 +5,8 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import NamedTuple
 
@@ -212,3 +214,56 @@ def test_what_the_readme_says_of_zarrita_from_npm(kinds: dict[str, Kind], node_m
     module.write_text('export * from "zarrita";\nexport { ZipFileStore } from "@zarrita/storage";\n')
     found = read_by_zarrita(module, kinds, tmp_path)
     assert table()["zarrita"] == {kind: cell(refusals(kinds[kind], found), set()) for kind in kinds}
+
+
+class RangeServer(ThreadingHTTPServer):
+    """A web server for the files below a folder that answers ranges."""
+
+    def __init__(self, folder: Path):
+        super().__init__(("127.0.0.1", 0), RangeHandler)
+        self.folder = folder
+
+
+class RangeHandler(BaseHTTPRequestHandler):
+    """What it answers."""
+
+    def do_HEAD(self) -> None:
+        """Answer as to GET, without the content."""
+        self.answer()
+
+    def do_GET(self) -> None:
+        """Answer with a file, or with a range of it."""
+        self.wfile.write(self.answer())
+
+    def answer(self) -> bytes:
+        """Answer but for the content, and return that."""
+        path = self.server.folder / self.path.strip("/")
+        content = path.read_bytes() if path.is_file() else b""
+        whole = slice(0, len(content))
+        asked = re.fullmatch(r"bytes=(\d*)-(\d*)", self.headers.get("Range", ""))
+        if asked:
+            first, last = asked.groups()
+            whole = slice(int(first), int(last) + 1 if last else None) if first else slice(-int(last), None)
+        self.send_response(404 if not path.is_file() else 206 if asked else 200)
+        self.send_header("Content-Length", str(len(content[whole])))
+        self.end_headers()
+        return content[whole]
+
+    def log_message(self, *_: object) -> None:
+        """Keep the log of the tests clean."""
+
+
+@pytest.mark.slow
+def test_the_snippet_for_zarrita_runs(labelled_corpus: Path, node_modules: Path, tmp_path: Path) -> None:
+    """That of the README, from a web server that answers ranges."""
+    pack(labelled_corpus, tmp_path / "shards", shards=2, jobs=1)
+    snippets = re.findall(r"^```js\n(.*?)^```$", README.read_text(), flags=re.M | re.S)
+    with RangeServer(tmp_path) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_address[1]}"
+        (node_modules / "snippet.mjs").write_text("".join(snippets).replace("http://localhost:8000", address))
+        done = subprocess.run(["node", node_modules / "snippet.mjs"], capture_output=True, text=True, timeout=60)
+        server.shutdown()
+    assert done.returncode == 0, done.stderr
+    deepest = Store(tmp_path / "shards").read(0, 8)["depth"].max() / 1000
+    assert done.stdout == f"[ 8, 48, 48 ] {deepest:g} metres\n"
