@@ -130,6 +130,15 @@ def test_dask_and_pickle(stores: Path) -> None:
     np.testing.assert_array_equal(again.depth.mean(("y", "x")), data.depth.mean(("y", "x")))
 
 
+def test_a_store_at_a_url(labelled_corpus: Path) -> None:
+    """As a folder."""
+    pack(labelled_corpus, "memory://xarray/s", shards=2, jobs=1)
+    store, data = Store("memory://xarray/s"), open_xarray("memory://xarray/s")
+    np.testing.assert_array_equal(data.depth[30:50], metres(store.read(30, 50)["depth"]))
+    assert data.foreground_name.dims == ("sample",)
+    assert data.foreground_name.values.tolist() == [f"person{n}" for n in store.plan["foreground"]]
+
+
 def test_pictures_of_ones_own(tmp_path: Path) -> None:
     """Without masks and backgrounds, with names."""
     (tmp_path / "rgb").mkdir()

@@ -227,6 +227,8 @@ class RangeServer(ThreadingHTTPServer):
 class RangeHandler(BaseHTTPRequestHandler):
     """What it answers."""
 
+    server: RangeServer
+
     def do_HEAD(self) -> None:
         """Answer as to GET, without the content."""
         self.answer()
