@@ -102,7 +102,7 @@ def pack_block(task: BlockTask) -> int:
     for field, values in arrays.items():
         if field in task.fields:
             name = shard.block_file(field, task.start)
-            copied = field == "depth" and not task.coding.along
+            copied = field == "depth" and not task.coding.differences
             codes = source.coded_depth(task.start, task.stop) if copied else None
             content = (
                 codecs.encode_block(field, values, source.chunk, shard.block, task.coding)

@@ -21,15 +21,15 @@ Shape = tuple[int, ...]
 class Coding(NamedTuple):
     """How the samples of a store are encoded.
 
-    Every Zarr reader reads what is not `compact`. If it is, depth consists of differences along the axes `along`, see
-    `dsgen.store.differences`, and a CRC-32C of the encoded bytes takes the place of zstd's checksum of the decoded.
+    Every Zarr reader reads what is not `compact`. If it is, depth may consist of `differences`, see the module of this
+    name, and a CRC-32C of the encoded bytes takes the place of zstd's checksum of the decoded ones.
     """
 
     compact: bool
-    along: tuple[str, ...]
+    differences: bool
 
 
-PLAIN = Coding(compact=False, along=())
+PLAIN = Coding(compact=False, differences=False)
 
 
 def encode_block(field: str, values: np.ndarray, chunk: int, block: int, coding: Coding = PLAIN) -> bytes:
@@ -66,12 +66,12 @@ def decode_depth(
     shape: Shape,
     dtype: np.dtype | str,
     out: np.ndarray | None = None,
-    along: tuple[str, ...] = (),
+    is_differences: bool = False,
 ) -> np.ndarray:
     """Decode an encoded chunk of depth of a shape and dtype, into `out` if it is passed.
 
-    `along` are the axes along which it consists of differences. Raises `ValueError` if it is damaged, or decodes to
-    more or less than the shape; memory is allocated after that check.
+    It may consist of differences. Raises `ValueError` if it is damaged, or decodes to more or less than the shape;
+    memory is allocated after that check.
     """
     code = check_checksum(code)
     decoded, encoded = (int.from_bytes(code[k : k + 4], "little") for k in (4, 12))  # lengths in blosc's header
@@ -79,10 +79,10 @@ def decode_depth(
     if encoded != len(code):
         raise ValueError(f"got {len(code):,} bytes, expected {encoded:,}")
     chunk = np.empty(shape, dtype) if out is None else out
-    if along:
+    if is_differences:
         taken = _work_memory((shape[1], shape[0], shape[2]), dtype)
         blosc.decompress(code, taken)
-        differences.undo(taken, along, chunk)
+        differences.undo(taken, chunk)
     else:
         blosc.decompress(code, chunk)
     return chunk
@@ -134,8 +134,8 @@ def encode_chunk(field: str, chunk: np.ndarray, coding: Coding = PLAIN) -> bytes
     chunk = np.ascontiguousarray(chunk)
     if field == "depth":
         depth = chunk.astype("<u2", copy=False)
-        if coding.along:
-            return with_checksum(blosc_frames.compress(differences.take(depth, coding.along), _DIFFERENCES_LEVEL))
+        if coding.differences:
+            return with_checksum(blosc_frames.compress(differences.take(depth), _DIFFERENCES_LEVEL))
         return with_checksum(bytes(blosc.compress(depth, b"zstd", LEVEL, blosc.BITSHUFFLE, typesize=2)))
     code = bytes(Zstd(level=LEVEL, checksum=not coding.compact).encode(chunk))
     return with_checksum(code) if coding.compact else code

@@ -11,7 +11,7 @@ middle of an epoch reads only what is still to come.
 import logging
 import os
 import sys
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -51,6 +51,7 @@ class Loader(IterableDataset[Batch]):
     (B,S,S) uint16 millimetres, 0 = no depth, `row` (B,) int64. A field that the store does not have is absent. With
     `floats`, batches are as `as_floats` returns them: float32, channels first, depth in metres. With a CUDA `device`
     they are copied there from pinned memory, one batch ahead, and turned into floats there; `row` stays on the CPU.
+    `fields` names those that are wanted, all by default; others are neither read nor decoded.
 
     **DataLoader.** None is needed: `workers` threads read ahead (0 reads in the calling thread), and end with the
     iterator. To move the work out of the main process use `DataLoader(loader, batch_size=None, num_workers=1)`, under
@@ -101,6 +102,7 @@ class Loader(IterableDataset[Batch]):
         ranks: int = 1,
         floats: bool = False,
         device: str | torch.device | None = None,
+        fields: Sequence[str] | None = None,
     ):
         check_rules(
             [
@@ -119,7 +121,8 @@ class Loader(IterableDataset[Batch]):
         self._handle = StoreHandle(store)
         opened = self._store
         self.sha256: str | None = self._handle.sha256
-        self.size, self.has_depth, self.fields = opened.size, opened.has_depth, opened.fields
+        self.size, self.fields = opened.size, _choose_fields(opened, fields)
+        self.has_depth = "depth" in self.fields
         self._row_numbers = opened.rows_of(split)
         self._edges = chunk_edges(opened, self._row_numbers)
         self.rows = len(self._row_numbers)
@@ -277,14 +280,17 @@ class Loader(IterableDataset[Batch]):
         if not batches:
             return
         visits = plan_visits(batches, self._edges)
+        most_open = self._most_open(visits)
         reading = Reading(
             self._store,
             self._row_numbers,
             batches,
             visits,
-            self._take_arena(visits, max(map(len, batches))),
+            self._take_arena(max(map(len, batches)), most_open),
             workers=self.workers,
+            fields=self.fields,
             ahead=self._budget.ahead,
+            most_open=most_open,
             device=self.device,
             floats=self.floats,
         )
@@ -293,19 +299,32 @@ class Loader(IterableDataset[Batch]):
     def _keep_arena(self, arena: Arena | None) -> None:
         self._arena = arena
 
-    def _take_arena(self, visits: Visits, batch_size: int) -> Arena:
-        """Return an arena: that of the iterator before if it fits, as its pages are mapped already, or a new one."""
-        samples, ahead = max(map(len, visits.samples)), self._budget.ahead
-        region_bytes = self._memory.region_bytes(samples)
-        fit, least = self._budget.chunk_bytes // region_bytes, visits.most_at_a_time(0)
+    def _most_open(self, visits: Visits) -> int:
+        """Return how many batches may be begun at a time: as many as are of use, if memory allows."""
+        fit, least = self._budget.open_batches, visits.most_open(0)
         if fit < least:
-            raise self._memory.too_little(self.memory_mb - (fit - least) * region_bytes // 10**6)
-        regions = min(fit, visits.most_at_a_time(ahead) + 2 * self.workers, len(visits.samples))
+            raise self._memory.too_little(self.memory_mb + -(-(least - fit) * self._memory.batch_bytes // 10**6))
+        return min(fit, visits.most_open(self._budget.ahead) + 1)
+
+    def _take_arena(self, batch_size: int, most_open: int) -> Arena:
+        """Return an arena: that of the iterator before if it fits, as its pages are mapped already, or a new one."""
+        batches = most_open + 3  # the caller's, the caller's next, and one being converted
         kept, self._arena = self._arena, None
-        if kept is not None and (kept.samples, kept.batch_size) == (samples, batch_size) and kept.regions >= regions:
+        if kept is not None and kept.batch_size == batch_size and kept.batches >= batches:
             return kept
         del kept  # before the new one is allocated
-        return Arena(self.fields, self.size, regions, samples, batch_size, ahead + 3)
+        return Arena(self.fields, self.size, batch_size, self._memory.chunk, batches)
+
+
+def _choose_fields(store: Store, fields: Sequence[str] | None) -> tuple[str, ...]:
+    """Return the chosen fields in the order of the store; raise `InvalidValueError` for one that it does not have."""
+    chosen = store.fields if fields is None else tuple(fields)
+    for field in chosen:
+        if field not in store.fields:
+            raise InvalidValueError.expected("fields", field, f"some of {', '.join(store.fields)}")
+    if not chosen:
+        raise InvalidValueError.expected("fields", chosen, f"some of {', '.join(store.fields)}")
+    return tuple(field for field in store.fields if field in chosen)
 
 
 class LoaderIterator(Iterator[Batch]):

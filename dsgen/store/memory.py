@@ -1,4 +1,4 @@
-"""How much memory a loader takes, and how many chunks and batches fit into a limit."""
+"""How much memory a loader takes, and how many batches fit into a limit."""
 
 from dataclasses import dataclass, replace
 
@@ -16,9 +16,9 @@ _PIXEL_BYTES = {"image": 3, "mask": 1, "depth": 2, "instance": 1, "background": 
 
 @dataclass(frozen=True)
 class Budget:
-    """What is left for the reading: `chunk_bytes` for chunks, and `ahead` batches made before they are asked for."""
+    """What the reading may take: `open_batches` begun at a time, `ahead` of them made before they are asked for."""
 
-    chunk_bytes: int
+    open_batches: int
     ahead: int
 
 
@@ -45,10 +45,10 @@ class MemoryModel:
         """Bytes of a decoded sample without its background, which samples share."""
         return self.size**2 * sum(_PIXEL_BYTES[field] for field in self.fields if field != "background")
 
-    def region_bytes(self, samples: int) -> int:
-        """Return the bytes of this many samples of a chunk, and of the one background that they usually share."""
-        background = self.size**2 * _PIXEL_BYTES["background"] * ("background" in self.fields)
-        return samples * self.sample_bytes + background
+    @property
+    def batch_bytes(self) -> int:
+        """Bytes of the samples of a batch, without their backgrounds."""
+        return self.batch_size * self.sample_bytes
 
     def default_pool(self, limit_mb: int | None = None) -> int:
         """Return how many chunks are mixed by default.
@@ -60,38 +60,40 @@ class MemoryModel:
         return max(LANES, min(POOL, fit // LANES * LANES))
 
     def _other_bytes(self, ahead: int) -> int:
-        """Return the bytes of everything but chunks.
+        """Return the bytes of everything but open batches.
 
-        That is the caller's batch, the caller's next batch, the one being made, those ahead, and the decoding.
+        That is the caller's batch, the caller's next batch, the one being made, those ahead, the backgrounds of open
+        batches, and the decoding.
         """
         pixel_bytes = sum((1 + 4 * self.host_floats) * _PIXEL_BYTES[field] for field in self.fields)
         batch = self.batch_size * self.size**2 * pixel_bytes
-        decoding = max(1, self.workers) * self.chunk * self.sample_bytes
-        return (ahead + 3) * batch + decoding + _ROW_BYTES * int(self.lengths.sum()) + _FIXED_BYTES
+        backgrounds = self._open_chunks() * self.size**2 * _PIXEL_BYTES["background"] * ("background" in self.fields)
+        decoding = max(1, self.workers) * 2 * self.chunk * self.sample_bytes
+        return (ahead + 3) * batch + backgrounds + decoding + _ROW_BYTES * int(self.lengths.sum()) + _FIXED_BYTES
 
-    def _chunks_bytes(self) -> int:
-        """Return the bytes of the chunks that are usually in use at a time."""
-        longest, count = int(self.lengths.max()), len(self.lengths)
-        mean = int(self.lengths.sum()) / count
+    def _open_chunks(self) -> int:
+        """Return how many chunks have samples in open batches, usually."""
+        mean = int(self.lengths.sum()) / len(self.lengths)
         spread = self.batch_size * self.ranks / mean + 1  # chunks over which a batch advances
-        regions = min(count, int((self.pool + LANES if self.shuffle else 1) + spread + 1))
-        if self.shuffle and LANES % self.ranks == 0:
-            regions = -(-regions // self.ranks)
-        elif self.ranks > 1:
-            longest = min(longest, -(-2 * longest // self.ranks))
-        return regions * self.region_bytes(longest)
+        return min(len(self.lengths), int((self.pool + LANES if self.shuffle else 1) + spread + 1))
+
+    def _open_bytes(self) -> int:
+        """Return the bytes of the batches that are usually open at a time."""
+        samples = min(self._open_chunks() * int(self.lengths.max()), int(self.lengths.sum()))
+        return (samples // (self.batch_size * self.ranks) + 2) * self.batch_bytes
 
     def budget(self, fixed_pool: bool) -> Budget:
-        """Divide the limit between chunks and batches; raise `InvalidValueError` if it is too low.
+        """Divide the limit; raise `InvalidValueError` if it is too low.
 
         `fixed_pool` says that the caller chose the pool; the default one grows with the memory.
         """
         for ahead in range(2 + self.workers // 4 if self.workers else 0, -1, -1):
-            chunk_bytes = self.limit_mb * 10**6 - self._other_bytes(ahead)
-            if chunk_bytes >= self._chunks_bytes():
-                return Budget(chunk_bytes, ahead)
+            open_bytes = self.limit_mb * 10**6 - self._other_bytes(ahead)
+            if open_bytes >= self._open_bytes():
+                return Budget(open_bytes // self.batch_bytes, ahead)
         for pool in [self.pool] if fixed_pool else range(self.pool, POOL + 1, LANES):
-            needed_mb = -(-(replace(self, pool=pool)._chunks_bytes() + self._other_bytes(0)) // 10**6)
+            smaller = replace(self, pool=pool)
+            needed_mb = -(-(smaller._open_bytes() + smaller._other_bytes(0)) // 10**6)
             if fixed_pool or self.default_pool(needed_mb) <= pool:
                 break
         raise self.too_little(needed_mb)

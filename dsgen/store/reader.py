@@ -104,22 +104,22 @@ class Shard:
     ) -> dict[str, np.ndarray]:
         """Read samples `first` to `last`, exclusive, of `fields`; by default of all but the backgrounds.
 
-        A whole chunk is decoded straight into the arrays of `out`, by field, if it is passed, and these arrays are
-        returned. They must be C-contiguous and have the chunk's shape and dtype. Any other range ignores `out`.
+        A range within one chunk is decoded straight into the arrays of `out`, by field, if it is passed, and parts of
+        them are returned. They must be C-contiguous and have the chunk's shape and dtype. A longer range ignores `out`.
         """
         wanted = [field for field in self.fields if field != "background"] if fields is None else fields
         found: dict[str, np.ndarray] = {}
-        whole = first % self.chunk == 0 and last - first == self.chunk
+        starts = range(first - first % self.chunk, last, self.chunk)
+        into = out if out is not None and len(starts) == 1 else {}
         if not self._drawn.isdisjoint(wanted):
-            found = self._draw(first, last, self._drawn.intersection(wanted), out if whole else None)
+            memory = {field: values[: last - first] for field, values in into.items()}
+            found = self._draw(first, last, self._drawn.intersection(wanted), memory)
         for field in wanted:
             if field in found:
                 continue
             with _reading(self.files, f"{field} {first}..{last - 1}"):
-                starts = range(first - first % self.chunk, last, self.chunk)
-                into = out.get(field) if out is not None and whole else None
                 pieces = [
-                    self._decode(self._arrays[field], s, into)[max(first - s, 0) : min(last, self.rows) - s]
+                    self._decode(self._arrays[field], s, into.get(field))[max(first - s, 0) : min(last, self.rows) - s]
                     for s in starts
                 ]
             found[field] = pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
@@ -229,7 +229,7 @@ class Shard:
             code = self.files.read_range(name, offset, length)
         shape = (array.chunk, *array.shape[1:])
         if "blosc" in array.codecs:
-            return decode_depth(code, shape, array.dtype, out, array.along)
+            return decode_depth(code, shape, array.dtype, out, array.is_differences)
         return decode_zstd(check_checksum(code) if "crc32c" in array.codecs else code, shape, array.dtype, out)
 
     def background(self, index: int) -> np.ndarray:

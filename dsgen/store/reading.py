@@ -1,17 +1,20 @@
-"""Read the chunks of a store ahead of the batches that need them, in threads."""
+"""Read the chunks of a store ahead of the batches that need them, in threads.
+
+A chunk is decoded once, in memory that stays in the processor's cache. From there each of its samples is copied to its
+place in its batch, so a batch is complete when the last of the chunks with samples for it has been read.
+"""
 
 import os
 import sys
 import threading
-from collections import deque
 from collections.abc import Callable, Generator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 
-from dsgen.store.arena import Arena, Batch
+from dsgen.store.arena import DTYPES, Arena, Arrays, Batch
 from dsgen.store.batch import as_floats
 from dsgen.store.reader import Store
 from dsgen.store.visits import Visits
@@ -20,21 +23,21 @@ _THREAD = "dsgen-read"
 T = TypeVar("T")
 
 
-class _Visit(NamedTuple):
-    """A chunk being read: the region of the arena it is decoded into, and its backgrounds once that is done."""
+class _OpenBatch:
+    """A batch that is being filled: its rows, its samples, its backgrounds, and how many samples are missing."""
 
-    region: int
-    backgrounds: Future[list[np.ndarray]]
-
-
-_ENDED = _Visit(-1, Future())
+    def __init__(self, rows: np.ndarray, samples: Arrays):
+        self.rows, self.samples, self.missing = rows, samples, len(rows)
+        self.backgrounds: list[np.ndarray | None] = [None] * len(rows)
+        self.made: Future[Batch] = Future()
 
 
 class Reading:
     """One pass over batches of a split.
 
     `rows` are the rows of its samples, `batches` the samples of every batch, `visits` the reading that they need.
-    `ahead` batches are made before they are asked for, by `workers` threads, or without any by the caller.
+    `ahead` batches are made before they are asked for, by `workers` threads, or without any by the caller; at most
+    `most_open` are begun at a time.
     """
 
     def __init__(
@@ -45,39 +48,40 @@ class Reading:
         visits: Visits,
         arena: Arena,
         *,
+        fields: tuple[str, ...],
         workers: int,
         ahead: int,
+        most_open: int,
         device: torch.device | None,
         floats: bool,
     ):
         self._store, self._rows, self._batches, self._visits, self._arena = store, rows, batches, visits, arena
-        self._workers, self._ahead, self._device, self._floats = workers, ahead, device, floats
-        self._free = list(range(arena.regions))
+        self._fields, self._workers, self._ahead, self._most_open = fields, workers, ahead, most_open
+        self._device, self._floats = device, floats
         self._pool: ThreadPoolExecutor | _CallingThread = (
             ThreadPoolExecutor(workers, _THREAD) if workers else _CallingThread()
         )
-        self._started: list[_Visit] = []
-        self._pending: deque[Future[Batch]] = deque()
-        self._submitted = 0
+        samples = [field for field in fields if field != "background"]
+        drawn = tuple(field for field in samples if not store.shards[0].stores(field))
+        self._read_together = [(field,) for field in samples if field not in drawn] + ([drawn] if drawn else [])
+        self._started = 0
+        self._open: dict[int, _OpenBatch] = {}
+        self._counting = threading.Lock()
 
     def run(self, release: Callable[[Arena | None], None]) -> Generator[Batch, None, None]:
         """Yield the batches, reading ahead as far as there is room; call `release` with the arena at the end.
 
-        What is read when depends on the order alone, and tasks start in the order they are submitted in. So a batch
-        waits only for chunks whose reading has started before.
+        What is read when depends on the order alone.
         """
         process = os.getpid()
         finalizing = sys.is_finalizing  # bound here, as the names of this module may be gone when it is needed
         try:
-            for handed_out in range(len(self._batches)):
-                self._submit()
-                batch = self._pending.popleft().result()
-                ended = self._visits.ended_by[handed_out]
-                self._free += [self._started[v].region for v in ended]
-                for v in ended:
-                    self._started[v] = _ENDED  # releases its backgrounds
-                if self._workers:
-                    self._submit()
+            for b in range(len(self._batches)):
+                self._start_visits(b)
+                batch = self._open[b].made.result()
+                del self._open[b]
+                if self._workers and b + 1 < len(self._batches):
+                    self._start_visits(b + 1)
                 yield batch
         finally:
             # an iterator that outlives the program ends with the interpreter, whose threads and modules are gone
@@ -85,57 +89,80 @@ class Reading:
                 # the garbage collector may end an iterator in one of its own threads, which cannot wait for itself
                 own_thread = threading.current_thread().name.startswith(_THREAD)
                 self._pool.shutdown(wait=not own_thread, cancel_futures=True)
+                self._open.clear()
                 release(None if own_thread else self._arena)
 
-    def _submit(self) -> None:
-        """Start to read and make batches, as far ahead as there is room."""
-        visits, started, free = self._visits, self._started, self._free
-        while self._submitted < len(self._batches) and len(self._pending) <= self._ahead:
-            b = self._submitted
-            needed = visits.started_by[b] - len(started)
-            if self._pending and needed > len(free):
+    def _start_visits(self, next_batch: int) -> None:
+        """Start to read what the next batch needs, and as far ahead as there is room."""
+        visits = self._visits
+        needed = visits.started_by[next_batch]
+        ahead = visits.started_by[min(next_batch + self._ahead, len(self._batches) - 1)]
+        most = min(ahead + 2 * self._workers, len(visits.samples))  # so that no thread is idle
+        while self._started < most:
+            v = self._started
+            if v >= needed and visits.last[v] >= next_batch + self._most_open:
                 return
-            for _ in range(needed):
-                self._start_visit()
-            empty = self._arena.batch(self._rows[self._batches[b]], self._device)
-            drawn = [started[v] for v in visits.visit[b].tolist()]
-            self._pending.append(self._pool.submit(self._assemble, empty, drawn, visits.position[b]))
-            self._submitted += 1
-        # the next chunks, so that no thread is idle
-        most = min(visits.started_by[self._submitted - 1] + 2 * self._workers, len(visits.samples))
-        while len(started) < most and free:
-            self._start_visit()
+            for b in np.unique(visits.batch[v]).tolist():
+                if b not in self._open:
+                    rows = self._rows[self._batches[b]]
+                    self._open[b] = _OpenBatch(rows, self._arena.samples(len(rows)))
+            self._started += 1
+            batches = {b: self._open[b] for b in np.unique(visits.batch[v]).tolist()}
+            self._pool.submit(self._visit, v, batches)
 
-    def _start_visit(self) -> None:
-        rows, region = self._rows[self._visits.samples[len(self._started)]], self._free.pop()
-        self._started.append(_Visit(region, self._pool.submit(_decode, self._store, rows, self._arena, region)))
+    def _visit(self, v: int, batches: dict[int, _OpenBatch]) -> None:
+        """Read a chunk and hand out its samples; what fails, fails the batches that wait for it."""
+        try:
+            self._hand_out(v, batches)
+            with self._counting:
+                for b, count in zip(*np.unique(self._visits.batch[v], return_counts=True), strict=True):
+                    batches[int(b)].missing -= int(count)
+                complete = [batch for batch in batches.values() if not batch.missing]
+            for batch in complete:
+                batch.made.set_result(self._finish(batch))
+        except BaseException as error:
+            for batch in batches.values():
+                if not batch.made.done():
+                    batch.made.set_exception(error)
 
-    def _assemble(self, batch: Batch, visits: list[_Visit], positions: np.ndarray) -> Batch:
-        """Copy samples, each by its visit and its position in that, into a batch."""
-        backgrounds = [visit.backgrounds.result() for visit in visits]
-        index = np.array([visit.region for visit in visits]) * self._arena.samples + positions
-        for field, decoded in self._arena.chunks.items():
-            np.take(decoded, index, axis=0, out=batch[field].numpy(), mode="clip")
-        if "background" in batch:
-            into = batch["background"].numpy()
-            for i, position in enumerate(positions.tolist()):
-                into[i] = backgrounds[i][position]
-        return as_floats(batch) if self._floats and self._device is None else batch
+    def _hand_out(self, v: int, batches: dict[int, _OpenBatch]) -> None:
+        """Decode the samples of a visit, and copy each to its place."""
+        visits, store = self._visits, self._store
+        rows = self._rows[visits.samples[v]]
+        places = list(zip(visits.batch[v].tolist(), visits.place[v].tolist(), strict=True))
+        first, last = int(rows[0]), int(rows[-1]) + 1
+        k = int(np.searchsorted(store.first_rows, first, side="right")) - 1
+        start = int(store.first_rows[k])
+        shard = store.shards[k]
+        with self._arena.decoding() as memory:
+            for fields in self._read_together:
+                decoded = shard.samples(first - start, last - start, fields, memory.arrays(fields))
+                for field, values in decoded.items():
+                    for (b, place), position in zip(places, (rows - first).tolist(), strict=True):
+                        batches[b].samples[field][place] = values[position]
+        if "background" in self._fields:
+            for (b, place), background in zip(places, store.backgrounds(rows), strict=True):
+                batches[b].backgrounds[place] = background
 
+    def _finish(self, batch: _OpenBatch) -> Batch:
+        """Return a batch whose samples are all there, and let go of its memory."""
+        arrays = batch.samples
+        if "background" in self._fields:
+            arrays["background"] = self._arena.backgrounds(len(batch.rows))
+            for into, background in zip(arrays["background"], batch.backgrounds, strict=True):
+                into[:] = background
+        batch.samples, batch.backgrounds = {}, []
+        made = {field: self._as_tensor(field, arrays[field]) for field in self._fields}
+        made["row"] = torch.from_numpy(batch.rows)
+        return as_floats(made) if self._floats and self._device is None else made
 
-def _decode(store: Store, rows: np.ndarray, arena: Arena, region: int) -> list[np.ndarray]:
-    """Read rows of one chunk into a region of the arena, and return their backgrounds if the store has any."""
-    first, last = int(rows[0]), int(rows[-1]) + 1
-    k = int(np.searchsorted(store.first_rows, first, side="right")) - 1
-    shard_start = int(store.first_rows[k])
-    start = region * arena.samples
-    out = {field: decoded[start : start + len(rows)] for field, decoded in arena.chunks.items()}
-    consecutive = len(rows) == last - first
-    samples = store.shards[k].samples(first - shard_start, last - shard_start, tuple(out), out if consecutive else None)
-    for field, values in samples.items():
-        if not np.shares_memory(values, out[field]):
-            out[field][:] = values if consecutive else values[rows - first]
-    return store.backgrounds(rows) if "background" in store.fields else []
+    def _as_tensor(self, field: str, values: np.ndarray) -> torch.Tensor:
+        """Return an array as a tensor, copied to pinned memory if it is to go to a GPU."""
+        tensor = torch.from_numpy(values)
+        if self._device is None or self._device.type != "cuda":
+            return tensor
+        with torch.cuda.device(self._device):  # torch caches pinned memory, and knows when it is free
+            return torch.empty(values.shape, dtype=getattr(torch, DTYPES[field]), pin_memory=True).copy_(tensor)
 
 
 class _CallingThread:

@@ -73,7 +73,7 @@ from dsgen.errors import DamagedError, NotFoundError, reason_of
 from dsgen.io.filesystem import Files
 from dsgen.io.json_files import check_as, encode_json, parse_as
 from dsgen.store.codecs import LEVEL, PLAIN, Coding, encode_chunk, with_checksum
-from dsgen.store.differences import LEAST_SAMPLES, ROWS, SAMPLES_AND_ROWS, zarr_codecs
+from dsgen.store.differences import LEAST_SAMPLES, ZARR_CODECS
 from dsgen.store.layout import INDEX_JSON, SHA256SUMS, ZIP_SUFFIX
 from dsgen.store.source import RoomParts
 
@@ -326,14 +326,9 @@ def index_format(made_from: Mapping[str, Any]) -> int:
 
 
 def coding_of(made_from: Mapping[str, Any]) -> Coding:
-    """Return how the samples of a store are encoded, by what it was made from.
-
-    Only the rows of a corpus share backgrounds with their neighbours.
-    """
-    if not made_from.get("compact"):
-        return PLAIN
-    shared = SAMPLES_AND_ROWS if "corpus_sha256" in made_from else ROWS
-    return Coding(compact=True, along=shared if made_from["chunk_rows"] >= LEAST_SAMPLES else ())
+    """Return how the samples of a store are encoded, by what it was made from."""
+    compact = bool(made_from.get("compact"))
+    return Coding(compact, differences=compact and made_from["chunk_rows"] >= LEAST_SAMPLES)
 
 
 def describe_depth(made_from: Mapping[str, Any]) -> str | None:
@@ -485,7 +480,8 @@ def metadata_files(geometry: Geometry, attributes: Mapping[str, Any], *, sharded
             tail: tuple[int, ...] = (side, side, 3) if name == "image" else (side, side)
             options: dict[str, Any] = {"shards": (geometry.block, *tail)} if sharded else {}
             if name == "depth":
-                options |= {"dtype": "uint16", "compressors": smooth, "filters": zarr_codecs(geometry.coding.along)}
+                filters = ZARR_CODECS if geometry.coding.differences else []
+                options |= {"dtype": "uint16", "compressors": smooth, "filters": filters}
             elif geometry.coding.compact:
                 options["compressors"] = compact
             dimensions = ("sample", "y", "x", "channel")[: 1 + len(tail)]
@@ -631,14 +627,10 @@ _CODECS_OF_DIFFERENCES = (("bytes", "blosc", "crc32c"),)
 _CODECS = (*_CODECS_OF_DIFFERENCES, ("bytes", "blosc"), ("bytes", "zstd"), ("bytes", "zstd", "crc32c"))
 
 
-def _parse_differences(codecs: list[Codec]) -> tuple[str, ...]:
-    """Return along which axes the first codecs of an array take differences, if they do as `zarr_codecs` says."""
-    for along in (SAMPLES_AND_ROWS, ROWS):
-        wanted = zarr_codecs(along)
-        found = [{name: codec.get(name) for name in ("name", "configuration")} for codec in codecs[: len(wanted)]]
-        if [_without_defaults(codec) for codec in found] == wanted:
-            return along
-    return ()
+def _are_differences(codecs: list[Codec]) -> bool:
+    """Return whether the first codecs of an array take differences."""
+    found = [{name: codec.get(name) for name in ("name", "configuration")} for codec in codecs[: len(ZARR_CODECS)]]
+    return [_without_defaults(codec) for codec in found] == ZARR_CODECS
 
 
 def _without_defaults(codec: dict[str, Any]) -> dict[str, Any]:
@@ -654,7 +646,7 @@ class ArrayLayout:
     """An array, from its `zarr.json`: `chunk` and `each` are the samples of a chunk and of a file.
 
     A `sharded` file ends with a table of its chunks, even if it has only one. `codecs` are the names of the codecs that
-    encode what remains after differences `along` some axes.
+    encode the values, or their differences.
     """
 
     name: str
@@ -664,7 +656,7 @@ class ArrayLayout:
     each: int
     codecs: tuple[str, ...]
     sharded: bool
-    along: tuple[str, ...] = ()
+    is_differences: bool = False
 
     @classmethod
     def parse(cls, name: str, metadata: dict[str, Any]) -> "ArrayLayout":
@@ -679,16 +671,16 @@ class ArrayLayout:
             chunk, codecs = inner["chunk_shape"][0], inner.get("codecs", [])
             if inner["chunk_shape"][1:] != grid[1:] or each % chunk:
                 raise ValueError(f"{name} has chunks {inner['chunk_shape']} in shards {grid}, not as dsgen does")
-        along = _parse_differences(codecs)
-        names = tuple(codec["name"] for codec in codecs)
-        known_names = _CODECS_OF_DIFFERENCES if along else _CODECS
-        if names[len(zarr_codecs(along)) :] not in known_names or list(shape[1:]) != grid[1:]:
+        is_differences = _are_differences(codecs)
+        names = tuple(codec["name"] for codec in codecs[len(ZARR_CODECS) if is_differences else 0 :])
+        known_names = _CODECS_OF_DIFFERENCES if is_differences else _CODECS
+        if names not in known_names or list(shape[1:]) != grid[1:]:
             raise ValueError(f"{name} is coded by {', '.join(names)} in chunks {grid}, not as dsgen does")
         dtype = np.dtype(known["data_type"]).newbyteorder("<")
         nbytes = math.prod((chunk, *shape[1:])) * dtype.itemsize
         if nbytes > MAX_CHUNK_BYTES:
             raise ValueError(f"{name} has chunks of {nbytes:,} bytes, expected at most {MAX_CHUNK_BYTES:,}")
-        return cls(name, shape, dtype, chunk, each, names[len(zarr_codecs(along)) :], sharded, along)
+        return cls(name, shape, dtype, chunk, each, names, sharded, is_differences)
 
     def file(self, number: int) -> str:
         """Name the file of chunk or block `number`."""
@@ -697,7 +689,7 @@ class ArrayLayout:
     @property
     def is_depth(self) -> bool:
         """Whether it is encoded as `encode_block` encodes depth without differences, but perhaps for the checksum."""
-        return "blosc" in self.codecs and self.dtype == np.dtype("<u2") and not self.along
+        return "blosc" in self.codecs and self.dtype == np.dtype("<u2") and not self.is_differences
 
     @property
     def file_count(self) -> int:

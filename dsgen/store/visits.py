@@ -1,4 +1,4 @@
-"""Which chunks are read when, planned from the batches of an epoch before anything is read.
+"""Which chunks are read when, and where their samples go, planned from the batches of an epoch before anything is read.
 
 Samples of a split are numbered from 0, chunk by chunk. A visit reads, at once, all samples of a chunk that are needed.
 """
@@ -15,20 +15,21 @@ class Visits(NamedTuple):
 
     samples: list[np.ndarray]
     """The samples of every visit."""
+    batch: list[np.ndarray]
+    """The batch that each sample of a visit belongs to."""
+    place: list[np.ndarray]
+    """The place of each sample of a visit in its batch."""
     started_by: list[int]
     """How many visits batches 0 to b need, for every batch b."""
-    ended_by: list[list[int]]
-    """The visits that batch b is the last to need."""
-    visit: list[np.ndarray]
-    """The visit of each sample of batch b."""
-    position: list[np.ndarray]
-    """The position of each sample of batch b within its visit."""
+    last: list[int]
+    """The last batch that a visit has a sample for."""
 
-    def most_at_a_time(self, ahead: int) -> int:
-        """Return how many visits are in use at once, at most, if batches are made `ahead` of the one handed out."""
-        ended = np.cumsum([0, *map(len, self.ended_by)])[:-1]
-        started = np.array(self.started_by)
-        return int((started[np.minimum(np.arange(len(started)) + ahead, len(started) - 1)] - ended).max())
+    def most_open(self, ahead: int) -> int:
+        """Return how many batches are begun and not handed out, at most, if `ahead` are made before the one that is."""
+        count = len(self.started_by)
+        furthest = np.maximum.accumulate(self.last)[np.array(self.started_by) - 1]
+        made = np.minimum(np.arange(count) + ahead, count - 1)
+        return int((furthest[made] - np.arange(count)).max()) + 1
 
 
 def plan_visits(batches: list[np.ndarray], first: np.ndarray) -> Visits:
@@ -38,25 +39,22 @@ def plan_visits(batches: list[np.ndarray], first: np.ndarray) -> Visits:
     by_sample = np.argsort(sequence)
     chunk = np.searchsorted(first, sequence[by_sample], side="right")
     starts = np.flatnonzero(np.diff(chunk, prepend=0))
-    counts = np.diff(starts, append=len(sequence))
     needed_first = np.minimum.reduceat(by_sample, starts)
     needed_last = np.maximum.reduceat(by_sample, starts)
     order = np.argsort(needed_first)
-    number = np.empty_like(order)
-    number[order] = np.arange(len(order))
-    visit, position = np.empty_like(sequence), np.empty_like(sequence)
-    visit[by_sample] = np.repeat(number, counts)
-    position[by_sample] = np.arange(len(sequence)) - np.repeat(starts, counts)
-    pieces = np.split(sequence[by_sample], starts[1:])
-    ended_by: list[list[int]] = [[] for _ in batches]
-    for v, b in enumerate(np.searchsorted(ends, needed_last[order], side="right").tolist()):
-        ended_by[b].append(v)
+    batch = np.searchsorted(ends, by_sample, side="right")
+    place = by_sample - np.concatenate([[0], ends])[batch]
+
+    def by_visit(values: np.ndarray) -> list[np.ndarray]:
+        pieces = np.split(values, starts[1:])
+        return [pieces[k] for k in order.tolist()]
+
     return Visits(
-        samples=[pieces[k] for k in order.tolist()],
+        samples=by_visit(sequence[by_sample]),
+        batch=by_visit(batch),
+        place=by_visit(place),
         started_by=np.searchsorted(needed_first[order], ends).tolist(),
-        ended_by=ended_by,
-        visit=np.split(visit, ends[:-1]),
-        position=np.split(position, ends[:-1]),
+        last=np.searchsorted(ends, needed_last[order], side="right").tolist(),
     )
 
 

@@ -12,7 +12,7 @@ from zarr.codecs import BloscCodec, Crc32cCodec
 from dsgen.store import blosc_frames, differences
 from dsgen.store.codecs import Coding, decode_depth, encode_chunk
 
-ALONG = (differences.ROWS, differences.SAMPLES_AND_ROWS)
+COMPACT = Coding(compact=True, differences=True)
 SHAPES = [(2, 8, 8), (2, 2, 2), (20, 16, 16), (3, 5, 7), (7, 33, 33)]
 
 
@@ -24,29 +24,25 @@ def depth(shape: tuple[int, ...], seed: int = 0) -> np.ndarray:
     return np.where(jumps, rng.integers(0, 2**16, shape), values + rng.integers(0, 4, shape)).astype("<u2")
 
 
-@pytest.mark.parametrize("along", ALONG)
 @pytest.mark.parametrize("shape", SHAPES)
-def test_differences_are_undone(shape, along):
+def test_differences_are_undone(shape):
     """To the bit, by a slow sum too."""
     values = depth(shape)
-    taken = differences.take(values, along)
+    taken = differences.take(values)
     assert taken.shape == (shape[1], shape[0], shape[2])
     slow = taken.astype(np.int64)
-    if "sample" in along:  # the last difference taken is the first undone: along samples, in the order x, y, sample
-        slow = np.cumsum(slow.transpose(2, 0, 1)).reshape(shape[2], shape[1], shape[0]).transpose(1, 2, 0)
     slow = np.cumsum(slow.transpose(1, 2, 0)).reshape(shape[0], shape[2], shape[1]).transpose(0, 2, 1)
     np.testing.assert_array_equal(slow % 2**16, values)
     out = np.empty(shape, "<u2")
-    differences.undo(taken, along, out)
+    differences.undo(taken, out)
     np.testing.assert_array_equal(out, values)
 
 
-@pytest.mark.parametrize("along", ALONG)
 @pytest.mark.parametrize("shape", SHAPES)
-def test_the_codecs_of_zarr_decode_what_dsgen_encodes(shape, along):
+def test_the_codecs_of_zarr_decode_what_dsgen_encodes(shape):
     """No transposition leads numcodecs to add up along another axis."""
     values = depth(shape)
-    code = encode_chunk("depth", values, Coding(compact=True, along=along))
+    code = encode_chunk("depth", values, COMPACT)
     memory: dict = {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -55,7 +51,7 @@ def test_the_codecs_of_zarr_decode_what_dsgen_encodes(shape, along):
             shape=shape,
             chunks=shape,
             dtype="uint16",
-            filters=differences.zarr_codecs(along),
+            filters=differences.ZARR_CODECS,
             compressors=[
                 BloscCodec(cname="zstd", shuffle="bitshuffle", typesize=2),
                 Crc32cCodec(),
@@ -91,9 +87,8 @@ def test_bits_are_shuffled_as_blosc_does():
 
 def test_a_damaged_length_is_refused_before_it_is_decoded():
     """As with other depth."""
-    coding = Coding(compact=True, along=differences.ROWS)
-    code = encode_chunk("depth", depth((4, 8, 8)), coding)
+    code = encode_chunk("depth", depth((4, 8, 8)), COMPACT)
     with pytest.raises(ValueError, match="decodes to 512 bytes, expected 1,024 by its shape"):
-        decode_depth(code, (8, 8, 8), "<u2", along=coding.along)
+        decode_depth(code, (8, 8, 8), "<u2", is_differences=True)
     with pytest.raises(ValueError, match="checksum wrong"):
-        decode_depth(code[:-6] + b"\0\0" + code[-4:], (4, 8, 8), "<u2", along=coding.along)
+        decode_depth(code[:-6] + b"\0\0" + code[-4:], (4, 8, 8), "<u2", is_differences=True)

@@ -23,7 +23,7 @@ from dsgen.errors import DsgenError, InvalidValueError
 from dsgen.store.loader import Loader
 from dsgen.store.packing import pack, pack_source
 from dsgen.store.picture_source import Pictures
-from dsgen.store.reader import Shard
+from dsgen.store.reader import Shard, Store
 
 
 @pytest.mark.parametrize("split", ["train", "validation", "unused", None])
@@ -268,6 +268,38 @@ def test_abandoned_half_way_threads_stop(three_shards: Path, way: str) -> None:
     del iterator
     gc.collect()
     assert not reading_threads()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_only_the_fields_that_are_wanted(three_shards: Path, workers: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Others are not in a batch, and their chunks are not decoded; the order stays the same."""
+    decoded = set()
+    original = Shard._decode
+
+    def noted(self: Shard, array: Any, *more: Any) -> np.ndarray:
+        decoded.add(array.name)
+        return original(self, array, *more)
+
+    whole = Store(three_shards).read(0, 72)
+    everything = order(Loader(three_shards, None, 8))
+    loader = Loader(three_shards, None, 8, workers=workers, fields=("depth", "image"))
+    assert (loader.fields, loader.has_depth) == (("image", "depth"), True)
+    monkeypatch.setattr(Shard, "_decode", noted)
+    batches = list(loader)
+    assert order(batches) == everything
+    for batch in batches:
+        assert list(batch) == ["image", "depth", "row"]
+        for field in ("image", "depth"):
+            np.testing.assert_array_equal(batch[field].numpy(), whole[field][batch["row"].numpy()])
+    assert {"mask", "background"}.isdisjoint(decoded)
+    assert not Loader(three_shards, None, 8, fields=["mask"]).has_depth
+
+
+@pytest.mark.parametrize("fields", [(), ("picture",)])
+def test_fields_that_the_store_lacks(three_shards: Path, fields: tuple[str, ...]) -> None:
+    """Are refused with those it has."""
+    with pytest.raises(InvalidValueError, match="fields: got .*, expected some of image, mask, depth, background"):
+        Loader(three_shards, None, fields=fields)
 
 
 def test_empty_split_says_what_to_do(three_shards: Path) -> None:

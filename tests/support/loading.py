@@ -21,13 +21,14 @@ def reading_threads() -> list[str]:
 
 
 def count_reads(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
-    """Note every read of a chunk from now on."""
+    """Note every read of a chunk of images from now on."""
     reads: list[tuple[str, int]] = []
     original = Shard.samples
 
-    def counted(self: Shard, start: int, *more: Any) -> dict[str, np.ndarray]:
-        reads.append((str(self.files), start // self.chunk))
-        return original(self, start, *more)
+    def counted(self: Shard, start: int, last: int, fields: Any = None, *more: Any) -> dict[str, np.ndarray]:
+        if fields is None or "image" in fields:
+            reads.append((str(self.files), start // self.chunk))
+        return original(self, start, last, fields, *more)
 
     monkeypatch.setattr(Shard, "samples", counted)
     return reads
