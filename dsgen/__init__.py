@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from dsgen.store.dataset import StoreDataset
     from dsgen.store.export.export import export_store as export
     from dsgen.store.loader import Loader
+    from dsgen.store.open_xarray import open_xarray
     from dsgen.store.packing import pack
     from dsgen.store.reader import Store
     from dsgen.training.fit import train
@@ -55,6 +56,7 @@ __all__ = [
     "label_composed",
     "label_corpus",
     "label_folder",
+    "open_xarray",
     "pack",
     "predict",
     "repair",
@@ -78,6 +80,7 @@ _HOMES = {
     "label_composed": "corpus.composed",
     "label_corpus": "depth.label_corpus",
     "label_folder": "depth.label_folder",
+    "open_xarray": "store.open_xarray",
     "pack": "store.packing",
     "predict": "evaluation.predict",
     "repair": "integrity.repair",

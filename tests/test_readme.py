@@ -48,6 +48,7 @@ def finished_work(tmp_path_factory: pytest.TempPathFactory, labelled_corpus: Pat
 
 
 @pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # webdataset leaves its last file open
+@pytest.mark.filterwarnings("ignore:'set_vital' is deprecated:UserWarning")  # torchdata with a newer torch
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # pycocotools with a newer numpy
 @pytest.mark.parametrize("readme", with_fences("python"), ids=named)
 def test_python_snippets_run(

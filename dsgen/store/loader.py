@@ -74,8 +74,9 @@ class Loader(IterableDataset[Batch]):
     makes the next iterator continue from there, with any number of workers, threads or ranks and any batch size, and
     reads only the chunks that are still needed. If fewer rows than ranks are left, the epoch ends with a warning.
     `len` is always that of a whole epoch. With DataLoader workers, the loader of the main process does not know what
-    was handed out: set "samples" of the state to the number of samples you received, and call `set_epoch` before the
-    next epoch.
+    was handed out: use `StatefulDataLoader(loader, batch_size=None, num_workers=n)` of torchdata, whose own state
+    resumes exactly, with the same number of workers and batch size; or set "samples" of the state to the number of
+    samples you received. Call `set_epoch` before the next epoch.
 
     **Memory.** `memory_mb` limits what a process needs for reading: the chunks read ahead and kept, the batches made
     and handed out, the order, and your current batch, but no other batches that you keep. The memory is kept for the
@@ -133,9 +134,11 @@ class Loader(IterableDataset[Batch]):
         self._arena: Arena | None = None
         self._samples = 0  # handed out by the newest iterator
         self._position = Position()
+        self._next_start: tuple[int, int] | None = None  # epoch and sample, of a worker's next iterator alone
+        self._replaced = (0, 0)  # epoch and sample before the newest state was loaded
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_arena": None}
+        return self.__dict__ | {"_arena": None, "_next_start": None}
 
     @property
     def _store(self) -> Store:
@@ -180,20 +183,29 @@ class Loader(IterableDataset[Batch]):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Make the next iterator continue where the loader was whose state this is.
 
-        Raises `ConflictError` if that loader had another order: another seed, store, split, `shuffle` or `pool`.
+        In a DataLoader worker it holds for the worker's own next iterator. Raises `ConflictError` if that loader had
+        another order: another seed, store, split, `shuffle` or `pool`.
         """
-        now = {name: value for name, value in {"seed": self.seed, **self._order_inputs()}.items() if name in state}
-        differences = find_differences(now, {name: state[name] for name in now})
-        if differences:
-            raise ConflictError(
-                self.path, "the state is of another order", "make the loader as it was", differences, "state"
-            )
+        self._check_state({"seed": self.seed, **self._order_inputs()}, state)
         if not 0 <= state["samples"] <= self.rows:
             raise InvalidValueError(
                 "samples", f"got {state['samples']}, expected 0 to {self.rows}", "use a state of this loader"
             )
+        if get_worker_info() is not None:  # the position is shared with the other workers
+            self._next_start = state["epoch"], state["samples"]
+            return
+        self._replaced = self._position.epoch, self._position.start
         self._position.set(state["epoch"], state["samples"])
         self._samples = state["samples"]
+
+    def _check_state(self, now: dict[str, Any], state: dict[str, Any]) -> None:
+        """Raise `ConflictError` where a state differs from what is so now."""
+        known = {name: value for name, value in now.items() if name in state}
+        differences = find_differences(known, {name: state[name] for name in known})
+        if differences:
+            raise ConflictError(
+                self.path, "the state is of another order", "make the loader as it was", differences, "state"
+            )
 
     def _order_inputs(self) -> dict[str, Any]:
         inputs = {"store": self.sha256, "split": self.split, "shuffle": self.shuffle}
@@ -212,10 +224,12 @@ class Loader(IterableDataset[Batch]):
         epoch, start = self._position.epoch, self._position.start
         worker = get_worker_info()
         if worker is not None:
-            return self._read(epoch, start, worker.id, worker.num_workers)
+            epoch, start = self._next_start or (epoch, start)
+            self._next_start = None
+            return LoaderIterator(self, epoch, start, worker.id, worker.num_workers)
         self._position.set(epoch, 0)
         self._samples = start
-        return self._read(epoch, start, 0, 1)
+        return LoaderIterator(self, epoch, start, 0, 1)
 
     def _batches(self, epoch: int, start: int) -> list[np.ndarray]:
         """Return the samples of every batch of this rank from sample `start` of the epoch on."""
@@ -235,15 +249,19 @@ class Loader(IterableDataset[Batch]):
             return min(start + count * self.ranks * self.batch_size, self.rows)
         return self.rows
 
-    def _read(self, epoch: int, start: int, worker: int, workers: int) -> Iterator[Batch]:
-        """Yield batches `worker`, `worker` + `workers`, ... of this rank from sample `start` of the epoch on."""
+    def _handed_out(self, start: int, batches: int) -> int:
+        """Return the sample of the epoch at which the first `batches` batches end of those from `start` on."""
+        count = self._batch_count(start)
+        return self._end(start, count) if batches == count else start + batches * self.ranks * self.batch_size
+
+    def _read(self, epoch: int, start: int, mine: range) -> Generator[Batch, None, None]:
+        """Yield the batches of these numbers of this rank from sample `start` of the epoch on."""
         if get_worker_info() is not None and self.device is not None and self.device.type == "cuda":
             raise InvalidValueError(
                 "device", f"got {self.device} in a DataLoader worker, expected None", "move the batches yourself"
             )
         process = os.getpid()
         batches = self._batches(epoch, start)
-        mine = range(worker, len(batches), workers)
         made = self._read_batches([batches[k] for k in mine])
         if self.device is not None:
             made = move_batches(made, self.device, self.floats)
@@ -254,9 +272,7 @@ class Loader(IterableDataset[Batch]):
                         "loader", "this iterator was made before a fork", "make a new one in the new process"
                     )
                 batch = next(made)
-                last = k == len(batches) - 1
-                together = self.ranks * self.batch_size
-                self._samples = self._end(start, len(batches)) if last else start + (k + 1) * together
+                self._samples = self._handed_out(start, k + 1)
                 yield batch
 
     def _read_batches(self, batches: list[np.ndarray]) -> Generator[Batch, None, None]:
@@ -309,6 +325,57 @@ def _choose_fields(store: Store, fields: Sequence[str] | None) -> tuple[str, ...
     if not chosen:
         raise InvalidValueError.expected("fields", chosen, f"some of {', '.join(store.fields)}")
     return tuple(field for field in store.fields if field in chosen)
+
+
+class LoaderIterator(Iterator[Batch]):
+    """Batches `worker`, `worker` + `workers`, ... of an epoch from sample `start` on.
+
+    Its state is for torchdata's `StatefulDataLoader`, which keeps that of the iterator of every worker.
+    """
+
+    def __init__(self, loader: Loader, epoch: int, start: int, worker: int, workers: int):
+        self._loader, self._epoch, self._start, self._worker, self._workers = loader, epoch, start, worker, workers
+        self._done = 0  # batches handed out
+        self._batches: Generator[Batch, None, None] | None = None
+
+    def __next__(self) -> Batch:
+        if self._batches is None:
+            first = self._worker + self._done * self._workers
+            mine = range(first, self._loader._batch_count(self._start), self._workers)
+            self._batches = self._loader._read(self._epoch, self._start, mine)
+        batch = next(self._batches)
+        self._done += 1
+        return batch
+
+    def close(self) -> None:
+        """End it, and the threads that read for it."""
+        if self._batches is not None:
+            self._batches.close()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return how many batches it has handed out, and what they depend on."""
+        return {"epoch": self._epoch, "start": self._start, "done": self._done, **self._inputs()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue, before the first batch, where the iterator was whose state this is.
+
+        Raises `ConflictError` if its batches were others: other workers, ranks or batch size, or another order.
+        """
+        self._loader._check_state(self._inputs(), state)
+        self._epoch, self._start, self._done = state["epoch"], state["start"], state["done"]
+        if get_worker_info() is not None:
+            return
+        loader = self._loader
+        loader._samples = loader._handed_out(self._start, self._done)
+        # torchdata loads the state when it begins to iterate, after a set_epoch for the epoch after a finished one
+        finished = self._done == loader._batch_count(self._start)
+        loader._position.set(*(loader._replaced if finished else (self._epoch, 0)))
+
+    def _inputs(self) -> dict[str, Any]:
+        loader = self._loader
+        num_workers = 0 if get_worker_info() is None else self._workers
+        made_of = {"batch_size": loader.batch_size, "drop_last": loader.drop_last, "ranks": loader.ranks}
+        return {"seed": loader.seed, **loader._order_inputs(), **made_of, "num_workers": num_workers}
 
 
 def _refuse_batching(caller: FrameType) -> None:

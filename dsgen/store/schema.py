@@ -491,6 +491,8 @@ def metadata_files(geometry: Geometry, attributes: Mapping[str, Any], *, sharded
             slots = max(1, geometry.people)
             tail = (slots, 4) if name == "person_box" else (slots,)
             options = {"shards": (geometry.block, *tail)} if sharded else {}
+            if geometry.coding.compact:
+                options["compressors"] = compact
             add(name, (geometry.rows, *tail), (geometry.chunk, *tail), dimensions, dtype="uint16", **options)
     if geometry.rooms:
         count, one = (geometry.backgrounds, side, side), (1, side, side)
@@ -527,6 +529,21 @@ def metadata_files(geometry: Geometry, attributes: Mapping[str, Any], *, sharded
     return {name: memory[name].to_bytes() for name in names}
 
 
+def attributes_of(name: str) -> dict[str, Any]:
+    """Return the attributes that an array of a new store has."""
+    columns = {column: about for column, (_, about) in (_COLUMNS | _PERSON_COLUMNS | _COORDINATES).items()}
+    return dict((columns | _DESCRIBED).get(name, {}))
+
+
+def picture_names(attributes: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Return the names of the pictures by the array that has them, from the attributes of any shard."""
+    return {
+        array: [picture if isinstance(picture, str) else picture["name"] for picture in attributes[pictures]]
+        for pictures, (array, _) in _NAMES.items()
+        if attributes.get(pictures)
+    }
+
+
 def tree_files(shards: Mapping[str, Mapping[str, Any]], version: str) -> dict[str, bytes]:
     """Return the files of the group that a store is, by name, its own `zarr.json` last.
 
@@ -536,12 +553,11 @@ def tree_files(shards: Mapping[str, Mapping[str, Any]], version: str) -> dict[st
     files: dict[str, bytes] = {}
     members: dict[str, Any] = {}
     some_shard = next(iter(shards.values()))
+    named = picture_names(some_shard["attributes"])
     for attribute, (name, about) in _NAMES.items():
-        pictures = some_shard["attributes"].get(attribute)
-        if pictures:
-            names = [picture if isinstance(picture, str) else picture["name"] for picture in pictures]
-            members[name] = _describe_names(attribute, about, len(names))
-            files[f"{name}/c/0"] = _encode_names(names)
+        if name in named:
+            members[name] = _describe_names(attribute, about, len(named[name]))
+            files[f"{name}/c/0"] = _encode_names(named[name])
             files[f"{name}/{ROOT}"] = encode_json(members[name])
     for shard, root in shards.items():
         if shard.endswith(ZIP_SUFFIX):
