@@ -272,6 +272,47 @@ def bench_store(folder: Path, processes: int) -> None:
         report(f"StoreDataset, {label}", f"{len(order) / (time.perf_counter() - started):,.0f} samples/s")
 
 
+def bench_compact(folder: Path, processes: int, rounds: int) -> None:
+    """Compact stores beside others, in turns: bytes, packing, and decoding rows on one core."""
+    from dsgen.depth.label_corpus import label_corpus
+    from dsgen.store.packing import pack
+    from dsgen.store.reader import Store
+
+    corpus = folder / "labelled"
+    composite(corpus, parameters=Parameters(label_size=224), max_backgrounds=10, max_foregrounds=5, pictures=False)
+    label_corpus(corpus)
+    kinds, fields = {"plain": False, "compact": True}, ("image", "mask", "depth")
+    packed: dict[str, list[float]] = {kind: [] for kind in kinds}
+    decoded: dict[str, list[float]] = {kind: [] for kind in kinds}
+    for number in range(rounds + 1):
+        for kind, compact in kinds.items():
+            shutil.rmtree(folder / kind, ignore_errors=True)
+            started = time.perf_counter()
+            pack(corpus, folder / kind, jobs=processes, compact=compact)
+            packed[kind].append(time.perf_counter() - started)
+        stores = {kind: Store(folder / kind) for kind in kinds}
+        for kind, store in stores.items():
+            memory = {name: np.empty((20, 224, 224, 3)[: 4 if name == "image" else 3], DRAWN[name]) for name in fields}
+            started = time.perf_counter()
+            for shard in store.shards:
+                for start in range(0, shard.rows, shard.chunk):
+                    shard.samples(start, min(start + shard.chunk, shard.rows), fields, memory)
+            decoded[kind].append(time.perf_counter() - started)
+        if not number:  # reads what later rounds find in memory
+            packed, decoded = ({kind: [] for kind in kinds} for _ in range(2))
+    rows = store.rows
+    for kind in kinds:
+        sizes = {path: path.stat().st_size for path in (folder / kind).rglob("*") if path.is_file()}
+        depth, whole = sum(size for path, size in sizes.items() if "depth" in path.parts), sum(sizes.values())
+        report(f"{kind} store, depth of a row, all of a row", f"{depth / rows:,.0f}, {whole / rows:,.0f} bytes")
+        report(f"{kind} store, rows packed", f"{rows / statistics.median(packed[kind]):,.0f} rows/s")
+        report(f"{kind} store, rows decoded on one core", f"{rows / statistics.median(decoded[kind]):,.0f} rows/s")
+    for what, times in (("packed", packed), ("decoded", decoded)):
+        ratios = [plain / compact for plain, compact in zip(times["plain"], times["compact"], strict=True)]
+        told = ", ".join(f"{ratio:.2f}" for ratio in ratios)
+        report(f"compact against plain, rows {what}", f"{statistics.median(ratios):.2f} times (rounds {told})")
+
+
 def report(what: str, value: str) -> None:
     """Print a line of the result and keep it."""
     REPORTED.append((what, value))
@@ -281,7 +322,9 @@ def report(what: str, value: str) -> None:
 def main() -> None:
     """Run the measurements chosen, in a temporary folder below `--folder`, which git ignores."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("chosen", nargs="*", default=["composite", "scenes", "depth", "store", "unet"], metavar="what")
+    parser.add_argument(
+        "chosen", nargs="*", default=["composite", "scenes", "depth", "store", "compact", "unet"], metavar="what"
+    )
     parser.add_argument("--backgrounds", type=int, default=8, help="number of backgrounds, for composite")
     parser.add_argument("--processes", type=int, default=available_cores())
     parser.add_argument("--rounds", type=int, default=3)
@@ -304,6 +347,8 @@ def main() -> None:
             bench_depth(folder, arguments.rounds)
         if "store" in arguments.chosen:
             bench_store(folder, arguments.processes)
+        if "compact" in arguments.chosen:
+            bench_compact(folder, arguments.processes, arguments.rounds)
         if "unet" in arguments.chosen:
             from bench_unet import bench_unet
 

@@ -49,10 +49,11 @@ def hashes(store: Path, shard: str) -> dict[str, str]:
     }
 
 
+@pytest.mark.parametrize("compact", [False, True])
 @pytest.mark.parametrize("kind", ["labelled_corpus", pytest.param("floor_corpus", marks=pytest.mark.slow)])
-def test_every_array_of_a_store(kind: str, request: pytest.FixtureRequest, tmp_path: Path):
-    """Sharded and not, blosc and zstd, all dtypes: as zarr reads them."""
-    pack(request.getfixturevalue(kind), tmp_path / "s", shards=2, jobs=1)
+def test_every_array_of_a_store(kind: str, compact: bool, request: pytest.FixtureRequest, tmp_path: Path):
+    """Sharded and not, blosc and zstd, all dtypes, depth as differences: as zarr reads them."""
+    pack(request.getfixturevalue(kind), tmp_path / "s", shards=2, jobs=1, compact=compact)
     shards = sorted(path.name for path in (tmp_path / "s").glob("*.zarr"))
     with served(tmp_path / "s") as address:
         done = read(f"{address}data/0/", *shards)
