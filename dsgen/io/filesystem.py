@@ -12,7 +12,7 @@ import shutil
 import stat
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -39,6 +39,9 @@ class Files(Protocol):
 
     def read_range(self, name: str, start: int, length: int) -> bytes:
         """Return `length` bytes from `start` on; a negative `start` counts from the end."""
+
+    def expect(self, name: str, start: int, length: int) -> None:
+        """Say that this range will be read soon, so that a disk can begin; nothing fails by it."""
 
     def sizes(self) -> dict[str, int]:
         """Return the bytes of every file of the tree, in order of name.
@@ -87,6 +90,12 @@ class LocalFiles:
                 return os.pread(descriptor, length, start)
             os.lseek(descriptor, start, os.SEEK_SET)
             return os.read(descriptor, length)
+
+    def expect(self, name: str, start: int, length: int) -> None:
+        """Have the system read a range ahead, where it can."""
+        if hasattr(os, "posix_fadvise"):
+            with suppress(OSError), self._open(name) as (descriptor, _):
+                os.posix_fadvise(descriptor, start, length, os.POSIX_FADV_WILLNEED)
 
     @contextmanager
     def _open(self, name: str) -> Iterator[tuple[int, int]]:
@@ -223,6 +232,9 @@ class UrlFiles:
         end = None if start < 0 else start + length
         with _translate_errors(self.url):
             return bytes(fs.cat_file(f"{root}/{name}", start=start, end=end))[:length]
+
+    def expect(self, name: str, start: int, length: int) -> None:
+        """Do nothing: requests of several threads are under way at a time anyway."""
 
     def sizes(self) -> dict[str, int]:
         """Return the bytes of every file, in order of name."""

@@ -84,6 +84,12 @@ class ZipFiles:
         start = max(0, len(content) + start) if start < 0 else start
         return content[start : start + length]
 
+    def expect(self, name: str, start: int, length: int) -> None:  # noqa: ARG002
+        """Have the system read an entry ahead, where it can; entries are read whole."""
+        if name in self._entries:
+            offset, entry_length = self._entries[name]
+            self._files.expect(self._name, offset, _LOCAL_HEADER_BYTES + len(name) + entry_length)
+
     def sizes(self) -> dict[str, int]:
         """Return the bytes of every entry, in order of name."""
         return {name: length for name, (_, length) in sorted(self._entries.items())}

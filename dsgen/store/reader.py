@@ -3,7 +3,7 @@
 import hashlib
 import os
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path
@@ -44,6 +44,7 @@ from dsgen.store.schema import (
 from dsgen.store.source import RoomParts
 
 _CACHED_BYTES = 2**27
+_WHOLE = 0  # the length that stands for the rest of a file
 _MISSING_LISTED = 1000
 
 
@@ -224,25 +225,35 @@ class Shard:
         This does what zarr does with the codecs of `metadata_files`, in less than half the time: zarr reads a file's
         index every time, and spends more time on its own machinery than on decoding.
         """
-        name = array.file(start // array.each)
-        if not array.sharded:
-            code = self.files.read(name)
-        else:
-            index = self._indices.get(name)
-            if index is None:
-                length = 16 * (array.each // array.chunk) + 4
-                index = np.frombuffer(check_checksum(self.files.read_range(name, -length, length)), "<u8").reshape(
-                    -1, 2
-                )
-                self._indices[name] = index
-            offset, length = index[start % array.each // array.chunk].tolist()
-            if offset == NO_CHUNK:
-                raise ValueError("not in its file")
-            code = self.files.read_range(name, offset, length)
+        name, offset, length = self._locate(array, start)
+        code = self.files.read(name) if length is None else self.files.read_range(name, offset, length)
         shape = (array.chunk, *array.shape[1:])
         if "blosc" in array.codecs:
             return decode_depth(code, shape, array.dtype, out, array.is_differences)
         return decode_zstd(check_checksum(code) if "crc32c" in array.codecs else code, shape, array.dtype, out)
+
+    def _locate(self, array: ArrayLayout, start: int) -> tuple[str, int, int | None]:
+        """Return the file of the chunk that starts at sample `start`, its offset, and its length, None = all."""
+        name = array.file(start // array.each)
+        if not array.sharded:
+            return name, 0, None
+        index = self._indices.get(name)
+        if index is None:
+            length = 16 * (array.each // array.chunk) + 4
+            index = np.frombuffer(check_checksum(self.files.read_range(name, -length, length)), "<u8").reshape(-1, 2)
+            self._indices[name] = index
+        offset, length = index[start % array.each // array.chunk].tolist()
+        if offset == NO_CHUNK:
+            raise ValueError("not in its file")
+        return name, offset, length
+
+    def expect(self, sample: int, fields: Collection[str]) -> None:
+        """Say that the chunk of a sample will be read soon; what is wrong with it shows when it is."""
+        start = sample - sample % self.chunk
+        for field in fields:
+            with suppress(DsgenError, OSError, ValueError):
+                name, offset, length = self._locate(self._arrays[field], start)
+                self.files.expect(name, offset, _WHOLE if length is None else length)
 
     def background(self, index: int) -> np.ndarray:
         """Read a background of the shard, (S,S,3) u1."""

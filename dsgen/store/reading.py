@@ -113,6 +113,7 @@ class Reading:
     def _visit(self, v: int, batches: dict[int, _OpenBatch]) -> None:
         """Read a chunk and hand out its samples; what fails, fails the batches that wait for it."""
         try:
+            self._expect(v + 2 * max(1, self._workers))
             self._hand_out(v, batches)
             with self._counting:
                 for b, count in zip(*np.unique(self._visits.batch[v], return_counts=True), strict=True):
@@ -124,6 +125,13 @@ class Reading:
             for batch in batches.values():
                 if not batch.made.done():
                     batch.made.set_exception(error)
+
+    def _expect(self, v: int) -> None:
+        """Have the disk begin with what a visit will read."""
+        if v < len(self._visits.samples):
+            row = int(self._rows[self._visits.samples[v][0]])
+            k = int(np.searchsorted(self._store.first_rows, row, side="right")) - 1
+            self._store.shards[k].expect(row - int(self._store.first_rows[k]), self._stored)
 
     def _hand_out(self, v: int, batches: dict[int, _OpenBatch]) -> None:
         """Decode the samples of a visit, and copy each to its place."""

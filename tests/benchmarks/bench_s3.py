@@ -93,6 +93,9 @@ class ObstoreFiles:
             return bytes(self.store.get(name, options={"range": {"suffix": -start}}).bytes())[:length]
         return bytes(self.store.get_range(name, start=start, length=length))
 
+    def expect(self, name: str, start: int, length: int) -> None:
+        """Do nothing, as through fsspec."""
+
     def sizes(self) -> dict[str, int]:
         """Return the bytes of every file, in order of name."""
         found = {entry["path"]: entry["size"] for batch in self.store.list() for entry in batch}
