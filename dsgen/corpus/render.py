@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 Pictures = np.ndarray | Sequence[np.ndarray]
+_BLENDED_VALUES = 2**17  # at once, so that they stay in the nearest caches
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class Cutout:
 
 
 def blend(background: np.ndarray, cutout: Cutout) -> np.ndarray:
-    """Blend a cut-out over a background of the same shape, (h,w,3) u1; return (h,w,3) u1."""
+    """Blend a cut-out over backgrounds of the same shape, (h,w,3) or (n,h,w,3) u1; return as many."""
     mixed = background * cutout.through
     mixed += cutout.weighted
     # x / 255 rounded, exact for every x that can occur (0..65025): (x + 128 + (x + 128) / 256) / 256
@@ -76,14 +77,29 @@ def render(
     given = {} if out is None else out
     images = given["image"] if "image" in given else np.empty((len(rows), side, side, 3), np.uint8)
     masks = given["mask"] if "mask" in given else np.empty((len(rows), side, side), np.uint8)
-    columns = (rows[name].tolist() for name in ("background", "foreground", "flip", "top", "left"))
-    for image, mask, background, foreground, flip, top, left in zip(images, masks, *columns, strict=True):
-        cutout = cutouts[foreground, flip]
-        height, width = cutout.shape
-        top, left = top * scale, left * scale
+    for image, background in zip(images, rows["background"].tolist(), strict=True):
         image[...] = backgrounds[background]
-        window = image[top : top + height, left : left + width]
-        window[...] = blend(window, cutout)
-        mask[...] = 0
-        mask[top : top + height, left : left + width] = cutout.mask
+    pairs = rows[["foreground", "flip"]].tolist()
+    corners = list(zip((rows["top"] * np.intp(scale)).tolist(), (rows["left"] * np.intp(scale)).tolist(), strict=True))
+    start = 0
+    while start < len(rows):
+        cutout = cutouts[pairs[start]]
+        stop = start + 1
+        most = start + max(1, _BLENDED_VALUES // (3 * cutout.mask.size))
+        while stop < min(most, len(rows)) and pairs[stop] == pairs[start]:
+            stop += 1
+        _paste(cutout, images[start:stop], masks[start:stop], corners[start:stop])
+        start = stop
     return images, masks
+
+
+def _paste(cutout: Cutout, images: Pictures, masks: Pictures, corners: list[tuple[int, int]]) -> None:
+    """Paste a cut-out on several pictures at once, its top left corner at `corners`, and draw their masks."""
+    height, width = cutout.shape
+    places = [(slice(top, top + height), slice(left, left + width)) for top, left in corners]
+    windows = [image[place] for image, place in zip(images, places, strict=True)]
+    for window, blended in zip(windows, blend(np.stack(windows), cutout), strict=True):
+        window[...] = blended
+    for mask, place in zip(masks, places, strict=True):
+        mask[...] = 0
+        mask[place] = cutout.mask

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 LEAST_SAMPLES = 2
+_BLOCK = 16
 ZARR_CODECS: list[dict[str, Any]] = [  # before `bytes`
     {"name": "transpose", "configuration": {"order": [0, 2, 1]}},
     {"name": "numcodecs.delta", "configuration": {"dtype": "<u2"}},
@@ -33,10 +34,24 @@ def take(values: np.ndarray) -> np.ndarray:
 def undo(differences: np.ndarray, out: np.ndarray) -> None:
     """Restore a chunk into `out`, (n,h,w) u2, from its differences (h,n,w) u2, which are overwritten."""
     sums = differences
-    for above, row in pairwise(sums):
-        np.add(above, row, out=row)
+    _add_up_rows(sums.reshape(len(sums), -1))
     columns = np.cumsum(sums[-1], dtype=sums.dtype).reshape(sums.shape[1:])  # what each adds to those after it
     np.add(sums.transpose(1, 0, 2), _before(columns)[:, None], out=out)
+
+
+def _add_up_rows(rows: np.ndarray) -> None:
+    """Add to each row, (h,m), the sum of those above it, in few steps: after each of them threads wait for each other.
+
+    Every `_BLOCK` rows are added up at once, then to each block the last row of the block before.
+    """
+    whole = len(rows) // _BLOCK * _BLOCK
+    blocks = rows[:whole].reshape(-1, _BLOCK, rows.shape[1])
+    for row in range(1, _BLOCK):
+        np.add(blocks[:, row - 1], blocks[:, row], out=blocks[:, row])
+    for before, block in pairwise(blocks):
+        block += before[-1]
+    for row in range(max(1, whole), len(rows)):
+        rows[row] += rows[row - 1]
 
 
 def _before(values: np.ndarray) -> np.ndarray:

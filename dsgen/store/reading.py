@@ -67,6 +67,8 @@ class Reading:
         self._started = 0
         self._open: dict[int, _OpenBatch] = {}
         self._counting = threading.Lock()
+        # held for what takes many short steps, at each of which threads would wait for each other
+        self._small_steps = threading.Lock()
 
     def run(self, release: Callable[[Arena | None], None]) -> Generator[Batch, None, None]:
         """Yield the batches, reading ahead as far as there is room; call `release` with the arena at the end.
@@ -144,12 +146,14 @@ class Reading:
         shard = store.shards[k]
         if self._drawn:
             into = {field: [batches[b].samples[field][place] for b, place in places] for field in self._drawn}
-            shard.draw(rows - start, self._drawn, into)
+            with self._small_steps:
+                shard.draw(rows - start, self._drawn, into)
         with self._arena.decoding() as memory:
             for field in self._stored:
                 decoded = shard.samples(first - start, last - start, (field,), memory.arrays([field]))[field]
-                for (b, place), position in zip(places, (rows - first).tolist(), strict=True):
-                    batches[b].samples[field][place] = decoded[position]
+                with self._small_steps:
+                    for (b, place), position in zip(places, (rows - first).tolist(), strict=True):
+                        batches[b].samples[field][place] = decoded[position]
         if "background" in self._fields:
             for (b, place), background in zip(places, store.backgrounds(rows), strict=True):
                 batches[b].backgrounds[place] = background
