@@ -212,6 +212,7 @@ export class Browser {
     this.begin();
     const row = parameters.has("row") ? number("row", 0) : null;
     await this.#select(row);
+    this.grid.element.focus({ preventScroll: true }); // so that keys work at once
     if (parameters.has("open")) this.detail.open(Math.min(this.dataset.rows - 1, Math.max(0, number("open", 0))));
   }
 
