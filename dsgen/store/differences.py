@@ -1,4 +1,4 @@
-"""Differences between neighbouring values of a chunk of depth, which compress to two thirds of the bytes of the values.
+"""Differences between neighbouring values of a chunk of depth, which compress to 0.7 of the bytes of the values.
 
 A chunk (n,h,w) u2 is stored as (h,n,w): each value less the one above it in its picture, modulo 2^16. It is what the
 Zarr codecs of `ZARR_CODECS` do. `numcodecs.delta` flattens an array, so the first value of a column is less the last
