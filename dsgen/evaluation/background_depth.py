@@ -61,8 +61,7 @@ class BackgroundDepth:
         return (median_of_labels(labels_mm) / 1000).astype(np.float32)
 
     def _read_depth_mm(self, row: int) -> np.ndarray:
-        shard = int(np.searchsorted(self._store.first_rows, row, side="right")) - 1
-        first = row - int(self._store.first_rows[shard])
+        shard, first = self._store.locate(row)
         return self._store.shards[shard].read("depth", first, first + 1)[0]
 
 

@@ -107,8 +107,7 @@ class StoreDataset(Dataset[Any]):
 
     def _sample(self, row: int) -> Sample:
         store = self._handle.open()
-        k = int(np.searchsorted(store.first_rows, row, side="right")) - 1
-        within = row - int(store.first_rows[k])
+        k, within = store.locate(row)
         number, offset = divmod(within, store.shards[k].chunk)
         arrays = {name: values[offset] for name, values in self._chunk(k, number).fields.items()}
         if "background" in self.fields:

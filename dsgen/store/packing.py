@@ -168,9 +168,15 @@ def pack_source(
         return PackResult(str(out), len(source.plan), packed, finished=False)
 
 
+def _stored_fields(source: Source, made_from: dict[str, Any]) -> tuple[str, ...]:
+    """Return the fields of a source that a store has as arrays; a recipe does not have those that are drawn."""
+    drawn = source.drawn if made_from["recipe"] else ()
+    return tuple(field for field in source.fields if field not in drawn)
+
+
 def _check_compact(source: Source, made_from: dict[str, Any]) -> None:
     """Refuse to make a store compact that has no array of samples to encode."""
-    if not set(source.fields) - {"background", *(source.drawn if made_from["recipe"] else ())}:
+    if set(_stored_fields(source, made_from)) <= {"background"}:
         raise InvalidValueError(
             "--compact", "got it with --recipe, which draws everything and stores no samples", "leave out --compact"
         )
@@ -279,8 +285,7 @@ class _Packing:
             ShardTask(shard_name(k, len(bounds)) + suffix, *bounds[k], made_from["block_rows"])
             for k in (range(len(bounds)) if numbers is None else numbers)
         ]
-        drawn = source.drawn if made_from["recipe"] else ()
-        self._fields = tuple(field for field in source.fields if field not in drawn) + schema.person_fields(made_from)
+        self._fields = _stored_fields(source, made_from) + schema.person_fields(made_from)
         self._coding = schema.coding_of(made_from)
 
     def unsealed(self) -> list[ShardTask]:

@@ -393,6 +393,11 @@ class Store:
             )
         return rows
 
+    def locate(self, row: int) -> tuple[int, int]:
+        """Return the number of the shard that has a row, and the sample that the row is in it."""
+        number = int(np.searchsorted(self.first_rows, row, side="right")) - 1
+        return number, row - int(self.first_rows[number])
+
     @cached_property
     def _background_index(self) -> np.ndarray:
         return np.concatenate([shard.column("background_index") for shard in self.shards])

@@ -104,22 +104,22 @@ class Reading:
             v = self._started
             if v >= needed and visits.last[v] >= next_batch + self._most_open:
                 return
-            for b in np.unique(visits.batch[v]).tolist():
+            numbers, counts = (found.tolist() for found in np.unique(visits.batch[v], return_counts=True))
+            for b in numbers:
                 if b not in self._open:
                     rows = self._rows[self._batches[b]]
                     self._open[b] = _OpenBatch(rows, self._arena.samples(len(rows)))
             self._started += 1
-            batches = {b: self._open[b] for b in np.unique(visits.batch[v]).tolist()}
-            self._pool.submit(self._visit, v, batches)
+            self._pool.submit(self._visit, v, {b: self._open[b] for b in numbers}, counts)
 
-    def _visit(self, v: int, batches: dict[int, _OpenBatch]) -> None:
-        """Read a chunk and hand out its samples; what fails, fails the batches that wait for it."""
+    def _visit(self, v: int, batches: dict[int, _OpenBatch], counts: list[int]) -> None:
+        """Read a chunk and hand out its samples, so many for each batch; what fails, fails the batches that wait."""
         try:
             self._expect(v + 2 * max(1, self._workers))
             self._hand_out(v, batches)
             with self._counting:
-                for b, count in zip(*np.unique(self._visits.batch[v], return_counts=True), strict=True):
-                    batches[int(b)].missing -= int(count)
+                for batch, count in zip(batches.values(), counts, strict=True):
+                    batch.missing -= count
                 complete = [batch for batch in batches.values() if not batch.missing]
             for batch in complete:
                 batch.made.set_result(self._finish(batch))
@@ -131,28 +131,26 @@ class Reading:
     def _expect(self, v: int) -> None:
         """Have the disk begin with what a visit will read."""
         if v < len(self._visits.samples):
-            row = int(self._rows[self._visits.samples[v][0]])
-            k = int(np.searchsorted(self._store.first_rows, row, side="right")) - 1
-            self._store.shards[k].expect(row - int(self._store.first_rows[k]), self._stored)
+            k, sample = self._store.locate(int(self._rows[self._visits.samples[v][0]]))
+            self._store.shards[k].expect(sample, self._stored)
 
     def _hand_out(self, v: int, batches: dict[int, _OpenBatch]) -> None:
         """Decode the samples of a visit, and copy each to its place."""
         visits, store = self._visits, self._store
         rows = self._rows[visits.samples[v]]
         places = list(zip(visits.batch[v].tolist(), visits.place[v].tolist(), strict=True))
-        first, last = int(rows[0]), int(rows[-1]) + 1
-        k = int(np.searchsorted(store.first_rows, first, side="right")) - 1
-        start = int(store.first_rows[k])
-        shard = store.shards[k]
+        k, first = store.locate(int(rows[0]))
+        shard, positions = store.shards[k], rows - rows[0]
         if self._drawn:
             into = {field: [batches[b].samples[field][place] for b, place in places] for field in self._drawn}
             with self._small_steps:
-                shard.draw(rows - start, self._drawn, into)
+                shard.draw(first + positions, self._drawn, into)
         with self._arena.decoding() as memory:
             for field in self._stored:
-                decoded = shard.samples(first - start, last - start, (field,), memory.arrays([field]))[field]
+                last = first + int(positions[-1]) + 1
+                decoded = shard.samples(first, last, (field,), memory.arrays([field]))[field]
                 with self._small_steps:
-                    for (b, place), position in zip(places, (rows - first).tolist(), strict=True):
+                    for (b, place), position in zip(places, positions.tolist(), strict=True):
                         batches[b].samples[field][place] = decoded[position]
         if "background" in self._fields:
             for (b, place), background in zip(places, store.backgrounds(rows), strict=True):

@@ -141,26 +141,21 @@ def survey(store: Store, *, shown: int = 6) -> Survey:
 
 def read_row(store: Store, row: int, fields: tuple[str, ...]) -> dict[str, np.ndarray]:
     """Read fields of one row, without the backgrounds."""
-    shard, first = _locate(store, row)
-    return {name: values[0] for name, values in shard.samples(first, first + 1, fields).items()}
+    number, first = store.locate(row)
+    return {name: values[0] for name, values in store.shards[number].samples(first, first + 1, fields).items()}
 
 
 def read_plan(store: Store, rows: Iterable[int]) -> dict[int, np.void]:
     """Read the rows of the plan of these numbers, a shard at a time."""
     places: dict[Shard, list[tuple[int, int]]] = {}
     for row in rows:
-        shard, place = _locate(store, row)
-        places.setdefault(shard, []).append((row, place))
+        number, place = store.locate(row)
+        places.setdefault(store.shards[number], []).append((row, place))
     planned = {}
     for shard, found in places.items():
         plan = shard.plan_rows()
         planned.update({row: plan[place].copy() for row, place in found})
     return planned
-
-
-def _locate(store: Store, row: int) -> tuple[Shard, int]:
-    number = int(np.searchsorted(store.first_rows, row, side="right")) - 1
-    return store.shards[number], row - int(store.first_rows[number])
 
 
 def _choose(rows: np.ndarray, count: int, seed: int = SEED) -> np.ndarray:

@@ -50,22 +50,6 @@ def opened(browser: Any) -> Iterator[Open]:
     assert errors == []
 
 
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory, labelled_corpus: Path) -> Path:
-    """A store of the labelled corpus."""
-    out = tmp_path_factory.mktemp("page") / "shards"
-    pack(labelled_corpus, out, shards=2, jobs=1)
-    return out
-
-
-@pytest.fixture(scope="module")
-def floor_store(tmp_path_factory: pytest.TempPathFactory, floor_corpus: Path) -> Path:
-    """A recipe of people on floors."""
-    out = tmp_path_factory.mktemp("page") / "recipe"
-    pack(floor_corpus, out, shards=2, recipe=True, jobs=1)
-    return out
-
-
 def pixels(canvas: Any) -> np.ndarray:
     """What is on a canvas, (H,W,3) u1."""
     width, height, values = canvas.evaluate(
@@ -171,9 +155,9 @@ def test_filters_and_order(store: Path, opened: Open):
 @pytest.mark.parametrize(
     "kind", ["recipe", pytest.param("corpus", marks=pytest.mark.slow), pytest.param("floor", marks=pytest.mark.slow)]
 )
-def test_one_row_large(kind: str, floor_store: Path, corpus: Path, floor_corpus: Path, opened: Open):
+def test_one_row_large(kind: str, recipe: Path, corpus: Path, floor_corpus: Path, opened: Open):
     """All fields of a row that dsgen draws, beside its columns; arrow keys go on."""
-    path = {"recipe": floor_store, "corpus": corpus, "floor": floor_corpus}[kind]
+    path = {"recipe": recipe, "corpus": corpus, "floor": floor_corpus}[kind]
     if kind == "recipe":
         expected: dict[str, np.ndarray] = Store(path).read(7, 9)
     else:
