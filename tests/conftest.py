@@ -5,6 +5,7 @@ import math
 import os
 import shutil
 import signal
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,8 @@ import zarr
 from PIL import Image
 from support.corpora import ENCODER, draw_background, draw_cutout, make_corpus, write_weights
 from support.rooms import STANDING, make_room_corpus, write_room_pictures
+
+from dsgen.compiled import find_loops
 
 # tiny networks gain nothing from threads, and lose much where cores are shared; before torch is first imported
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -44,6 +47,17 @@ def plain_logger() -> None:
     logger.handlers.clear()
     logger.setLevel(logging.NOTSET)
     logger.propagate, logger.disabled = True, False
+
+
+@pytest.fixture
+def without_numba(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Do as if numba were not installed."""
+    for name in [name for name in sys.modules if name.startswith("dsgen.compiled.")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "numba", None)
+    find_loops.cache_clear()
+    yield
+    find_loops.cache_clear()
 
 
 @pytest.fixture(scope="session")

@@ -20,23 +20,26 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
         return numba.njit(nogil=True)(function)
 
 
-@intrinsic
-def pointer(_: Any, address: Any) -> Any:
-    """Turn an address, i8, into a pointer that `numba.carray` takes."""
-
+def _turn_into_pointer(_: Any, address: Any) -> Any:
     def generate(_: Any, builder: Any, __: Any, arguments: Any) -> Any:
         return builder.inttoptr(arguments[0], cgutils.voidptr_t)
 
     return types.voidptr(address), generate
 
 
-def addresses(arrays: np.ndarray | Sequence[np.ndarray]) -> np.ndarray:
-    """Return the addresses (n,) i8 of the items of an array, or of several arrays.
+pointer: Any = intrinsic(_turn_into_pointer)
+"""Turn an address, i8, into a pointer that `numba.carray` takes."""
 
-    They hold for as long as the caller keeps the arrays. Raises `ValueError` unless every item is C-contiguous.
+
+def addresses(arrays: np.ndarray | Sequence[np.ndarray], nbytes: int) -> np.ndarray:
+    """Return the addresses (n,) i8 of the items of an array, or of several arrays, of so many bytes each.
+
+    They hold for as long as the caller keeps the arrays. Raises `ValueError` for an item of another size, or one that
+    is not C-contiguous: what is compiled writes to addresses without asking.
     """
-    if not all(array.flags.c_contiguous for array in arrays):
-        raise ValueError("an item is not C-contiguous")
+    for array in arrays:
+        if array.nbytes != nbytes or not array.flags.c_contiguous:
+            raise ValueError(f"got {array.nbytes:,} bytes in memory, expected {nbytes:,}, one after the other")
     if isinstance(arrays, np.ndarray):
         start, step = arrays.__array_interface__["data"][0], arrays.strides[0]
         return start + step * np.arange(len(arrays), dtype=np.int64)

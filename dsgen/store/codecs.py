@@ -2,6 +2,7 @@
 
 import math
 import threading
+from types import ModuleType
 from typing import NamedTuple
 
 import google_crc32c
@@ -73,19 +74,36 @@ def decode_depth(
     It may consist of differences. Raises `ValueError` if it is damaged, or decodes to more or less than the shape;
     memory is allocated after that check.
     """
-    code = check_checksum(code)
-    decoded, encoded = (int.from_bytes(code[k : k + 4], "little") for k in (4, 12))  # lengths in blosc's header
-    _check_length(decoded, shape, dtype)
-    if encoded != len(code):
-        raise ValueError(f"got {len(code):,} bytes, expected {encoded:,}")
+    code = _check_depth(code, shape, dtype)
     chunk = np.empty(shape, dtype) if out is None else out
     if is_differences:
-        taken = _work_memory((shape[1], shape[0], shape[2]), dtype)
+        taken = _work_memory(shape, dtype)
         blosc.decompress(code, taken)
         differences.undo(taken, chunk)
     else:
         blosc.decompress(code, chunk)
     return chunk
+
+
+def place_differences(code: bytes, shape: Shape, targets: np.ndarray, loops: ModuleType) -> None:
+    """Decode an encoded chunk of differences of depth, and put each sample at an address (n,) i8, if that is not 0.
+
+    `loops` are those for decoding. Raises as `decode_depth`.
+    """
+    code = _check_depth(code, shape, "<u2")
+    taken = _work_memory(shape, "<u2")
+    blosc.decompress(code, taken)
+    loops.restore(taken, targets)
+
+
+def _check_depth(code: bytes, shape: Shape, dtype: np.dtype | str) -> bytes:
+    """Return an encoded chunk without its checksum; raise `ValueError` if that or a length in its header is wrong."""
+    code = check_checksum(code)
+    decoded, encoded = (int.from_bytes(code[k : k + 4], "little") for k in (4, 12))
+    _check_length(decoded, shape, dtype)
+    if encoded != len(code):
+        raise ValueError(f"got {len(code):,} bytes, expected {encoded:,}")
+    return code
 
 
 _work = threading.local()  # new memory costs more time than what is decoded into it

@@ -1,9 +1,10 @@
 """Read a store and its shards."""
 
 import hashlib
+import math
 import os
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from dsgen.compiled import find_loops
 from dsgen.corpus.composed import compose
 from dsgen.corpus.figures import Figure
 from dsgen.corpus.plan import SPLITS, join_plan
@@ -30,7 +32,7 @@ from dsgen.io.filesystem import Files, is_url, open_files
 from dsgen.io.json_files import parse_as
 from dsgen.io.places import not_a_store, recognise_names
 from dsgen.io.zip_files import ZipFiles
-from dsgen.store.codecs import NO_CHUNK, check_checksum, decode_depth, decode_zstd
+from dsgen.store.codecs import NO_CHUNK, check_checksum, decode_depth, decode_zstd, place_differences
 from dsgen.store.layout import INDEX_JSON, ZIP_SUFFIX
 from dsgen.store.schema import (
     ROOT,
@@ -127,6 +129,37 @@ class Shard:
                 ]
             found[field] = pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
         return {field: found[field] for field in wanted}
+
+    def place(
+        self,
+        field: str,
+        first: int,
+        positions: np.ndarray,
+        into: Sequence[np.ndarray],
+        memory: np.ndarray,
+        turn: AbstractContextManager[Any],
+    ) -> None:
+        """Read samples `first` + `positions` of a stored field, all of one chunk, each into an array.
+
+        They are decoded in `memory`, which has the chunk's shape and dtype. `turn` is entered for many short steps, at
+        each of which threads would wait for each other; compiled loops do without.
+        """
+        array, start = self._arrays[field], first - first % self.chunk
+        shape, numbers = (array.chunk, *array.shape[1:]), first - start + positions
+        loops = find_loops("decoding")
+        with _reading(self.files, f"{field} {first}..{first + positions[-1]}"):
+            if loops is None:
+                decoded = self._decode(array, start, memory)
+                with turn:
+                    for target, number in zip(into, numbers.tolist(), strict=True):
+                        target[...] = decoded[number]
+                return
+            targets = np.zeros(array.chunk, np.int64)
+            targets[numbers] = loops.addresses(into, math.prod(shape[1:]) * array.dtype.itemsize)
+            if array.is_differences:
+                place_differences(self._encoded(array, start), shape, targets, loops)
+            else:
+                loops.copy(self._decode(array, start, memory).reshape(array.chunk, -1).view(np.uint8), targets)
 
     def draw(
         self, samples: slice | np.ndarray, fields: Collection[str], out: Mapping[str, Pictures] | None = None
@@ -225,12 +258,15 @@ class Shard:
         This does what zarr does with the codecs of `metadata_files`, in less than half the time: zarr reads a file's
         index every time, and spends more time on its own machinery than on decoding.
         """
-        name, offset, length = self._locate(array, start)
-        code = self.files.read(name) if length is None else self.files.read_range(name, offset, length)
-        shape = (array.chunk, *array.shape[1:])
+        code, shape = self._encoded(array, start), (array.chunk, *array.shape[1:])
         if "blosc" in array.codecs:
             return decode_depth(code, shape, array.dtype, out, array.is_differences)
         return decode_zstd(check_checksum(code) if "crc32c" in array.codecs else code, shape, array.dtype, out)
+
+    def _encoded(self, array: ArrayLayout, start: int) -> bytes:
+        """Read the chunk that starts at sample `start`."""
+        name, offset, length = self._locate(array, start)
+        return self.files.read(name) if length is None else self.files.read_range(name, offset, length)
 
     def _locate(self, array: ArrayLayout, start: int) -> tuple[str, int, int | None]:
         """Return the file of the chunk that starts at sample `start`, its offset, and its length, None = all."""

@@ -147,11 +147,8 @@ class Reading:
                 shard.draw(first + positions, self._drawn, into)
         with self._arena.decoding() as memory:
             for field in self._stored:
-                last = first + int(positions[-1]) + 1
-                decoded = shard.samples(first, last, (field,), memory.arrays([field]))[field]
-                with self._small_steps:
-                    for (b, place), position in zip(places, positions.tolist(), strict=True):
-                        batches[b].samples[field][place] = decoded[position]
+                targets = [batches[b].samples[field][place] for b, place in places]
+                shard.place(field, first, positions, targets, memory.arrays([field])[field], self._small_steps)
         if "background" in self._fields:
             for (b, place), background in zip(places, store.backgrounds(rows), strict=True):
                 batches[b].backgrounds[place] = background

@@ -69,16 +69,29 @@ def test_samples_are_those_of_the_corpus(three_shards: Path, labelled_corpus: Pa
             np.testing.assert_array_equal(picture, corpus.background(int(row["background"])))
 
 
+@pytest.mark.parametrize("compact", [False, True])
+def test_samples_are_the_same_without_numba(
+    compact: bool, tmp_path: Path, labelled_corpus: Path, request: pytest.FixtureRequest
+) -> None:
+    """Decoded by numpy and by compiled loops, of chunks of which the split has all samples or some."""
+    pack(labelled_corpus, tmp_path / "s", shards=2, jobs=1, compact=compact)
+    compiled = list(Loader(tmp_path / "s", "train", 7))
+    request.getfixturevalue("without_numba")
+    for batch, other in zip(compiled, Loader(tmp_path / "s", "train", 7), strict=True):
+        assert batch.keys() == other.keys()
+        assert all(torch.equal(batch[name], other[name]) for name in batch)
+
+
 def test_order_depends_on_seed_and_epoch_alone(many: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No thread, one and three give the same batches, also when reads take unequal time; another epoch others."""
     first = order(Loader(many, None, 11, seed=3, workers=0, pool=8))
-    original = Shard.samples
+    original = Shard.place
 
-    def uneven(self: Shard, start: int, stop: int, *more: Any) -> dict[str, np.ndarray]:
+    def uneven(self: Shard, field: str, start: int, *more: Any) -> None:
         time.sleep(start % 3 * 0.005)
-        return original(self, start, stop, *more)
+        original(self, field, start, *more)
 
-    monkeypatch.setattr(Shard, "samples", uneven)
+    monkeypatch.setattr(Shard, "place", uneven)
     for workers in (1, 3):
         loader = Loader(many, None, 11, seed=3, workers=workers, pool=8)
         assert order(loader) == first

@@ -4,7 +4,6 @@ import threading
 from collections.abc import Iterable
 from typing import Any
 
-import numpy as np
 import pytest
 
 from dsgen.store.reader import Shard
@@ -23,12 +22,12 @@ def reading_threads() -> list[str]:
 def count_reads(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
     """Note every read of a chunk of images from now on."""
     reads: list[tuple[str, int]] = []
-    original = Shard.samples
+    original = Shard.place
 
-    def counted(self: Shard, start: int, last: int, fields: Any = None, *more: Any) -> dict[str, np.ndarray]:
-        if fields is None or "image" in fields:
-            reads.append((str(self.files), start // self.chunk))
-        return original(self, start, last, fields, *more)
+    def counted(self: Shard, field: str, first: int, *more: Any) -> None:
+        if field == "image":
+            reads.append((str(self.files), first // self.chunk))
+        original(self, field, first, *more)
 
-    monkeypatch.setattr(Shard, "samples", counted)
+    monkeypatch.setattr(Shard, "place", counted)
     return reads

@@ -51,9 +51,10 @@ registry.set("crc32c", () => CheckedCrc32c);
 // The depth of compact stores: see dsgen/store/differences.py. zarrita's own transpose and delta do not work together.
 const DIFFERENCES = "dsgen.differences";
 const CODECS_OF_DIFFERENCES = [
+  { name: "numcodecs.delta", configuration: { dtype: "<u2" } },
   { name: "transpose", configuration: { order: [0, 2, 1] } },
   { name: "numcodecs.delta", configuration: { dtype: "<u2" } },
-  { name: "transpose", configuration: { order: [2, 0, 1] } },
+  { name: "transpose", configuration: { order: [0, 2, 1] } },
 ];
 
 class Differences {
@@ -67,22 +68,20 @@ class Differences {
     throw new Error("this page only reads");
   }
 
-  /** Restore a chunk (samples, height, width) from what lies in memory as (height, samples, width). */
+  /** Restore a chunk (samples, height, width) in its place. */
   decode({ data, shape, stride }) {
     const [samples, height, width] = shape;
-    const row = samples * width;
-    for (let k = row; k < data.length; k += 1) data[k] += data[k - row];
-    const carried = new Uint16Array(row); // what the columns before add to a column
-    const last = data.subarray(row * (height - 1));
-    for (let k = 1; k < row; k += 1) carried[k] = carried[k - 1] + last[k - 1];
-    const values = new Uint16Array(data.length);
-    for (let sample = 0, at = 0; sample < samples; sample += 1) {
-      for (let y = 0; y < height; y += 1) {
-        const start = y * row + sample * width;
-        for (let x = 0; x < width; x += 1, at += 1) values[at] = data[start + x] + carried[sample * width + x];
+    const size = height * width;
+    let above = 0; // the last value of the column before
+    for (let start = 0; start < samples * size; start += size) {
+      for (let x = start; x < start + width; x += 1) {
+        data[x] += above;
+        for (let k = x + width; k < start + size; k += width) data[k] += data[k - width];
+        above = data[x + size - width];
       }
     }
-    return { data: values, shape, stride };
+    for (let k = 1; k < data.length; k += 1) data[k] += data[k - 1];
+    return { data, shape, stride };
   }
 }
 
