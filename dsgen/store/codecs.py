@@ -15,6 +15,7 @@ from dsgen.store import blosc_frames, differences
 LEVEL = 3
 NO_CHUNK = 2**64 - 1
 _DIFFERENCES_LEVEL = -2
+_CRC_OF_CHECKED = 0x48674BC7  # of any bytes that are followed by their own CRC-32C
 
 Shape = tuple[int, ...]
 
@@ -74,14 +75,14 @@ def decode_depth(
     It may consist of differences. Raises `ValueError` if it is damaged, or decodes to more or less than the shape;
     memory is allocated after that check.
     """
-    code = _check_depth(code, shape, dtype)
+    checked = _check_depth(code, shape, dtype)
     chunk = np.empty(shape, dtype) if out is None else out
     if is_differences:
         taken = _work_memory(shape, dtype)
-        blosc.decompress(code, taken)
+        blosc.decompress(checked, taken)
         differences.undo(taken, chunk)
     else:
-        blosc.decompress(code, chunk)
+        blosc.decompress(checked, chunk)
     return chunk
 
 
@@ -90,20 +91,20 @@ def place_differences(code: bytes, shape: Shape, targets: np.ndarray, loops: Mod
 
     `loops` are those for decoding. Raises as `decode_depth`.
     """
-    code = _check_depth(code, shape, "<u2")
+    checked = _check_depth(code, shape, "<u2")
     taken = _work_memory(shape, "<u2")
-    blosc.decompress(code, taken)
+    blosc.decompress(checked, taken)
     loops.restore(taken, targets)
 
 
-def _check_depth(code: bytes, shape: Shape, dtype: np.dtype | str) -> bytes:
+def _check_depth(code: bytes, shape: Shape, dtype: np.dtype | str) -> memoryview:
     """Return an encoded chunk without its checksum; raise `ValueError` if that or a length in its header is wrong."""
-    code = check_checksum(code)
-    decoded, encoded = (int.from_bytes(code[k : k + 4], "little") for k in (4, 12))
+    checked = check_checksum(code)
+    decoded, encoded = (int.from_bytes(checked[k : k + 4], "little") for k in (4, 12))
     _check_length(decoded, shape, dtype)
-    if encoded != len(code):
-        raise ValueError(f"got {len(code):,} bytes, expected {encoded:,}")
-    return code
+    if encoded != len(checked):
+        raise ValueError(f"got {len(checked):,} bytes, expected {encoded:,}")
+    return checked
 
 
 _work = threading.local()  # new memory costs more time than what is decoded into it
@@ -117,7 +118,9 @@ def _work_memory(shape: Shape, dtype: np.dtype | str) -> np.ndarray:
     return kept
 
 
-def decode_zstd(code: bytes, shape: Shape, dtype: np.dtype | str, out: np.ndarray | None = None) -> np.ndarray:
+def decode_zstd(
+    code: bytes | memoryview, shape: Shape, dtype: np.dtype | str, out: np.ndarray | None = None
+) -> np.ndarray:
     """Decode a chunk that zstd encoded; as `decode_depth`."""
     _check_length(_zstd_length(code), shape, dtype)
     chunk = np.empty(shape, dtype) if out is None else out
@@ -131,7 +134,7 @@ def _check_length(length: int, shape: Shape, dtype: np.dtype | str) -> None:
         raise ValueError(f"decodes to {length:,} bytes, expected {expected:,} by its shape")
 
 
-def _zstd_length(code: bytes) -> int:
+def _zstd_length(code: bytes | memoryview) -> int:
     """Read the decoded length from the header of a zstd frame (RFC 8878, 3.1.1.1); -1 where it does not say."""
     if code[:4] != b"\x28\xb5\x2f\xfd" or len(code) < 6:
         raise ValueError("not encoded by zstd")
@@ -164,8 +167,8 @@ def with_checksum(content: bytes) -> bytes:
     return content + google_crc32c.value(content).to_bytes(4, "little")
 
 
-def check_checksum(content: bytes) -> bytes:
+def check_checksum(content: bytes) -> memoryview:
     """Verify the CRC-32C that zarr appends, and return the content without it; raise `ValueError` if it is wrong."""
-    if google_crc32c.value(content[:-4]) != int.from_bytes(content[-4:], "little"):
+    if google_crc32c.value(content) != _CRC_OF_CHECKED:
         raise ValueError("checksum wrong")
-    return content[:-4]
+    return memoryview(content)[:-4]

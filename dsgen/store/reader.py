@@ -3,7 +3,7 @@
 import hashlib
 import math
 import os
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import cached_property, partial
 from itertools import islice
@@ -34,6 +34,7 @@ from dsgen.io.places import not_a_store, recognise_names
 from dsgen.io.zip_files import ZipFiles
 from dsgen.store.codecs import NO_CHUNK, check_checksum, decode_depth, decode_zstd, place_differences
 from dsgen.store.layout import INDEX_JSON, ZIP_SUFFIX
+from dsgen.store.sample_places import Places
 from dsgen.store.schema import (
     ROOT,
     SAMPLE_FIELDS,
@@ -135,11 +136,11 @@ class Shard:
         field: str,
         first: int,
         positions: np.ndarray,
-        into: Sequence[np.ndarray],
+        places: Places,
         memory: np.ndarray,
         turn: AbstractContextManager[Any],
     ) -> None:
-        """Read samples `first` + `positions` of a stored field, all of one chunk, each into an array.
+        """Read samples `first` + `positions` of a stored field, all of one chunk, each to its place.
 
         They are decoded in `memory`, which has the chunk's shape and dtype. `turn` is entered for many short steps, at
         each of which threads would wait for each other; compiled loops do without.
@@ -151,11 +152,11 @@ class Shard:
             if loops is None:
                 decoded = self._decode(array, start, memory)
                 with turn:
-                    for target, number in zip(into, numbers.tolist(), strict=True):
+                    for target, number in zip(places.items(field), numbers.tolist(), strict=True):
                         target[...] = decoded[number]
                 return
             targets = np.zeros(array.chunk, np.int64)
-            targets[numbers] = loops.addresses(into, math.prod(shape[1:]) * array.dtype.itemsize)
+            targets[numbers] = places.addresses(field, math.prod(shape[1:]) * array.dtype.itemsize)
             if array.is_differences:
                 place_differences(self._encoded(array, start), shape, targets, loops)
             else:

@@ -17,6 +17,7 @@ import torch
 from dsgen.store.arena import DTYPES, Arena, Arrays, Batch
 from dsgen.store.batch import as_floats
 from dsgen.store.reader import Store
+from dsgen.store.sample_places import Places, find_starts
 from dsgen.store.visits import Visits
 
 _THREAD = "dsgen-read"
@@ -28,6 +29,7 @@ class _OpenBatch:
 
     def __init__(self, rows: np.ndarray, samples: Arrays):
         self.rows, self.samples, self.missing = rows, samples, len(rows)
+        self.starts = find_starts(samples)
         self.backgrounds: list[np.ndarray | None] = [None] * len(rows)
         self.made: Future[Batch] = Future()
 
@@ -138,20 +140,20 @@ class Reading:
         """Decode the samples of a visit, and copy each to its place."""
         visits, store = self._visits, self._store
         rows = self._rows[visits.samples[v]]
-        places = list(zip(visits.batch[v].tolist(), visits.place[v].tolist(), strict=True))
+        filled = [batches[b] for b in visits.batch[v].tolist()]
+        places = Places([batch.samples for batch in filled], [batch.starts for batch in filled], visits.place[v])
         k, first = store.locate(int(rows[0]))
         shard, positions = store.shards[k], rows - rows[0]
         if self._drawn:
-            into = {field: [batches[b].samples[field][place] for b, place in places] for field in self._drawn}
+            into = {field: places.items(field) for field in self._drawn}
             with self._small_steps:
                 shard.draw(first + positions, self._drawn, into)
         with self._arena.decoding() as memory:
             for field in self._stored:
-                targets = [batches[b].samples[field][place] for b, place in places]
-                shard.place(field, first, positions, targets, memory.arrays([field])[field], self._small_steps)
+                shard.place(field, first, positions, places, memory.arrays([field])[field], self._small_steps)
         if "background" in self._fields:
-            for (b, place), background in zip(places, store.backgrounds(rows), strict=True):
-                batches[b].backgrounds[place] = background
+            for batch, place, background in zip(filled, visits.place[v].tolist(), store.backgrounds(rows), strict=True):
+                batch.backgrounds[place] = background
 
     def _finish(self, batch: _OpenBatch) -> Batch:
         """Return a batch whose samples are all there, and let go of its memory."""
