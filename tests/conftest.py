@@ -21,6 +21,9 @@ from dsgen.compiled import find_loops
 
 # tiny networks gain nothing from threads, and lose much where cores are shared; before torch is first imported
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# dask and numpy silence warnings with `warnings.catch_warnings`, which threads undo for each other, and a warning is an
+# error here; before dask is first imported
+os.environ.setdefault("DASK_SCHEDULER", "synchronous")
 # a shell hands on to what it starts in the background that Ctrl-C is ignored; tests that send it need it
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -30,8 +30,9 @@ from dsgen.errors import (
     reason_of,
     remedy_of,
 )
-from dsgen.parallel.signals import REMEDY, name_of, raise_on_signals, stopped_by
 from dsgen.parallel.signals import exit_code as signal_exit_code
+from dsgen.parallel.signals import name_of, raise_on_signals, stopped_by
+from dsgen.parallel.signals import remedy as signal_remedy
 from dsgen.secrets import hide_secrets, note_secrets
 
 FAILED, WRONG_USAGE, INTERRUPTED = 1, 2, 130
@@ -140,7 +141,7 @@ def main() -> NoReturn:
     if code == INTERRUPTED:
         number = stopped_by() or signal.SIGINT
         said = name_of(number)
-        _fail_with(said.capitalize(), said, "", REMEDY, signal_exit_code(number), prefix="")
+        _fail_with(said.capitalize(), said, "", signal_remedy(), signal_exit_code(number), prefix="")
     sys.exit(code if isinstance(code, int) else 0)
 
 

@@ -11,7 +11,7 @@ import typer
 from dsgen.cli.command import Command
 from dsgen.cli.options import refuse_ignored
 from dsgen.cli.results import Reply, as_dict, megabytes, plural, to_json
-from dsgen.parallel.signals import stopped_by
+from dsgen.parallel.signals import exit_code, stopped_by
 
 _SHOWN = "A corpus, a run, or a store in a folder or at a URL."
 
@@ -63,7 +63,7 @@ def view(
         show(path, ready, port=port)
     except KeyboardInterrupt:
         if stopped_by() == signal.SIGTERM:  # Ctrl-C is how one ends a server
-            raise
+            raise typer.Exit(exit_code(signal.SIGTERM)) from None
     return None
 
 

@@ -41,6 +41,17 @@ def exit_code(number: int) -> int:
     return 128 + number
 
 
+def remedy() -> str:
+    """Return what to do after a signal ended the program: nothing after `dsgen view`, unless it exports the page.
+
+    Only the command line is asked, unparsed, since a signal may come while modules are imported.
+    """
+    words = sys.argv[1:]
+    command = next((word for word in words if not word.startswith("-")), "")
+    served = command == "view" and not any(word.partition("=")[0] == "--export" for word in words)
+    return "" if served else REMEDY
+
+
 def exit_at_once(announce: bool) -> None:
     """Let both signals end the process at once from here on; `announce` says so on stderr, and with --json on stdout.
 
@@ -49,9 +60,10 @@ def exit_at_once(announce: bool) -> None:
 
     def handle(number: int, _: FrameType | None) -> None:
         if announce:
-            os.write(2, f"{name_of(number)}; {REMEDY}\n".encode())
+            said, told = name_of(number), remedy()
+            os.write(2, f"{said}; {told}\n".encode() if told else f"{said}\n".encode())
             if "--json" in sys.argv[1:]:
-                error = {"type": name_of(number).capitalize(), "what": name_of(number), "reason": "", "remedy": REMEDY}
+                error = {"type": said.capitalize(), "what": said, "reason": "", "remedy": told}
                 os.write(1, f"{json.dumps({'error': error})}\n".encode())
         os._exit(exit_code(number))
 

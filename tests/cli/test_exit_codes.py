@@ -13,6 +13,8 @@ import pytest
 
 from dsgen.cli.app import exit_code, main
 from dsgen.errors import ConflictError, DsgenError, InvalidValueError, NotFoundError, SeveralErrors
+from dsgen.parallel import signals
+from dsgen.parallel.signals import REMEDY
 
 from .conftest import Run, Stages, changed
 
@@ -253,6 +255,38 @@ def test_a_signal_ends_every_stage_with_one_line(number: signal.Signals, said: s
     assert done.stderr == f"{said}; run the same command again to resume\n"
     error = json.loads(done.stdout)["error"]
     assert (error["type"], error["remedy"]) == (said.capitalize(), "run the same command again to resume")
+
+
+@pytest.mark.parametrize(
+    ("words", "remedy"),
+    [
+        (("view", "corpus"), ""),
+        (("-q", "view", "--port", "0"), ""),
+        (("view", "shards", "--export", "page"), REMEDY),
+        (("view", "shards", "--export=page"), REMEDY),
+        (("pack", "view"), REMEDY),
+        (("composite", "--export", "view"), REMEDY),
+    ],
+)
+def test_a_page_that_is_served_is_not_resumed(words: tuple[str, ...], remedy: str, monkeypatch: pytest.MonkeyPatch):
+    """Nothing is left to do after a signal; an export of the page is continued as any work is."""
+    monkeypatch.setattr(sys, "argv", ["dsgen", *words])
+    assert signals.remedy() == remedy
+
+
+def test_a_signal_before_a_page_is_served_promises_no_resuming():
+    """While modules are imported: one word, and with --json an object without a remedy."""
+    code = (
+        "import os, signal, dsgen.parallel.signals as signals\n"
+        "signals.exit_at_once(announce=True)\n"
+        "os.kill(os.getpid(), signal.SIGTERM)\n"
+    )
+    command = [sys.executable, "-c", code, "view", "corpus", "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (143, "terminated\n")
+    assert json.loads(done.stdout) == {
+        "error": {"type": "Terminated", "what": "terminated", "reason": "", "remedy": ""}
+    }
 
 
 @pytest.mark.parametrize("stopped", [False, True])

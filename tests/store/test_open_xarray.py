@@ -4,9 +4,11 @@ import pickle
 import shutil
 import subprocess
 import sys
+import threading
 import zipfile
 from pathlib import Path
 
+import dask
 import numpy as np
 import pytest
 from PIL import Image
@@ -128,6 +130,13 @@ def test_dask_and_pickle(stores: Path) -> None:
     again = pickle.loads(pickle.dumps(data)).chunk(sample=7)
     assert again.image.chunks[0] == (7, 7, 7, 7, 2)
     np.testing.assert_array_equal(again.depth.mean(("y", "x")), data.depth.mean(("y", "x")))
+    np.testing.assert_array_equal(again.image.compute(scheduler="threads"), data.image)
+
+
+def test_dask_computes_in_the_calling_thread() -> None:
+    """Unless a test asks for threads: tests/conftest.py has set its scheduler before anything imported it."""
+    asked = [dask.delayed(threading.get_ident)() for _ in range(3)]
+    assert set(dask.compute(*asked)) == {threading.get_ident()}
 
 
 def test_a_store_at_a_url(labelled_corpus: Path) -> None:

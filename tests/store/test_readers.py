@@ -30,6 +30,7 @@ PACKED: dict[str, dict[str, bool]] = {
     "compact": {"compact": True},
     "recipe": {"recipe": True},
     "zip": {"zipped": True},
+    "compact zip": {"compact": True, "zipped": True},
 }
 NAMES = ("background_name", "foreground_name", "picture_name")
 
@@ -152,10 +153,17 @@ def refusals(kind: Kind, found: dict[str, Result]) -> set[str]:
     return refused
 
 
-def cell(refused: set[str], handed_on: set[str]) -> str:
+def contents(kind: Kind) -> set[str]:
+    """What a kind has, the arrays of names as one."""
+    return {"names" if name in NAMES else name for _, name in kind.wanted.values()}
+
+
+def cell(refused: set[str], handed_on: set[str], kind: Kind) -> str:
     """What the table says of a reader and a kind."""
     if refused:
         return f"all but {', '.join(sorted(refused))}"
+    if handed_on == contents(kind):
+        return "all, by zarr-python"
     return f"all; {', '.join(sorted(handed_on))} by zarr-python" if handed_on else "all"
 
 
@@ -177,7 +185,7 @@ def test_what_the_readme_says_of_python(kinds: dict[str, Kind], read_by_python: 
     assert set(told) == {*PYTHON_READERS, "zarrita"} - {"zarrs alone"}
     for reader in told.keys() - {"zarrita"}:
         handed_on = found["zarrs alone"] if reader == "zarrs" else {kind: set() for kind in kinds}
-        expected = {kind: cell(found[reader][kind], handed_on[kind]) for kind in kinds}
+        expected = {kind: cell(found[reader][kind], handed_on[kind], kinds[kind]) for kind in kinds}
         assert told[reader] == expected, reader
 
 
@@ -187,11 +195,11 @@ def test_what_the_readme_says_of_zarrita(kinds: dict[str, Kind], tmp_path: Path)
         pytest.skip("node is not installed")
     if not BUNDLE.exists():
         pytest.skip(f"{BUNDLE.name} is missing")
-    folders = {kind: kinds[kind] for kind in kinds if kind != "zip"}
+    folders = {kind: kinds[kind] for kind in kinds if "zipped" not in PACKED[kind]}
     found = read_by_zarrita(BUNDLE, folders, tmp_path)
     told = table()["zarrita"]
     assert {kind: told[kind] for kind in folders} == {
-        kind: cell(refusals(folders[kind], found), set()) for kind in folders
+        kind: cell(refusals(folders[kind], found), set(), folders[kind]) for kind in folders
     }
 
 
@@ -213,7 +221,7 @@ def test_what_the_readme_says_of_zarrita_from_npm(kinds: dict[str, Kind], node_m
     module = node_modules / "both.mjs"
     module.write_text('export * from "zarrita";\nexport { ZipFileStore } from "@zarrita/storage";\n')
     found = read_by_zarrita(module, kinds, tmp_path)
-    assert table()["zarrita"] == {kind: cell(refusals(kinds[kind], found), set()) for kind in kinds}
+    assert table()["zarrita"] == {kind: cell(refusals(kinds[kind], found), set(), kinds[kind]) for kind in kinds}
 
 
 class RangeServer(ThreadingHTTPServer):

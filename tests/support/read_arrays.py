@@ -17,6 +17,7 @@ import numpy as np
 import tensorstore
 import xarray
 import zarr
+import zarrs
 
 Read = Callable[[str, str], Any]
 
@@ -56,9 +57,17 @@ def by_tensorstore(group: str, name: str) -> Any:
 
 
 def by_zarrs(group: str, name: str) -> Any:
-    """By zarrs, the pipeline in Rust for zarr-python; strict, or zarr-python would read what zarrs cannot."""
+    """By zarrs, the pipeline in Rust for zarr-python, alone.
+
+    It is strict, and must be the one in use: zarr-python would read what zarrs cannot, and takes its own pipeline for a
+    kind of store that zarrs does not know.
+    """
     with zarr.config.set({"codec_pipeline.path": "zarrs.ZarrsCodecPipeline", "codec_pipeline.strict": True}):
-        return by_zarr(group, name)
+        array = zarr.open_array(place(group), path=name, mode="r")
+        pipeline = array._async_array.codec_pipeline
+        if not isinstance(pipeline, zarrs.ZarrsCodecPipeline):
+            raise TypeError(f"{type(pipeline).__name__} would read it")
+        return array[...]
 
 
 def by_zarrs_or_zarr_python(group: str, name: str) -> Any:

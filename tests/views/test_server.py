@@ -274,18 +274,18 @@ def test_ports(tmp_path: Path):
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 0), (signal.SIGTERM, 143)])
 def test_signals_end_it(number: int, code: int, store: Path):
-    """Ctrl-C is how one ends a server, so it is no failure; SIGTERM is as for every command."""
+    """Ctrl-C is how one ends a server, so it is no failure. SIGTERM has the exit code that it has for every command.
+
+    Neither says more: there is nothing to resume, and the one JSON object on stdout is the address.
+    """
     command = [sys.executable, "-m", "dsgen", "view", str(store), "--no-browser", "--json"]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment) as program:
         told = json.loads(program.stdout.readline())
         assert ask(told["url"], "view.json")[0] == 200
         program.send_signal(number)
-        _, errors = program.communicate(timeout=60)
-    assert program.returncode == code, errors
-    assert b"Traceback" not in errors
-    if number == signal.SIGINT:
-        assert errors == b""
+        said, errors = program.communicate(timeout=60)
+    assert (program.returncode, said, errors) == (code, b"", b"")
 
 
 def test_a_store_at_a_url(labelled_corpus: Path):
