@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -16,8 +17,8 @@ from dsgen.compiled import find_loops
 from dsgen.corpus.composed import compose
 from dsgen.corpus.figures import Figure
 from dsgen.corpus.plan import SPLITS, join_plan
-from dsgen.corpus.render import Cutout, Pictures, render
-from dsgen.corpus.scene import Looks, Room, draw_scenes
+from dsgen.corpus.render import Cutout, Pictures, draw_rows, render
+from dsgen.corpus.scene import DRAWN, Looks, Room, draw_scenes
 from dsgen.errors import (
     DamagedError,
     DsgenError,
@@ -170,26 +171,70 @@ class Shard:
         They are drawn into those of `out` where it has them: an array each, or a list with one for each sample.
         """
         rows, given = self._plan[samples], out or {}
-        numbers = np.unique(rows["background"]).tolist()
         depths = self._person_depths[samples] if "depth" in fields else None
-        if not self.people:
-            backgrounds = {b: self._drawn_on(b) for b in numbers}
-            pairs = np.unique(rows[["foreground", "flip"]]).tolist()
-            cutouts = {pair: self._cutout(*pair) for pair in pairs}
-            with _reading(self.files, f"{len(rows)} rows"):
-                image, mask = render(rows, backgrounds, cutouts, self.size, out=given)
-            drawn = {"image": image, "mask": mask}
-            if depths is not None:
-                rooms = [self._room_depth(b) for b in rows["background"].tolist()]
-                drawn["depth"] = compose(rooms, mask, depths[:, 0], given.get("depth"))
-            if "instance" in fields:
-                drawn["instance"] = given.get("instance", np.empty((len(rows), self.size, self.size), np.uint8))
-                for into, seen in zip(drawn["instance"], mask, strict=True):
-                    np.bitwise_and(seen, 1, out=into)
+        if self.people:
+            return self._draw_scenes(rows, fields, depths, given)
+        loops = find_loops("drawing")
+        if loops is not None:
+            drawn = {field: given.get(field, self._new(field, len(rows))) for field in fields}
+            targets = {field: loops.addresses(drawn[field], self._sample_bytes(field)) for field in fields}
+            self._draw_rows(rows, targets, depths, loops)
             return drawn
+        backgrounds, cutouts = self._sources_of(rows)
+        with _reading(self.files, f"{len(rows)} rows"):
+            image, mask = render(rows, backgrounds, cutouts, self.size, out=given)
+        drawn = {"image": image, "mask": mask}
+        if depths is not None:
+            rooms = [self._room_depth(b) for b in rows["background"].tolist()]
+            drawn["depth"] = compose(rooms, mask, depths[:, 0], given.get("depth"))
+        if "instance" in fields:
+            drawn["instance"] = given.get("instance", self._new("instance", len(rows)))
+            for into, seen in zip(drawn["instance"], mask, strict=True):
+                np.bitwise_and(seen, 1, out=into)
+        return drawn
+
+    def draw_to(
+        self, samples: np.ndarray, fields: Collection[str], places: Places, turn: AbstractContextManager[Any]
+    ) -> None:
+        """Draw fields of samples as `draw` does, each to its place; `turn` is as that of `place`."""
+        loops = find_loops("drawing")
+        if loops is None or self.people:
+            with turn:
+                self.draw(samples, fields, {field: places.items(field) for field in fields})
+            return
+        with _reading(self.files, f"{len(samples)} rows"):
+            targets = {field: places.addresses(field, self._sample_bytes(field)) for field in fields}
+        depths = self._person_depths[samples] if "depth" in fields else None
+        self._draw_rows(self._plan[samples], targets, depths, loops)
+
+    def _new(self, field: str, count: int) -> np.ndarray:
+        shape = (count, self.size, self.size, 3)[: 4 if field == "image" else 3]
+        return np.empty(shape, DRAWN[field])
+
+    def _sample_bytes(self, field: str) -> int:
+        return self.size**2 * {"image": 3, "depth": 2}.get(field, 1)
+
+    def _sources_of(self, rows: np.ndarray) -> tuple[dict[int, np.ndarray], dict[tuple[int, int], Cutout]]:
+        """Return what rows with one person are drawn from: their backgrounds and cut-outs."""
+        pairs = set(zip(rows["foreground"].tolist(), rows["flip"].tolist(), strict=True))
+        return {b: self._drawn_on(b) for b in set(rows["background"].tolist())}, {p: self._cutout(*p) for p in pairs}
+
+    def _draw_rows(
+        self, rows: np.ndarray, targets: Mapping[str, np.ndarray], depths: np.ndarray | None, loops: ModuleType
+    ) -> None:
+        """Draw rows with one person to addresses, by field, with the compiled loops for drawing."""
+        backgrounds, cutouts = self._sources_of(rows)
+        rooms = {b: self._room_depth(b) for b in backgrounds} if depths is not None else None
+        people = None if depths is None else np.ascontiguousarray(depths[:, 0])
+        with _reading(self.files, f"{len(rows)} rows"):
+            draw_rows(rows, backgrounds, cutouts, self.size, targets, loops, rooms=rooms, depths=people)
+
+    def _draw_scenes(
+        self, rows: np.ndarray, fields: Collection[str], depths: np.ndarray | None, given: Mapping[str, Pictures]
+    ) -> dict[str, Any]:
         people = rows["people"][rows["people"]["height"] > 0]
         figures = {pair: self._figure(*pair) for pair in np.unique(people[["foreground", "flip"]]).tolist()}
-        rooms_drawn = {b: self._room(b) for b in numbers}
+        rooms_drawn = {b: self._room(b) for b in np.unique(rows["background"]).tolist()}
         with _reading(self.files, f"{len(rows)} rows"):
             looks = Looks.of(self.attributes["made_from"]["parameters"])
             return draw_scenes(

@@ -145,9 +145,7 @@ class Reading:
         k, first = store.locate(int(rows[0]))
         shard, positions = store.shards[k], rows - rows[0]
         if self._drawn:
-            into = {field: places.items(field) for field in self._drawn}
-            with self._small_steps:
-                shard.draw(first + positions, self._drawn, into)
+            shard.draw_to(first + positions, self._drawn, places, self._small_steps)
         with self._arena.decoding() as memory:
             for field in self._stored:
                 shard.place(field, first, positions, places, memory.arrays([field])[field], self._small_steps)

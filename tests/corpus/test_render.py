@@ -5,7 +5,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from dsgen.corpus.plan import make_plan
+from dsgen.corpus.plan import DTYPE, make_plan
 from dsgen.corpus.render import Cutout, blend, render
 
 
@@ -25,9 +25,12 @@ def slow_render(row, background, rgba, scale):
     return image, mask
 
 
+@pytest.mark.parametrize("compiled", [True, False])
 @pytest.mark.parametrize("scale", [1, 2])
-def test_render_equals_a_slow_loop(scale):
-    """Every pixel of image and mask, at the stored and at a larger size, with mirror images."""
+def test_render_equals_a_slow_loop(scale, compiled, request):
+    """Every pixel of image and mask, at the stored and at a larger size, with mirror images, compiled or not."""
+    if not compiled:
+        request.getfixturevalue("without_numba")
     rng = np.random.default_rng(0)
     backgrounds = rng.integers(0, 256, (2, 16 * scale, 16 * scale, 3), np.uint8)
     rgba = [rng.integers(0, 256, (7 * scale, w * scale, 4), np.uint8) for w in (5, 9)]
@@ -40,6 +43,38 @@ def test_render_equals_a_slow_loop(scale):
         assert (mask[i] == expected[1]).all()
 
 
+@pytest.mark.parametrize("compiled", [True, False])
+def test_pictures_are_drawn_into_what_is_given(compiled, request):
+    """Into an array, into a list of arrays in any order, of one row or none, and nothing beside them changes."""
+    if not compiled:
+        request.getfixturevalue("without_numba")
+    rng = np.random.default_rng(0)
+    backgrounds = {3: rng.integers(0, 256, (24, 24, 3), np.uint8)}
+    cutouts = {(0, 0): Cutout.from_rgba(rng.integers(0, 256, (24, 7, 4), np.uint8))}
+    rows = make_plan(["a"], ["c"], np.array([[24, 7]]), size=24, positions=4, flip=False)
+    rows["background"] = 3
+    images, masks = render(rows, backgrounds, cutouts, 24)
+    for count in (4, 1, 0):
+        memory = {"image": np.full((6, 24, 24, 3), 9, np.uint8), "mask": np.full((6, 24, 24), 9, np.uint8)}
+        out = {name: [array[5 - k] for k in range(count)] for name, array in memory.items()}
+        render(rows[:count], backgrounds, cutouts, 24, out=out)
+        for name, drawn in (("image", images), ("mask", masks)):
+            assert (memory[name][6 - count :] == drawn[:count][::-1]).all()
+            assert (memory[name][: 6 - count] == 9).all()
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+@pytest.mark.parametrize("beyond", ["top", "left"])
+def test_a_cutout_beyond_its_picture_is_refused(compiled, beyond, request):
+    """As what is compiled would write past the end of it."""
+    if not compiled:
+        request.getfixturevalue("without_numba")
+    rows = make_plan(["a"], ["c"], np.array([[5, 7]]), size=16, positions=1, flip=False)
+    rows[beyond] = 16 - {"top": 5, "left": 7}[beyond] + 1
+    with pytest.raises(ValueError, match="partly outside its picture|could not be broadcast"):
+        render(rows, {0: np.zeros((16, 16, 3), np.uint8)}, {(0, 0): Cutout.from_rgba(np.ones((5, 7, 4), np.uint8))}, 16)
+
+
 def test_blend_is_exactly_rounded_for_every_input():
     """All alphas against all colours for some backgrounds, compared with rational rounding."""
     alpha, colour = np.meshgrid(np.arange(256, dtype=np.uint8), np.arange(256, dtype=np.uint8), indexing="ij")
@@ -48,6 +83,9 @@ def test_blend_is_exactly_rounded_for_every_input():
         background = np.full((256, 256, 3), below, np.uint8)
         exact = (2 * (below * (255 - alpha.astype(int)) + colour.astype(int) * alpha) + 255) // 510
         assert (blend(background, Cutout.from_rgba(rgba)) == exact[..., None]).all()
+        rows = np.zeros(1, DTYPE)
+        drawn, _ = render(rows, {0: background}, {(0, 0): Cutout.from_rgba(rgba)}, 256)
+        assert (drawn[0] == exact[..., None]).all()
 
 
 def test_no_seams_at_the_ends_of_alpha():

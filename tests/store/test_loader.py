@@ -6,6 +6,7 @@ import pickle
 import shutil
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from support.corpora import draw_background
+from support.corpora import SMALL, draw_background
 from support.loading import count_reads, order, reading_threads
+from support.rooms import make_room_corpus, write_room_pictures
 from torch.utils.data import DataLoader
 
+from dsgen.corpus.composed import label_composed
 from dsgen.corpus.corpus import Corpus
 from dsgen.corpus.plan import SPLITS
 from dsgen.errors import DsgenError, InvalidValueError
@@ -69,17 +72,37 @@ def test_samples_are_those_of_the_corpus(three_shards: Path, labelled_corpus: Pa
             np.testing.assert_array_equal(picture, corpus.background(int(row["background"])))
 
 
-@pytest.mark.parametrize("compact", [False, True])
+@pytest.fixture(scope="module")
+def composed_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """People at random places in rooms whose depth is known; nothing is labelled yet."""
+    folder = tmp_path_factory.mktemp("composed")
+    pictures = write_room_pictures(folder / "pictures")
+    make_room_corpus(folder / "c", pictures, replace(SMALL, positions=3))
+    label_composed(folder / "c", background_depths=pictures / "depths", jobs=1)
+    return folder / "c"
+
+
+@pytest.mark.parametrize(
+    ("source", "options"),
+    [
+        ("labelled_corpus", {}),
+        ("labelled_corpus", {"compact": True}),
+        ("labelled_corpus", {"recipe": True}),
+        ("composed_corpus", {"recipe": True}),
+    ],
+)
 def test_samples_are_the_same_without_numba(
-    compact: bool, tmp_path: Path, labelled_corpus: Path, request: pytest.FixtureRequest
+    source: str, options: dict[str, Any], tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
-    """Decoded by numpy and by compiled loops, of chunks of which the split has all samples or some."""
-    pack(labelled_corpus, tmp_path / "s", shards=2, jobs=1, compact=compact)
-    compiled = list(Loader(tmp_path / "s", "train", 7))
+    """Decoded and drawn by numpy and by compiled loops, of chunks of which the split has all samples or some."""
+    pack(request.getfixturevalue(source), tmp_path / "s", shards=2, jobs=1, **options)
+    compiled, whole = list(Loader(tmp_path / "s", "train", 7)), Store(tmp_path / "s").read(0, 60)
     request.getfixturevalue("without_numba")
     for batch, other in zip(compiled, Loader(tmp_path / "s", "train", 7), strict=True):
-        assert batch.keys() == other.keys()
+        assert batch.keys() == other.keys() >= {"image", "mask", "depth", "row"}
         assert all(torch.equal(batch[name], other[name]) for name in batch)
+    again = Store(tmp_path / "s").read(0, 60)
+    assert all(np.array_equal(whole[name], again[name]) for name in whole)
 
 
 def test_order_depends_on_seed_and_epoch_alone(many: Path, monkeypatch: pytest.MonkeyPatch) -> None:
