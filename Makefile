@@ -62,7 +62,7 @@ bench-peers: $(PEERS)/.ready  ## dsgen beside other ways to keep and feed pictur
 
 $(PEERS)/.ready: pyproject.toml tests/constraints.txt tests/benchmarks/peers.txt
 	$(PYTHON) -m venv $(PEERS)
-	PIP_CONSTRAINT=tests/constraints.txt $(PEERS)/bin/python -m pip install --quiet --editable .
+	PIP_CONSTRAINT=tests/constraints.txt $(PEERS)/bin/python -m pip install --quiet --editable ".[fast]"
 	$(PEERS)/bin/python -m pip install --quiet --no-deps --requirement tests/benchmarks/peers.txt
 	$(PEERS)/bin/python -m pip install --quiet --no-deps ffcv==1.0.2 || \
 		echo "FFCV is left out: to build it, apt-get install g++ pkg-config libopencv-dev libturbojpeg0-dev" >&2

@@ -71,7 +71,7 @@ def test_a_cutout_beyond_its_picture_is_refused(compiled, beyond, request):
         request.getfixturevalue("without_numba")
     rows = make_plan(["a"], ["c"], np.array([[5, 7]]), size=16, positions=1, flip=False)
     rows[beyond] = 16 - {"top": 5, "left": 7}[beyond] + 1
-    with pytest.raises(ValueError, match="partly outside its picture|could not be broadcast"):
+    with pytest.raises(ValueError, match=r"partly outside its picture|could not be broadcast"):
         render(rows, {0: np.zeros((16, 16, 3), np.uint8)}, {(0, 0): Cutout.from_rgba(np.ones((5, 7, 4), np.uint8))}, 16)
 
 
