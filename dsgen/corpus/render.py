@@ -9,7 +9,6 @@ numpy otherwise.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from types import ModuleType
 from typing import Any
 
@@ -42,13 +41,6 @@ class Cutout:
             through=np.repeat(255 - alpha, 3, axis=2),
             mask=np.ascontiguousarray(np.where(rgba[..., 3] >= 128, 255, 0), np.uint8),
         )
-
-    @cached_property
-    def layout(self) -> tuple[int, ...]:
-        """The addresses of `weighted`, `through` and `mask`, their height and width, for the compiled loop."""
-        arrays = self.weighted, self.through, self.mask
-        assert all(array.flags.c_contiguous for array in arrays)
-        return (*(array.__array_interface__["data"][0] for array in arrays), *self.shape)
 
     @property
     def nbytes(self) -> int:
@@ -90,7 +82,7 @@ def render(
     images = given["image"] if "image" in given else np.empty((len(rows), side, side, 3), np.uint8)
     masks = given["mask"] if "mask" in given else np.empty((len(rows), side, side), np.uint8)
     loops = find_loops("drawing")
-    if loops is not None:
+    if loops is not None and has_plain_memory(images, (side, side, 3)) and has_plain_memory(masks, (side, side)):
         targets = {"image": loops.addresses(images, 3 * side**2), "mask": loops.addresses(masks, side**2)}
         draw_rows(rows, backgrounds, cutouts, size, targets, loops, scale=scale)
         return images, masks
@@ -126,17 +118,21 @@ def draw_rows(
 
     They may have `image`, `mask`, `instance`, (n,S,S) u1, 1 where the mask is 255, and `depth`, (n,S,S) u2: that of
     `rooms[background]`, (S,S) u2, and where the mask is 255 `depths`, (n,) u2. Raises `ValueError` for a cut-out that
-    does not lie within its picture.
+    does not lie within its picture, and unless every row has a target and a depth.
     """
     side = size * scale
-    numbers, pairs = (
-        rows["background"].tolist(),
-        list(zip(rows["foreground"].tolist(), rows["flip"].tolist(), strict=True)),
-    )
-    behind = {number: loops.addresses([backgrounds[number]], 3 * side**2)[0] for number in set(numbers)}
-    far = {} if rooms is None else {number: loops.addresses([rooms[number]], 2 * side**2)[0] for number in set(numbers)}
+    for name, given in {**targets, **({} if depths is None else {"person's depth": depths})}.items():
+        if len(given) != len(rows):
+            raise ValueError(f"{name} is given for {len(given):,} rows, expected {len(rows):,}")
+    numbers = rows["background"].tolist()
+    pairs = list(zip(rows["foreground"].tolist(), rows["flip"].tolist(), strict=True))
+    # kept here for as long as their addresses are used
+    plain = {number: np.ascontiguousarray(backgrounds[number], np.uint8) for number in set(numbers)}
+    plain_rooms = {} if rooms is None else {n: np.ascontiguousarray(rooms[n], np.uint16) for n in set(numbers)}
+    behind = {number: loops.addresses([picture], 3 * side**2)[0] for number, picture in plain.items()}
+    far = {number: loops.addresses([room], 2 * side**2)[0] for number, room in plain_rooms.items()}
     index = {pair: k for k, pair in enumerate(set(pairs))}
-    layouts = np.array([cutouts[pair].layout for pair in index], np.int64).reshape(-1, 5)
+    layouts = np.array([_layout(cutouts[pair], loops) for pair in index], np.int64).reshape(-1, 5)
     table = np.zeros((len(rows), 9), np.int64)
     for column, field in enumerate(("image", "mask", "depth", "instance")):
         if field in targets:
@@ -148,6 +144,18 @@ def draw_rows(
     if table[:, 7:].min(initial=0) < 0 or (table[:, 7:] + layouts[table[:, 6], 3:] > side).any():
         raise ValueError("a foreground lies partly outside its picture")
     loops.draw(side, table, layouts, np.zeros(len(rows), np.uint16) if depths is None else depths)
+
+
+def has_plain_memory(pictures: Pictures, shape: tuple[int, ...], dtype: type = np.uint8) -> bool:
+    """Return whether the compiled loop can draw into pictures; numpy draws into others, or refuses them."""
+    return all(p.flags.carray and p.dtype == dtype and p.shape == shape for p in pictures)
+
+
+def _layout(cutout: Cutout, loops: ModuleType) -> tuple[int, ...]:
+    """Return the addresses of `weighted`, `through` and `mask`, and their height and width, for the compiled loop."""
+    height, width = cutout.shape
+    weighted, through = loops.addresses([cutout.weighted, cutout.through], 6 * height * width).tolist()
+    return weighted, through, loops.addresses([cutout.mask], height * width).item(), height, width
 
 
 def _paste(cutout: Cutout, images: Pictures, masks: Pictures, corners: list[tuple[int, int]]) -> None:

@@ -17,7 +17,7 @@ from dsgen.compiled import find_loops
 from dsgen.corpus.composed import compose
 from dsgen.corpus.figures import Figure
 from dsgen.corpus.plan import SPLITS, join_plan
-from dsgen.corpus.render import Cutout, Pictures, draw_rows, render
+from dsgen.corpus.render import Cutout, Pictures, draw_rows, has_plain_memory, render
 from dsgen.corpus.scene import DRAWN, Looks, Room, draw_scenes
 from dsgen.errors import (
     DamagedError,
@@ -175,8 +175,12 @@ class Shard:
         if self.people:
             return self._draw_scenes(rows, fields, depths, given)
         loops = find_loops("drawing")
-        if loops is not None:
-            drawn = {field: given.get(field, self._new(field, len(rows))) for field in fields}
+        if loops is not None and all(
+            has_plain_memory(given[field], self._sample_shape(field), DRAWN[field])
+            for field in fields
+            if field in given
+        ):
+            drawn = {field: given[field] if field in given else self._new(field, len(rows)) for field in fields}
             targets = {field: loops.addresses(drawn[field], self._sample_bytes(field)) for field in fields}
             self._draw_rows(rows, targets, depths, loops)
             return drawn
@@ -208,8 +212,10 @@ class Shard:
         self._draw_rows(self._plan[samples], targets, depths, loops)
 
     def _new(self, field: str, count: int) -> np.ndarray:
-        shape = (count, self.size, self.size, 3)[: 4 if field == "image" else 3]
-        return np.empty(shape, DRAWN[field])
+        return np.empty((count, *self._sample_shape(field)), DRAWN[field])
+
+    def _sample_shape(self, field: str) -> tuple[int, ...]:
+        return (self.size, self.size, 3)[: 3 if field == "image" else 2]
 
     def _sample_bytes(self, field: str) -> int:
         return self.size**2 * {"image": 3, "depth": 2}.get(field, 1)

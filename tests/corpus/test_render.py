@@ -1,5 +1,6 @@
 """Rows to pixels."""
 
+import pickle
 from fractions import Fraction
 
 import numpy as np
@@ -73,6 +74,44 @@ def test_a_cutout_beyond_its_picture_is_refused(compiled, beyond, request):
     rows[beyond] = 16 - {"top": 5, "left": 7}[beyond] + 1
     with pytest.raises(ValueError, match=r"partly outside its picture|could not be broadcast"):
         render(rows, {0: np.zeros((16, 16, 3), np.uint8)}, {(0, 0): Cutout.from_rgba(np.ones((5, 7, 4), np.uint8))}, 16)
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+def test_any_memory_is_drawn_into_or_refused(compiled, request):
+    """Parts of larger pictures and mirrored backgrounds are drawn; what is read-only or too short is refused."""
+    if not compiled:
+        request.getfixturevalue("without_numba")
+    rng = np.random.default_rng(0)
+    background = rng.integers(0, 256, (16, 16, 3), np.uint8)
+    cutouts = {(0, 0): Cutout.from_rgba(rng.integers(0, 256, (5, 7, 4), np.uint8))}
+    rows = make_plan(["a"], ["c"], np.array([[5, 7]]), size=16, positions=3, flip=False)
+    image, mask = render(rows, {0: background}, cutouts, 16)
+    larger = np.full((3, 20, 20, 3), 9, np.uint8)
+    render(rows, {0: background}, cutouts, 16, out={"image": larger[:, 2:18, 2:18]})
+    assert (larger[:, 2:18, 2:18] == image).all()
+    larger[:, 2:18, 2:18] = 9
+    assert (larger == 9).all()
+    seen = render(rows, {0: background}, cutouts, 16, out={"mask": np.empty((3, 16, 16), bool)})[1]
+    assert (seen.view(np.uint8) == mask // 255).all()
+    mirrored = np.ascontiguousarray(background[:, ::-1])[:, ::-1]
+    assert (render(rows, {0: mirrored}, cutouts, 16)[0] == image).all()
+    fixed = np.zeros((3, 16, 16, 3), np.uint8)
+    fixed.flags.writeable = False
+    for out in (fixed, np.zeros((1, 16, 16, 3), np.uint8), np.zeros((4, 16, 16, 3), np.uint8)):
+        with pytest.raises(ValueError, match=r"read-only|expected 3|argument 2 is"):
+            render(rows, {0: background}, cutouts, 16, out={"image": out})
+    assert not fixed.any()
+
+
+def test_a_copied_cutout_is_drawn_from_its_own_memory():
+    """Also one that has been drawn before it was copied, when the first is gone."""
+    rng = np.random.default_rng(0)
+    rows, background = np.zeros(1, DTYPE), {0: np.zeros((16, 16, 3), np.uint8)}
+    cutout = Cutout.from_rgba(rng.integers(0, 256, (16, 16, 4), np.uint8))
+    image, _ = render(rows, background, {(0, 0): cutout}, 16)
+    other = pickle.loads(pickle.dumps(cutout))
+    cutout.weighted[:] = 0
+    assert (render(rows, background, {(0, 0): other}, 16)[0] == image).all()
 
 
 def test_blend_is_exactly_rounded_for_every_input():

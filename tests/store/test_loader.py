@@ -452,3 +452,22 @@ def test_loader_can_be_pickled(three_shards: Path) -> None:
     """A loader crosses to another process and gives the same batches there."""
     loader = Loader(three_shards, None, 6, seed=5)
     assert order(pickle.loads(pickle.dumps(loader))) == order(loader)
+
+
+def test_a_recipe_is_drawn_into_any_memory(tmp_path: Path, composed_corpus: Path) -> None:
+    """Parts of larger pictures too; what is read-only or has too few pictures is refused and left alone."""
+    pack(composed_corpus, tmp_path / "s", shards=1, jobs=1, recipe=True)
+    shard = Store(tmp_path / "s").shards[0]
+    fields = ("image", "mask", "depth")
+    expected = shard.draw(slice(3, 8), fields)
+    for field in fields:
+        side = shard.size + 4
+        part = np.zeros((5, side, side, *expected[field].shape[3:]), expected[field].dtype)[:, 2:-2, 2:-2]
+        shard.draw(slice(3, 8), fields, {field: part})
+        np.testing.assert_array_equal(part, expected[field])
+        fixed, short = np.zeros_like(expected[field]), np.zeros_like(expected[field][:1])
+        fixed.flags.writeable = False
+        for out in (fixed, short):
+            with pytest.raises((ValueError, DsgenError), match=r"read-only|expected 5|argument 2 is"):
+                shard.draw(slice(3, 8), fields, {field: out})
+        assert not fixed.any()
