@@ -40,6 +40,14 @@ def empty_user_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]
         os.environ["XDG_CACHE_HOME"] = before
 
 
+@pytest.fixture(autouse=True, scope="session")
+def no_waiting_for_the_disk() -> Iterator[None]:
+    """Do not wait for the disk after every file: no test cuts the power, and a busy disk takes minutes for them all."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda _: None)
+        yield
+
+
 @pytest.fixture(autouse=True)
 def plain_logger() -> None:
     """Let records of dsgen reach caplog, whatever a test or library before did to its logger.

@@ -1,6 +1,5 @@
 """Stores and a corpus with depth views, shared by the tests of verify and repair; none may be written to."""
 
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,10 +15,9 @@ from dsgen.store.packing import pack
 
 @contextmanager
 def one_chunk_blocks() -> Iterator[None]:
-    """Make every chunk a block, so that small shards have several; do not wait for the disk after each."""
+    """Make every chunk a block, so that small shards have several."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(schema, "_BLOCK_SAMPLES", 1)
-        patch.setattr(os, "fsync", lambda _: None)
         yield
 
 

@@ -47,6 +47,20 @@ def test_of_two_writers_of_one_file_the_last_wins(tmp_path: Path, apart: bool):
     assert (tmp_path / "f").read_bytes() == b"last to finish"
 
 
+@pytest.mark.parametrize("apart", [False, True])
+def test_content_is_on_the_disk_before_it_has_its_name(tmp_path: Path, apart: bool, monkeypatch: pytest.MonkeyPatch):
+    """Whole, flushed and synchronised; or the name could outlive a power cut that the content does not."""
+    synchronised = []
+
+    def note(number: int) -> None:
+        synchronised.append(os.fstat(number).st_size)
+        assert not (tmp_path / "f").exists()
+
+    monkeypatch.setattr(os, "fsync", note)
+    write_bytes(tmp_path / "f", b"all of it", apart=apart)
+    assert synchronised == [len(b"all of it")]
+
+
 def test_a_killed_writer_leaves_nothing_that_stays(tmp_path: Path):
     """What it left is written over, even if it was longer."""
     (tmp_path / "f.partial").write_bytes(b"half of something long")
