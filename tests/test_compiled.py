@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from dsgen.compiled import find_loops
+from dsgen.compiled.memory import addresses
 
 
 def test_without_numba_there_are_no_loops(without_numba: None, caplog: pytest.LogCaptureFixture) -> None:
@@ -45,20 +46,18 @@ def test_samples_go_to_their_addresses() -> None:
     samples = np.random.default_rng(0).integers(0, 256, (5, 77)).astype(np.uint8)
     out = np.zeros((4, 77), np.uint8)
     targets = np.zeros(5, np.int64)
-    targets[[3, 0]] = loops.addresses([out[1], out[2]], 77)
+    targets[[3, 0]] = addresses([out[1], out[2]], 77)
     loops.copy(samples, targets)
     np.testing.assert_array_equal(out, [np.zeros(77), samples[3], samples[0], np.zeros(77)])
-    np.testing.assert_array_equal(loops.addresses(out, 77), loops.addresses(list(out), 77))
+    np.testing.assert_array_equal(addresses(out, 77), addresses(list(out), 77))
 
 
 @pytest.mark.parametrize("array", [np.zeros((3, 8), np.uint8), np.zeros((3, 10), np.uint8)[:, :9]])
 def test_memory_of_another_size_or_with_gaps_is_refused(array: np.ndarray) -> None:
     """Before anything is written to it."""
-    loops = find_loops("decoding")
-    assert loops is not None
     for arrays in (array, list(array)):
         with pytest.raises(ValueError, match=r"got \d+ bytes in memory, expected 10, one after the other"):
-            loops.addresses(arrays, 10)
+            addresses(arrays, 10)
 
 
 def test_where_nothing_can_be_kept_it_is_compiled_all_the_same() -> None:
@@ -66,7 +65,8 @@ def test_where_nothing_can_be_kept_it_is_compiled_all_the_same() -> None:
     code = """
 import numba.core.caching as caching, numpy as np
 (getattr(caching, "CacheImpl", None) or caching._CacheImpl)._locator_classes = []
-from dsgen.compiled.decoding import addresses, copy
+from dsgen.compiled.decoding import copy
+from dsgen.compiled.memory import addresses
 out = np.zeros((1, 3), np.uint8)
 copy(np.array([[1, 2, 3]], np.uint8), addresses(out, 3))
 print(out.tolist())

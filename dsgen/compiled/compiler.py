@@ -1,6 +1,6 @@
-"""Compile a function by numba, and let it read and write arrays that are given as addresses."""
+"""Compile a function by numba, and let it read and write arrays that are given as addresses; what loops share."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numba
@@ -31,16 +31,8 @@ pointer: Any = intrinsic(_turn_into_pointer)
 """Turn an address, i8, into a pointer that `numba.carray` takes."""
 
 
-def addresses(arrays: np.ndarray | Sequence[np.ndarray], nbytes: int) -> np.ndarray:
-    """Return the addresses (n,) i8 of the items of an array, or of several arrays, of so many bytes each.
-
-    They hold for as long as the caller keeps the arrays. Raises `ValueError` for an item of another size, or one that
-    is not C-contiguous: what is compiled writes to addresses without asking.
-    """
-    for array in arrays:
-        if array.nbytes != nbytes or not array.flags.c_contiguous:
-            raise ValueError(f"got {array.nbytes:,} bytes in memory, expected {nbytes:,}, one after the other")
-    if isinstance(arrays, np.ndarray):
-        start, step = arrays.__array_interface__["data"][0], arrays.strides[0]
-        return start + step * np.arange(len(arrays), dtype=np.int64)
-    return np.array([array.__array_interface__["data"][0] for array in arrays], np.int64)
+@compiled
+def copy_values(source: np.ndarray, out: np.ndarray) -> None:
+    """Copy an array (n,) into another of its type."""
+    for i in range(len(out)):
+        out[i] = source[i]

@@ -3,9 +3,7 @@
 import numba
 import numpy as np
 
-from dsgen.compiled.compiler import addresses, compiled, pointer
-
-__all__ = ["addresses", "copy", "restore"]
+from dsgen.compiled.compiler import compiled, copy_values, pointer
 
 
 @compiled
@@ -13,10 +11,7 @@ def copy(samples: np.ndarray, targets: np.ndarray) -> None:
     """Copy samples, (n,bytes) u1, each to an address (n,) i8; one whose address is 0 is left out."""
     for k in range(len(samples)):
         if targets[k]:
-            source = samples[k]
-            target = numba.carray(pointer(targets[k]), (samples.shape[1],), np.uint8)
-            for i in range(len(target)):
-                target[i] = source[i]
+            copy_values(samples[k], numba.carray(pointer(targets[k]), (samples.shape[1],), np.uint8))
 
 
 @compiled

@@ -3,9 +3,7 @@
 import numba
 import numpy as np
 
-from dsgen.compiled.compiler import addresses, compiled, pointer
-
-__all__ = ["addresses", "draw"]
+from dsgen.compiled.compiler import compiled, copy_values, pointer
 
 
 @compiled
@@ -23,7 +21,7 @@ def draw(side: int, rows: np.ndarray, cutouts: np.ndarray, depths: np.ndarray) -
         seen = numba.carray(pointer(shape), (height, width), np.uint8)
         if image:
             into = numba.carray(pointer(image), (side, 3 * side), np.uint8)
-            _copy(numba.carray(pointer(background), (side * 3 * side,), np.uint8), into.reshape(side * 3 * side))
+            copy_values(numba.carray(pointer(background), (side * 3 * side,), np.uint8), into.reshape(side * 3 * side))
             colour = numba.carray(pointer(weighted), (height, 3 * width), np.uint16)
             rest = numba.carray(pointer(through), (height, 3 * width), np.uint16)
             for y in range(height):
@@ -34,15 +32,9 @@ def draw(side: int, rows: np.ndarray, cutouts: np.ndarray, depths: np.ndarray) -
             _put(numba.carray(pointer(instance), (side, side), np.uint8), seen, top, left, np.uint8(1))
         if depth:
             far = numba.carray(pointer(depth), (side, side), np.uint16)
-            _copy(numba.carray(pointer(room), (side * side,), np.uint16), far.reshape(side * side))
+            copy_values(numba.carray(pointer(room), (side * side,), np.uint16), far.reshape(side * side))
             for y in range(height):
                 _cover(far[top + y, left : left + width], seen[y], depths[k])
-
-
-@compiled
-def _copy(source: np.ndarray, out: np.ndarray) -> None:
-    for i in range(len(out)):
-        out[i] = source[i]
 
 
 @compiled

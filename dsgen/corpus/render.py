@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from dsgen.compiled import find_loops
+from dsgen.compiled.memory import addresses
 
 Pictures = np.ndarray | Sequence[np.ndarray]
 _BLENDED_VALUES = 2**17  # at once, so that they stay in the nearest caches
@@ -83,7 +84,7 @@ def render(
     masks = given["mask"] if "mask" in given else np.empty((len(rows), side, side), np.uint8)
     loops = find_loops("drawing")
     if loops is not None and has_plain_memory(images, (side, side, 3)) and has_plain_memory(masks, (side, side)):
-        targets = {"image": loops.addresses(images, 3 * side**2), "mask": loops.addresses(masks, side**2)}
+        targets = {"image": addresses(images, 3 * side**2), "mask": addresses(masks, side**2)}
         draw_rows(rows, backgrounds, cutouts, size, targets, loops, scale=scale)
         return images, masks
     for image, background in zip(images, rows["background"].tolist(), strict=True):
@@ -129,10 +130,10 @@ def draw_rows(
     # kept here for as long as their addresses are used
     plain = {number: np.ascontiguousarray(backgrounds[number], np.uint8) for number in set(numbers)}
     plain_rooms = {} if rooms is None else {n: np.ascontiguousarray(rooms[n], np.uint16) for n in set(numbers)}
-    behind = {number: loops.addresses([picture], 3 * side**2)[0] for number, picture in plain.items()}
-    far = {number: loops.addresses([room], 2 * side**2)[0] for number, room in plain_rooms.items()}
+    behind = {number: addresses([picture], 3 * side**2)[0] for number, picture in plain.items()}
+    far = {number: addresses([room], 2 * side**2)[0] for number, room in plain_rooms.items()}
     index = {pair: k for k, pair in enumerate(set(pairs))}
-    layouts = np.array([_layout(cutouts[pair], loops) for pair in index], np.int64).reshape(-1, 5)
+    layouts = np.array([_layout(cutouts[pair]) for pair in index], np.int64).reshape(-1, 5)
     table = np.zeros((len(rows), 9), np.int64)
     for column, field in enumerate(("image", "mask", "depth", "instance")):
         if field in targets:
@@ -151,11 +152,11 @@ def has_plain_memory(pictures: Pictures, shape: tuple[int, ...], dtype: type = n
     return all(p.flags.carray and p.dtype == dtype and p.shape == shape for p in pictures)
 
 
-def _layout(cutout: Cutout, loops: ModuleType) -> tuple[int, ...]:
+def _layout(cutout: Cutout) -> tuple[int, ...]:
     """Return the addresses of `weighted`, `through` and `mask`, and their height and width, for the compiled loop."""
     height, width = cutout.shape
-    weighted, through = loops.addresses([cutout.weighted, cutout.through], 6 * height * width).tolist()
-    return weighted, through, loops.addresses([cutout.mask], height * width).item(), height, width
+    weighted, through = addresses([cutout.weighted, cutout.through], 6 * height * width).tolist()
+    return weighted, through, addresses([cutout.mask], height * width).item(), height, width
 
 
 def _paste(cutout: Cutout, images: Pictures, masks: Pictures, corners: list[tuple[int, int]]) -> None:

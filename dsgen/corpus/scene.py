@@ -139,7 +139,7 @@ def draw_scenes(
     depths of people, in place of their distances, which they replace where these are 0. `rooms[background]` and
     `figures[foreground, flip]` are what rows show.
     """
-    drawn = {name: _memory(name, len(rows), size * scale, out) for name in ("image", *fields)}
+    drawn = {name: memory_for(name, len(rows), size * scale, out) for name in ("image", *fields)}
     image, mask, instance, depth = (drawn.get(name) for name in DRAWN)
     assert image is not None
     backgrounds, people = rows["background"].tolist(), rows["people"].tolist()
@@ -171,10 +171,15 @@ def draw_scenes(
     return {name: drawn[name] for name in fields}
 
 
-def _memory(name: str, rows: int, side: int, out: Mapping[str, Pictures] | None) -> Pictures:
+def sample_shape(name: str, side: int) -> tuple[int, ...]:
+    """Return the shape of a drawn field of one row."""
+    return (side, side, 3) if name == "image" else (side, side)
+
+
+def memory_for(name: str, rows: int, side: int, out: Mapping[str, Pictures] | None) -> Pictures:
     """Return what `out` has for a field, or a new array."""
     given = None if out is None else out.get(name)
-    return np.empty((rows, side, side, 3)[: 4 if name == "image" else 3], DRAWN[name]) if given is None else given
+    return np.empty((rows, *sample_shape(name, side)), DRAWN[name]) if given is None else given
 
 
 def _draw_person(

@@ -10,7 +10,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from dsgen.corpus.scene import DRAWN
+from dsgen.corpus.scene import DRAWN, sample_shape
 from dsgen.io.filesystem import open_files
 from dsgen.store import codecs, schema
 from dsgen.store.layout import PACKING, ZIP_SUFFIX
@@ -87,7 +87,7 @@ def _memory(source: Source, rows: int) -> dict[str, np.ndarray]:
     kept: dict[str, np.ndarray] = vars(_reused).setdefault("arrays", {})
     for field, dtype in DRAWN.items():
         if field in source.fields or (field == "instance" and source.people > 1):
-            shape = (rows, source.size, source.size, 3)[: 4 if field == "image" else 3]
+            shape = (rows, *sample_shape(field, source.size))
             if field not in kept or kept[field].shape[1:] != shape[1:] or len(kept[field]) < rows:
                 kept[field] = np.empty(shape, dtype)
     return {field: array[:rows] for field, array in kept.items()}

@@ -78,9 +78,7 @@ def decode_depth(
     checked = _check_depth(code, shape, dtype)
     chunk = np.empty(shape, dtype) if out is None else out
     if is_differences:
-        taken = _work_memory(shape, dtype)
-        blosc.decompress(checked, taken)
-        differences.undo(taken, chunk)
+        differences.undo(_decode_differences(checked, shape, dtype), chunk)
     else:
         blosc.decompress(checked, chunk)
     return chunk
@@ -91,10 +89,14 @@ def place_differences(code: bytes, shape: Shape, targets: np.ndarray, loops: Mod
 
     `loops` are those for decoding. Raises as `decode_depth`.
     """
-    checked = _check_depth(code, shape, "<u2")
-    taken = _work_memory(shape, "<u2")
+    loops.restore(_decode_differences(_check_depth(code, shape, "<u2"), shape, "<u2"), targets)
+
+
+def _decode_differences(checked: memoryview, shape: Shape, dtype: np.dtype | str) -> np.ndarray:
+    """Decode a chunk of differences into memory of this thread, which the next one overwrites."""
+    taken = _work_memory(shape, dtype)
     blosc.decompress(checked, taken)
-    loops.restore(taken, targets)
+    return taken
 
 
 def _check_depth(code: bytes, shape: Shape, dtype: np.dtype | str) -> memoryview:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from dsgen.compiled import find_loops
+from dsgen.compiled.memory import addresses
 
 LEAST_SAMPLES = 2
 _BLOCK = 16
@@ -38,7 +39,7 @@ def undo(differences: np.ndarray, out: np.ndarray) -> None:
     """Restore a chunk into `out`, (n,h,w) u2, from its differences, which may be overwritten."""
     loops = find_loops("decoding")
     if loops is not None:
-        loops.restore(differences, loops.addresses(out, differences[0].nbytes))
+        loops.restore(differences, addresses(out, differences[0].nbytes))
     else:
         undo_by_numpy(differences, out)
 

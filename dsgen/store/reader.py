@@ -14,11 +14,12 @@ from typing import Any
 import numpy as np
 
 from dsgen.compiled import find_loops
+from dsgen.compiled.memory import addresses
 from dsgen.corpus.composed import compose
 from dsgen.corpus.figures import Figure
 from dsgen.corpus.plan import SPLITS, join_plan
 from dsgen.corpus.render import Cutout, Pictures, draw_rows, has_plain_memory, render
-from dsgen.corpus.scene import DRAWN, Looks, Room, draw_scenes
+from dsgen.corpus.scene import DRAWN, Looks, Room, draw_scenes, memory_for, sample_shape
 from dsgen.errors import (
     DamagedError,
     DsgenError,
@@ -176,12 +177,12 @@ class Shard:
             return self._draw_scenes(rows, fields, depths, given)
         loops = find_loops("drawing")
         if loops is not None and all(
-            has_plain_memory(given[field], self._sample_shape(field), DRAWN[field])
+            has_plain_memory(given[field], sample_shape(field, self.size), DRAWN[field])
             for field in fields
             if field in given
         ):
-            drawn = {field: given[field] if field in given else self._new(field, len(rows)) for field in fields}
-            targets = {field: loops.addresses(drawn[field], self._sample_bytes(field)) for field in fields}
+            drawn = {field: memory_for(field, len(rows), self.size, given) for field in fields}
+            targets = {field: addresses(drawn[field], self._sample_bytes(field)) for field in fields}
             self._draw_rows(rows, targets, depths, loops)
             return drawn
         backgrounds, cutouts = self._sources_of(rows)
@@ -192,7 +193,7 @@ class Shard:
             rooms = [self._room_depth(b) for b in rows["background"].tolist()]
             drawn["depth"] = compose(rooms, mask, depths[:, 0], given.get("depth"))
         if "instance" in fields:
-            drawn["instance"] = given.get("instance", self._new("instance", len(rows)))
+            drawn["instance"] = memory_for("instance", len(rows), self.size, given)
             for into, seen in zip(drawn["instance"], mask, strict=True):
                 np.bitwise_and(seen, 1, out=into)
         return drawn
@@ -211,14 +212,8 @@ class Shard:
         depths = self._person_depths[samples] if "depth" in fields else None
         self._draw_rows(self._plan[samples], targets, depths, loops)
 
-    def _new(self, field: str, count: int) -> np.ndarray:
-        return np.empty((count, *self._sample_shape(field)), DRAWN[field])
-
-    def _sample_shape(self, field: str) -> tuple[int, ...]:
-        return (self.size, self.size, 3)[: 3 if field == "image" else 2]
-
     def _sample_bytes(self, field: str) -> int:
-        return self.size**2 * {"image": 3, "depth": 2}.get(field, 1)
+        return math.prod(sample_shape(field, self.size)) * np.dtype(DRAWN[field]).itemsize
 
     def _sources_of(self, rows: np.ndarray) -> tuple[dict[int, np.ndarray], dict[tuple[int, int], Cutout]]:
         """Return what rows with one person are drawn from: their backgrounds and cut-outs."""

@@ -14,10 +14,11 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
+from dsgen.compiled.memory import address
 from dsgen.store.arena import DTYPES, Arena, Arrays, Batch
 from dsgen.store.batch import as_floats
 from dsgen.store.reader import Store
-from dsgen.store.sample_places import Places, find_starts
+from dsgen.store.sample_places import Places
 from dsgen.store.visits import Visits
 
 _THREAD = "dsgen-read"
@@ -29,7 +30,7 @@ class _OpenBatch:
 
     def __init__(self, rows: np.ndarray, samples: Arrays):
         self.rows, self.samples, self.missing = rows, samples, len(rows)
-        self.starts = find_starts(samples)
+        self.starts = {field: address(array) for field, array in samples.items()}
         self.backgrounds: list[np.ndarray | None] = [None] * len(rows)
         self.made: Future[Batch] = Future()
 

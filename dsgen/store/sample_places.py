@@ -8,7 +8,7 @@ import numpy as np
 class Places:
     """Where the samples of a chunk go: sample i to place `places[i]` of a batch of which `arrays[i]` are the arrays.
 
-    `starts[i]` are the addresses of these arrays, by field, as `find_starts` returns them.
+    `starts[i]` are the addresses of these arrays, by field.
     """
 
     def __init__(
@@ -26,8 +26,3 @@ class Places:
         if held != nbytes:
             raise ValueError(f"got {nbytes:,} bytes a sample, expected {held:,}")
         return np.array([starts[field] for starts in self._starts], np.int64) + nbytes * self._places
-
-
-def find_starts(arrays: Mapping[str, np.ndarray]) -> dict[str, int]:
-    """Return the address of every array."""
-    return {field: array.__array_interface__["data"][0] for field, array in arrays.items()}
